@@ -1,0 +1,52 @@
+# Everything a person or CI runs. `make` alone lists the targets.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# Nothing here needs the network once it is installed.
+OFFLINE := HF_HUB_OFFLINE=1 WANDB_MODE=offline HF_HUB_DISABLE_TELEMETRY=1 OMP_WAIT_POLICY=PASSIVE
+
+.DEFAULT_GOAL := help
+.PHONY: help install quickstart test check format-check format lint types layers gpu clean
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 16
+
+install: $(STAMP)  ## create .venv and install prefopt with its tools, pinned by constraints.txt
+
+# torch comes first and alone: resolved together with the rest, a newer build with gigabytes of CUDA could be chosen.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+quickstart: $(STAMP)  ## the whole chain on the embedded world, offline, on a CPU
+	$(OFFLINE) $(BIN)/prefopt run recipes/quickstart.yaml
+
+test: $(STAMP)  ## all tests
+	$(OFFLINE) $(BIN)/python -m pytest
+
+check: format-check lint types layers test  ## format, lint, types, import layers, tests
+
+format: $(STAMP)  ## reformat the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+format-check: $(STAMP)
+	$(BIN)/ruff format --check .
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+layers: $(STAMP)
+	$(BIN)/lint-imports
+
+gpu: $(STAMP)  ## the chain on a CUDA device: bf16, QLoRA, activation checkpointing
+	$(BIN)/python tests/gpu/chain.py
+
+clean:  ## remove what was installed and cached, not your runs
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -1,0 +1,1 @@
+"""Preference data: sources, formats, templates, splits, and the embedded world. Imports no torch."""

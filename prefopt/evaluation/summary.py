@@ -1,0 +1,118 @@
+"""From samples and scores to the metrics of a policy, and to the table a person reads."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from prefopt.stats.intervals import Interval, bootstrap_mean, wilson
+
+
+@dataclass(frozen=True)
+class PolicyResult:
+    """What was measured of one policy; lists are aligned by sample and comparable between policies.
+
+    Attributes:
+        policy: Name of the stage.
+        prompts: Which prompt each sample answers.
+        lengths: Tokens of each sample.
+        finished: Whether the policy ended each sample itself.
+        kl: Divergence of each sample from the baseline in nats; empty for the baseline itself.
+        scores: Reward of each sample; empty without a reward.
+        violated: Whether each sample has forbidden content; empty where nothing is forbidden.
+        margins: ρ(chosen) - ρ(rejected) of held-out pairs; empty for the baseline or without pairs.
+    """
+
+    policy: str
+    prompts: Sequence[Hashable]
+    lengths: Sequence[int]
+    finished: Sequence[bool]
+    kl: Sequence[float] = ()
+    scores: Sequence[float] = ()
+    violated: Sequence[bool] = ()
+    margins: Sequence[float] = field(default=())
+
+
+def win_scores(scores: Sequence[float], baseline: Sequence[float]) -> list[float]:
+    """1 for a win against the baseline's answer to the same prompt, 0 for a loss, one half for a tie."""
+    return [1.0 if a > b else 0.0 if a < b else 0.5 for a, b in zip(scores, baseline, strict=True)]
+
+
+def policy_metrics(result: PolicyResult, baseline: PolicyResult, score_name: str) -> dict[str, float]:
+    """Metrics of one policy under the names of `prefopt.tracking.metrics`, without the policy's prefix.
+
+    Means over samples have bootstrap intervals that resample prompts; rates have Wilson intervals, on the number of
+    prompts where several samples share one.
+
+    Args:
+        result: The policy's samples.
+        baseline: The baseline's samples for the same prompts, in the same order.
+        score_name: `gold` or `reward`.
+    """
+    metrics: dict[str, float] = {}
+
+    def mean(name: str, values: Sequence[float]) -> None:
+        _put(metrics, name, bootstrap_mean(values, result.prompts))
+
+    if result.scores:
+        mean(score_name, result.scores)
+        if result.policy != baseline.policy:
+            mean("win_rate", win_scores(result.scores, baseline.scores))
+    if result.policy != baseline.policy:
+        mean("kl", result.kl)
+    mean("length", [float(n) for n in result.lengths])
+    mean("eos_rate", [float(done) for done in result.finished])
+    if result.violated:
+        _rate(metrics, "violation_rate", result.violated, len(set(result.prompts)))
+    if result.margins:
+        correct = sum(1.0 if m > 0 else 0.5 if m == 0 else 0.0 for m in result.margins)
+        _put(metrics, "preference/accuracy", wilson(correct, len(result.margins)))
+    return metrics
+
+
+def _rate(metrics: dict[str, float], name: str, hits: Sequence[bool], prompts: int) -> None:
+    """Wilson interval with the number of prompts as sample size: samples of one prompt are not independent."""
+    share = sum(hits) / len(hits)
+    _put(metrics, name, wilson(share * prompts, prompts))
+
+
+def _put(metrics: dict[str, float], name: str, interval: Interval) -> None:
+    metrics[f"{name}/mean"] = interval.estimate
+    metrics[f"{name}/ci_low"] = interval.low
+    metrics[f"{name}/ci_high"] = interval.high
+
+
+COLUMNS: tuple[tuple[str, str, str], ...] = (
+    ("gold", "gold reward", "{:.2f}"),
+    ("reward", "reward", "{:.2f}"),
+    ("win_rate", "win rate", "{:.1%}"),
+    ("preference/accuracy", "preference accuracy", "{:.1%}"),
+    ("kl", "KL (nats)", "{:.2f}"),
+    ("length", "length (tokens)", "{:.1f}"),
+    ("eos_rate", "ended itself", "{:.1%}"),
+    ("violation_rate", "violations", "{:.1%}"),
+)
+
+
+def policy_table(metrics: Mapping[str, Mapping[str, float]], baseline: str) -> dict[str, object]:
+    """The table a person reads: a row per policy, an estimate with its 95 % interval per cell.
+
+    Args:
+        metrics: Metrics of `policy_metrics` by policy.
+        baseline: Marked in its row.
+
+    Returns:
+        `columns` and `rows`, all text.
+    """
+    used = [column for column in COLUMNS if any(f"{column[0]}/mean" in values for values in metrics.values())]
+    rows = []
+    for policy, values in metrics.items():
+        row = [f"{policy} (baseline)" if policy == baseline else policy]
+        for name, _, form in used:
+            if f"{name}/mean" not in values:
+                row.append("–")
+                continue
+            mean, low, high = (form.format(values[f"{name}/{part}"]) for part in ("mean", "ci_low", "ci_high"))
+            row.append(f"{mean} [{low}, {high}]")
+        rows.append(row)
+    return {"columns": ["policy", *(title for _, title, _ in used)], "rows": rows}

@@ -1,0 +1,71 @@
+"""Tokenised rows to tensors: right-padded, masked by length and never by token id."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def pad_rows(rows: Sequence[Sequence[int]], value: int, *, left: bool = False) -> Tensor:
+    """Pad integer rows to the longest.
+
+    Args:
+        rows: At least one row.
+        value: Fills the rest.
+        left: Pad on the left, as generation needs.
+
+    Returns:
+        [B, T], int64.
+    """
+    width = max(len(row) for row in rows)
+    batch = torch.full((len(rows), width), value, dtype=torch.long)
+    for index, row in enumerate(rows):
+        if left:
+            batch[index, width - len(row) :] = torch.tensor(row, dtype=torch.long)
+        else:
+            batch[index, : len(row)] = torch.tensor(row, dtype=torch.long)
+    return batch
+
+
+def prompt_completion_batch(
+    prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], pad_token_id: int
+) -> dict[str, Tensor]:
+    """Join prompts and completions to one right-padded batch.
+
+    Returns:
+        `input_ids`, `attention_mask` and `completion_mask`, each [B, T] int64; the completion mask is 1 on completion
+        tokens, the end-of-sequence token included.
+    """
+    rows = [list(prompt) + list(completion) for prompt, completion in zip(prompts, completions, strict=True)]
+    completion_masks = [[0] * len(p) + [1] * len(c) for p, c in zip(prompts, completions, strict=True)]
+    return {
+        "input_ids": pad_rows(rows, pad_token_id),
+        "attention_mask": pad_rows([[1] * len(row) for row in rows], 0),
+        "completion_mask": pad_rows(completion_masks, 0),
+    }
+
+
+class PairCollator:
+    """Collates tokenised preference pairs into one batch [2B, T]: all chosen rows, then all rejected rows.
+
+    A row has `prompt_ids`, `chosen_ids` and `rejected_ids`, and may have the reference's `reference_chosen_logps` and
+    `reference_rejected_logps` and a `weight`, which become [B] tensors.
+    """
+
+    OPTIONAL = ("reference_chosen_logps", "reference_rejected_logps", "weight")
+
+    def __init__(self, pad_token_id: int) -> None:
+        self.pad_token_id = pad_token_id
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """Collate B rows."""
+        prompts = [row["prompt_ids"] for row in rows]
+        completions = [row["chosen_ids"] for row in rows] + [row["rejected_ids"] for row in rows]
+        batch = prompt_completion_batch(prompts + prompts, completions, self.pad_token_id)
+        for name in self.OPTIONAL:
+            if name in rows[0]:
+                batch[name] = torch.tensor([row[name] for row in rows], dtype=torch.float32)
+        return batch

@@ -1,0 +1,157 @@
+"""Load the base model and its tokenizer: local paths first, no remote code unless told twice, no pickles ever."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from prefopt.errors import EnvironmentFault, InputError, IntegrityError
+from prefopt.recipe.schema import ModelSpec
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def device() -> torch.device:
+    """The device that stages of this process train on: the current CUDA device where there is one, else the CPU."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def resolve_dtype(name: str) -> torch.dtype:
+    """The dtype that `auto` means here: bfloat16 where the device computes in it, else float32.
+
+    On a CPU `auto` is float32 also for models saved in half precision: training small models in half precision on a
+    CPU is neither faster nor as exact.
+    """
+    if name != "auto":
+        return DTYPES[name]
+    return torch.bfloat16 if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else torch.float32
+
+
+@dataclass(frozen=True)
+class BaseLocation:
+    """Where the base is read from, and the name that artefacts give it.
+
+    Attributes:
+        path: Local folder or Hub id.
+        revision: Git revision on the Hub; ignored for folders.
+        name: What `adapter_config.json` records: the Hub id, or a name without this machine's folders in it.
+    """
+
+    path: str
+    revision: str
+    name: str
+
+
+def locate_base(spec: ModelSpec, stage_directories: Mapping[str, Path]) -> BaseLocation:
+    """Find the base: the `model/` folder of a pretrain stage, a local folder, or a Hub id."""
+    if spec.model_name_or_path in stage_directories:
+        path = stage_directories[spec.model_name_or_path] / "model"
+        return BaseLocation(str(path), "main", spec.model_name_or_path)
+    if os.path.isdir(spec.model_name_or_path):
+        return BaseLocation(spec.model_name_or_path, "main", Path(spec.model_name_or_path).name)
+    return BaseLocation(spec.model_name_or_path, spec.model_revision, spec.model_name_or_path)
+
+
+def load_tokenizer(base: BaseLocation, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """Load the tokenizer and make sure that it can pad.
+
+    Padding is always masked by length, never by id, so a tokenizer whose padding token equals another token is fine.
+
+    Raises:
+        EnvironmentFault: When the folder or the Hub does not have it.
+        InputError: When it has no end-of-sequence token, without which no completion can end.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            base.path, revision=base.revision, trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        raise _unreadable(base, "tokenizer", error) from error
+    if tokenizer.eos_token_id is None:
+        raise InputError(
+            f"the tokenizer of {base.name} has no end-of-sequence token",
+            "set eos_token in its tokenizer_config.json: without it no completion can end",
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    return tokenizer
+
+
+def load_base(base: BaseLocation, spec: ModelSpec, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """Load the causal language model, frozen, on this process's device.
+
+    Only safetensors are read: a pickled checkpoint can run any code while it loads.
+
+    Raises:
+        EnvironmentFault: When the folder or the Hub does not have it, or 4-bit loading has no CUDA device.
+        IntegrityError: When the weights are pickles.
+    """
+    kwargs: dict[str, Any] = {}
+    if spec.load_in_4bit:
+        kwargs["quantization_config"] = _four_bit(resolve_dtype(spec.dtype))
+        kwargs["device_map"] = {"": device()}
+    if os.path.isdir(base.path):
+        _refuse_pickles(Path(base.path))
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            base.path,
+            revision=base.revision,
+            dtype=resolve_dtype(spec.dtype),
+            attn_implementation=spec.attn_implementation,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+            **kwargs,
+        )
+    except (OSError, ValueError) as error:
+        raise _unreadable(base, "model", error) from error
+    model.requires_grad_(False)
+    # Dropout in the base would make the policy's log-probabilities differ from the reference's before any step.
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    return model if spec.load_in_4bit else model.to(device())
+
+
+def _four_bit(compute_dtype: torch.dtype) -> Any:
+    if not torch.cuda.is_available():
+        raise EnvironmentFault("load_in_4bit needs a CUDA device", "remove `load_in_4bit: true` to run on this machine")
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute_dtype,
+    )
+
+
+def _refuse_pickles(folder: Path) -> None:
+    if any(folder.glob("*.safetensors")):
+        return
+    pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in folder.glob(pattern))
+    if pickled:
+        raise IntegrityError(
+            f"{folder}: the weights are pickled ({', '.join(pickled)}), which can run any code while loading",
+            "convert them to safetensors where you trust them",
+        )
+
+
+def _unreadable(base: BaseLocation, what: str, error: Exception) -> Exception:
+    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if "trust_remote_code" in str(error):
+        return InputError(
+            f"{base.name} runs code of its own to load its {what}",
+            "pass --trust-remote-code if you have read that code",
+        )
+    remedy = (
+        "is the folder a Hugging Face model?"
+        if os.path.isdir(base.path)
+        else "check the name, `hf auth login` for gated models, or download it first and give its folder"
+    )
+    return EnvironmentFault(f"cannot read the {what} of {base.path}: {first}", remedy)

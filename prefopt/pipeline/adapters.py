@@ -1,0 +1,83 @@
+"""The frame of every stage that trains a LoRA adapter: data in, rows, trainer, adapter and tokenizer out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from peft import PeftModel
+
+from prefopt.data.load import Loaded
+from prefopt.data.templates import Encoder
+from prefopt.models.roles import POLICY, policy_on, save_adapter
+from prefopt.pipeline.base_model import OpenBase, adapter_of, data_policy, load_weights, open_base
+from prefopt.pipeline.context import Inputs, StageContext, StageResult
+from prefopt.pipeline.training import final_metrics, train
+from prefopt.recipe.schema import DataSpec, DPOSpec, SFTSpec
+from prefopt.trainers.checkpoints import CheckpointedTrainer
+
+Record = TypeVar("Record")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a trainer is built from.
+
+    Attributes:
+        model: The base with the policy's adapter, and the reference's where it has one.
+        base: Tokenizer and names.
+        train: Tokenised rows.
+        evaluation: Tokenised held-out rows; empty when nothing is held out.
+        context: The stage's context.
+        callbacks: To hand to the trainer.
+    """
+
+    model: PeftModel
+    base: OpenBase
+    train: Sequence[Mapping[str, Any]]
+    evaluation: Sequence[Mapping[str, Any]]
+    context: StageContext
+    callbacks: list[Any]
+
+
+def run_adapter_stage(
+    spec: SFTSpec | DPOSpec,
+    inputs: Inputs,
+    context: StageContext,
+    *,
+    load: Callable[[tuple[str, ...], Mapping[str, DataSpec], int], Loaded[Record]],
+    row: Callable[[Record, Encoder], Mapping[str, Any] | None],
+    trainer: Callable[[Job], CheckpointedTrainer],
+) -> StageResult:
+    """Train the adapter of a stage; writes `adapter/` and `tokenizer/`.
+
+    Args:
+        spec: The stage's options, with `data`, `init` and `max_length`.
+        inputs: Finished input stages.
+        context: The stage's context.
+        load: Reads the records of data sets.
+        row: Tokenises a record; None drops it, and the encoder counts why.
+        trainer: Builds the trainer.
+    """
+    data = load(spec.data, context.recipe.data, context.recipe.seed)
+    base = open_base(inputs, context)
+    overlong, max_dropped = data_policy(spec.data, context)
+    encoder = base.encoder(spec.max_length, overlong)
+    train_rows, eval_rows = (
+        [encoded for record in records if (encoded := row(record, encoder)) is not None]
+        for records in (data.train, data.eval)
+    )
+    encoder.check_drop_share(max_dropped)
+    model = policy_on(load_weights(base, context), context.recipe.model.lora, adapter_of(spec.init, inputs))
+
+    def build(callbacks: list[Any]) -> CheckpointedTrainer:
+        built = trainer(Job(model, base, train_rows, eval_rows, context, callbacks))
+        built.base_name = base.location.name
+        return built
+
+    train(build, spec, context)
+    save_adapter(model, POLICY, context.directory / "adapter", base.location.name)
+    base.tokenizer.save_pretrained(context.directory / "tokenizer")
+    details = {"data": data.report.to_json(), "encoding": {"chat_template": base.template, **dict(encoder.counts)}}
+    return StageResult(metrics=final_metrics(context), outputs=["adapter", "tokenizer"], details=details, cost={})

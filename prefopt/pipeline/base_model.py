@@ -1,0 +1,91 @@
+"""What every stage with a model opens first: tokenizer, chat template, length limit, and the frozen base."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, cast
+
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from prefopt.data.templates import Encoder, ensure_chat_template
+from prefopt.errors import InputError
+from prefopt.models.loading import BaseLocation, load_base, load_tokenizer, locate_base
+from prefopt.pipeline.context import Inputs, StageContext
+
+DEFAULT_MAX_LENGTH = 1024
+Overlong = Literal["trim_prompt", "drop"]
+
+
+@dataclass(frozen=True)
+class OpenBase:
+    """A base ready for a stage.
+
+    Attributes:
+        location: Where it came from.
+        tokenizer: With a chat template.
+        template: Name of the chat template in use, as recorded in the manifest.
+        positions: Longest row that the model takes.
+    """
+
+    location: BaseLocation
+    tokenizer: PreTrainedTokenizerBase
+    template: str
+    positions: int
+
+    def max_length(self, requested: int | None) -> int:
+        """Tokens of prompt and completion together.
+
+        Raises:
+            InputError: When more is requested than the model has positions.
+        """
+        if requested is None:
+            return min(DEFAULT_MAX_LENGTH, self.positions)
+        if requested > self.positions:
+            raise InputError(
+                f"max_length {requested} is more than the {self.positions} positions of {self.location.name}",
+                f"set max_length to {self.positions} or less",
+            )
+        return requested
+
+    def encoder(self, requested: int | None, overlong: Overlong) -> Encoder:
+        """Turns records into token ids with this tokenizer and template."""
+        return Encoder(self.tokenizer, self.max_length(requested), overlong)
+
+
+def stage_directories(inputs: Inputs) -> dict[str, Path]:
+    """Folder of every input stage by name."""
+    return {name: stage.directory for name, stage in inputs.items()}
+
+
+def open_base(inputs: Inputs, context: StageContext) -> OpenBase:
+    """Open the recipe's base without its weights."""
+    spec = context.recipe.model
+    location = locate_base(spec, stage_directories(inputs))
+    tokenizer = load_tokenizer(location, trust_remote_code=context.trust_remote_code)
+    template = ensure_chat_template(tokenizer, spec.chat_template)
+    config = AutoConfig.from_pretrained(
+        location.path, revision=location.revision, trust_remote_code=context.trust_remote_code
+    ).get_text_config()
+    positions = cast(int, getattr(config, "max_position_embeddings", None) or 1 << 30)
+    context.log(f"base {location.name}: chat template '{template}', {positions} positions")
+    return OpenBase(location, tokenizer, template, positions)
+
+
+def load_weights(base: OpenBase, context: StageContext) -> PreTrainedModel:
+    """Load the frozen base onto this process's device."""
+    return load_base(base.location, context.recipe.model, trust_remote_code=context.trust_remote_code)
+
+
+def adapter_of(stage: str | None, inputs: Inputs) -> Path | None:
+    """Adapter folder of an input stage; None for no stage and for a pretrain stage, which is the base itself."""
+    if stage is None or inputs[stage].kind == "pretrain":
+        return None
+    return inputs[stage].directory / "adapter"
+
+
+def data_policy(names: tuple[str, ...], context: StageContext) -> tuple[Overlong, float]:
+    """What to do with over-long rows, and the share that may be dropped for length: the strictest of the sets."""
+    specs = [context.recipe.data[name] for name in names]
+    overlong: Overlong = "drop" if all(spec.overlong == "drop" for spec in specs) else "trim_prompt"
+    return overlong, min(spec.max_dropped for spec in specs)

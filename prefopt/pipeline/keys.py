@@ -1,0 +1,200 @@
+"""A stage's key: the hash of everything that decides its numbers, kept in a form that a person can compare.
+
+Equal keys mean that running the stage again would give the same result, so it is not run again. What changes no
+numbers (logging, saving, workers, where a file lies) is left out.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from prefopt.data.load import consulted
+from prefopt.data.sources import fingerprint
+from prefopt.errors import IntegrityError
+from prefopt.pipeline.graph import Node
+from prefopt.pipeline.revisions import KEYED_LIBRARIES, USES_MODEL
+from prefopt.pipeline.stages import Registry
+from prefopt.recipe.keys import spec_for_key
+from prefopt.recipe.schema import DataSpec, Recipe
+from prefopt.store.files import disk_faults, read_json, sha256_json, write_json
+from prefopt.store.hashing import HashCache
+from prefopt.store.run import KEY_DIGITS
+
+KEY_FILE = "key.json"
+_HASH_DIGITS = 8
+
+
+@dataclass(frozen=True)
+class StageKey:
+    """A key and what it was made of.
+
+    Attributes:
+        content: Canonical JSON, kept beside the artefact.
+    """
+
+    content: dict[str, Any]
+
+    @cached_property
+    def digest(self) -> str:
+        """64 hexadecimal digits."""
+        return sha256_json(self.content)
+
+    @property
+    def short(self) -> str:
+        """The digits that name the artefact's folder."""
+        return self.digest[:KEY_DIGITS]
+
+
+def library_versions() -> dict[str, str]:
+    """Installed versions of the libraries that compute the numbers; those that are not installed are left out."""
+    versions = {}
+    for name in KEYED_LIBRARIES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+class Keys:
+    """Computes the keys of a recipe's stages.
+
+    Args:
+        recipe: Local paths in it are absolute.
+        registry: Knows the revisions of the stages' code.
+        cache: Remembers hashes of local files.
+    """
+
+    def __init__(self, recipe: Recipe, registry: Registry, cache: HashCache) -> None:
+        self._recipe = recipe
+        self._registry = registry
+        self._cache = cache
+        self._data: dict[str, dict[str, Any]] = {}
+
+    def of(self, node: Node, inputs: Mapping[str, str]) -> StageKey:
+        """The key of a stage.
+
+        Args:
+            node: The stage.
+            inputs: `Manifest.sha256` of every stage it reads.
+
+        Raises:
+            EnvironmentFault: When a local file of the recipe cannot be read.
+        """
+        spec = spec_for_key(node.spec)
+        spec.pop("seed", None)
+        names = dict.fromkeys((*getattr(node.spec, "data", ()), *getattr(node.spec, "prompts", ())))
+        return StageKey(
+            {
+                "kind": node.kind,
+                "revision": self._registry.revision(node.kind),
+                "seed": self.seed(node),
+                "spec": spec,
+                "model": self._model if node.kind in USES_MODEL else None,
+                "data": {name: self._data_set(name) for name in names if name in self._recipe.data},
+                # Sets that are read only to keep the prompts they hold out away from training.
+                "consulted": {name: self._data_set(name) for name in consulted(tuple(names), self._recipe.data)}
+                if names
+                else {},
+                "inputs": dict(inputs),
+                "versions": self._versions,
+            }
+        )
+
+    def seed(self, node: Node) -> int:
+        """The seed a stage runs with."""
+        return self._recipe.seed if node.spec.seed is None else node.spec.seed
+
+    @cached_property
+    def _versions(self) -> dict[str, str]:
+        return {name: ".".join(version.split(".")[:2]) for name, version in library_versions().items()}
+
+    @cached_property
+    def _model(self) -> dict[str, Any]:
+        spec = spec_for_key(self._recipe.model)
+        return self._localised(self._localised(spec, "model_name_or_path"), "chat_template")
+
+    def _localised(self, spec: dict[str, Any], name: str) -> dict[str, Any]:
+        """Replaces an absolute path by the hash of what lies there, so that moving a folder changes no key."""
+        path = Path(str(spec.get(name, "")))
+        if not path.is_absolute():
+            return spec
+        with disk_faults(path):
+            content = self._cache.tree(path) if path.is_dir() else self._cache.file(path)
+        return {**spec, name: path.name, f"{name}_content": content}
+
+    def _data_set(self, name: str) -> dict[str, Any]:
+        if name not in self._data:
+            spec = self._recipe.data[name]
+            # The split into train and held-out prompts, and toy data, follow the recipe's seed.
+            entry = {**spec_for_key(spec), "content": self._content(spec), "recipe_seed": self._recipe.seed}
+            if Path(spec.path).is_absolute():
+                entry["path"] = Path(spec.path).name
+            self._data[name] = entry
+        return self._data[name]
+
+    def _content(self, spec: DataSpec) -> dict[str, Any]:
+        content = fingerprint(spec)
+        if content["kind"] != "files":
+            return content
+        with disk_faults(Path(spec.path)):
+            files = [[Path(name).name, self._cache.file(Path(name))] for name in content["files"]]
+        return {**content, "files": files}
+
+
+def save_key(directory: Path, key: StageKey) -> None:
+    """Writes what a key was made of beside the artefact.
+
+    Raises:
+        EnvironmentFault: When it cannot be written.
+    """
+    write_json(directory / KEY_FILE, key.content)
+
+
+def changes(directory: Path, key: StageKey) -> list[str]:
+    """What differs between the key of an earlier artefact and a new one, one line each.
+
+    Args:
+        directory: The earlier artefact's folder.
+        key: The new key.
+
+    Returns:
+        Lines such as `learning_rate 1e-4 → 2e-4`; empty when nothing differs or the earlier key cannot be read.
+    """
+    try:
+        old = read_json(directory / KEY_FILE)
+    except IntegrityError:
+        return []
+    before, after = _flat(old, ""), _flat(key.content, "")
+    return [
+        f"{name} {_shown(before.get(name))} → {_shown(after.get(name))}"
+        for name in sorted(before.keys() | after.keys())
+        if before.get(name) != after.get(name)
+    ]
+
+
+def _flat(value: object, prefix: str) -> dict[str, object]:
+    if not isinstance(value, dict) or not value:
+        return {prefix.removeprefix("spec."): value}
+    flat: dict[str, object] = {}
+    for name, part in value.items():
+        flat.update(_flat(part, f"{prefix}.{name}" if prefix else str(name)))
+    return flat
+
+
+def _shown(value: object) -> str:
+    if value is None or value == {}:
+        return "nothing"
+    if isinstance(value, float) and value != 0 and abs(value) < 1e-3:
+        return f"{Decimal(repr(value)):e}"
+    if isinstance(value, str) and len(value) == 64 and all(digit in "0123456789abcdef" for digit in value):
+        return value[:_HASH_DIGITS]
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_shown, value)) + "]"
+    return str(value)

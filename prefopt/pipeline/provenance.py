@@ -1,0 +1,62 @@
+"""Where a run came from: the recipe as it was understood, and the software and machine it ran on."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import sys
+
+import yaml
+
+import prefopt
+from prefopt.recipe.load import LoadedRecipe
+from prefopt.recipe.schema import Recipe
+from prefopt.store.files import write_atomic, write_json
+from prefopt.store.run import RunDirectory
+
+LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "tokenizers", "datasets", "safetensors", "wandb")
+
+
+def write_provenance(run: RunDirectory, loaded: LoadedRecipe) -> None:
+    """Writes `recipe.yaml` and `fingerprint.json`.
+
+    The recipe is written as it was understood: overrides and variables filled in, local paths absolute, so that
+    `status` judges the same recipe from any folder and without the variables.
+
+    Raises:
+        EnvironmentFault: When they cannot be written.
+    """
+    changed = "".join(f" --set {override}" for override in loaded.overrides)
+    header = f"# {loaded.path.absolute()}{changed}\n# Variables and relative paths are filled in.\n"
+    text = header.replace("\r", " ") + recipe_text(loaded.recipe)
+    write_atomic(run.recipe, text)
+    write_json(
+        run.fingerprint, {**environment(), "recipe": str(loaded.path.absolute()), "overrides": list(loaded.overrides)}
+    )
+
+
+def recipe_text(recipe: Recipe) -> str:
+    """A recipe as YAML: the keys that were set, in the schema's order."""
+    content = recipe.model_dump(mode="json", exclude_unset=True)
+    text: str = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120)
+    return text
+
+
+def environment() -> dict[str, object]:
+    """Software and machine, without anything that names a person or a host."""
+    versions = {}
+    for name in LIBRARIES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "prefopt": prefopt.__version__,
+        "python": platform.python_version(),
+        "implementation": sys.implementation.name,
+        "system": f"{platform.system()} {platform.release()}",
+        "machine": platform.machine(),
+        "cpus": os.cpu_count() or 0,
+        "versions": versions,
+    }

@@ -1,0 +1,14 @@
+"""What enters a stage's key beside its options: the revision of its code, and whether it reads the base model.
+
+A revision is raised by the change that alters the numbers of a kind; finished stages of that kind then run again. The
+table is here, and not beside the code, because keys are computed where torch is not imported.
+"""
+
+from __future__ import annotations
+
+REVISIONS: dict[str, int] = {"pretrain": 1, "sft": 1, "dpo": 1, "evaluate": 1}
+
+USES_MODEL: frozenset[str] = frozenset({"sft", "dpo", "evaluate"})
+
+# Only the first two numbers count: a patch release is not supposed to change what is computed.
+KEYED_LIBRARIES: tuple[str, ...] = ("torch", "transformers", "trl", "peft", "tokenizers")

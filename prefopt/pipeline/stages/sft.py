@@ -1,0 +1,45 @@
+"""`kind: sft`: supervised fine-tuning of a LoRA adapter on demonstrations, or on the chosen side of pairs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefopt.data.load import load_demonstrations
+from prefopt.data.templates import Encoder
+from prefopt.pipeline.adapters import Job, run_adapter_stage
+from prefopt.pipeline.context import Inputs, StageContext, StageResult
+from prefopt.recipe.schema import SFTSpec
+from prefopt.records import Demonstration
+from prefopt.trainers.arguments import training_arguments
+from prefopt.trainers.trl import SFTConfig, SFTTrainer, language_modeling_rows
+
+
+def run(spec: SFTSpec, inputs: Inputs, context: StageContext) -> StageResult:
+    """Train an adapter to give the demonstrated completions; the loss is on completions only."""
+
+    def trainer(job: Job) -> SFTTrainer:
+        args = training_arguments(
+            SFTConfig,
+            spec,
+            directory=context.directory,
+            seed=context.seed,
+            dtype=context.recipe.model.dtype,
+            max_length=None,  # rows are tokenised and within the limit: TRL must not cut them
+            packing=False,
+            dataset_kwargs={"skip_prepare_dataset": True},
+        )
+        return SFTTrainer(
+            model=job.model,
+            args=args,
+            train_dataset=language_modeling_rows(job.train),
+            eval_dataset=language_modeling_rows(job.evaluation) if job.evaluation else None,
+            processing_class=job.base.tokenizer,
+            callbacks=job.callbacks,
+        )
+
+    return run_adapter_stage(spec, inputs, context, load=load_demonstrations, row=_row, trainer=trainer)
+
+
+def _row(demonstration: Demonstration, encoder: Encoder) -> dict[str, Any] | None:
+    ids = encoder.encode_demonstration(demonstration)
+    return None if ids is None else {"prompt_ids": ids.prompt_ids, "completion_ids": ids.completion_ids}

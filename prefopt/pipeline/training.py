@@ -1,0 +1,89 @@
+"""Train inside a stage: resume from what verifies, track, stop when asked, evaluate on held-out rows at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, cast
+
+from prefopt.errors import Interrupted
+from prefopt.pipeline.context import StageContext
+from prefopt.recipe.schema import StageSpec
+from prefopt.store.checkpoints import newest_verified
+from prefopt.tracking.jsonl import RESERVED, read_jsonl
+from prefopt.tracking.tracker import METRICS_FILE, Tracker, open_tracker
+from prefopt.trainers.callbacks import StageCallback
+from prefopt.trainers.checkpoints import CheckpointedTrainer
+
+
+def checkpoint_step(context: StageContext) -> int | None:
+    """Step of the checkpoint that training would resume from."""
+    checkpoint = newest_verified(context.directory / "checkpoints", context.log)
+    return int(checkpoint.name.rsplit("-", 1)[1]) if checkpoint else None
+
+
+@contextmanager
+def tracked(spec: StageSpec, context: StageContext, resume_step: int | None) -> Iterator[Tracker]:
+    """A tracker that is closed with the right exit code however the stage ends."""
+    tracker = open_tracker(
+        context.directory,
+        spec=context.recipe.tracking,
+        run_name=context.run_name,
+        stage=context.stage,
+        kind=context.kind,
+        key=context.key,
+        config={"stage": spec.model_dump(mode="json"), "model": context.recipe.model.model_dump(mode="json")},
+        resume_step=resume_step,
+        log=context.log,
+    )
+    exit_code = 1
+    try:
+        yield tracker
+        exit_code = 0
+    finally:
+        tracker.finish(exit_code)
+
+
+def train(
+    build: Callable[[list[Any]], CheckpointedTrainer], spec: StageSpec, context: StageContext
+) -> CheckpointedTrainer:
+    """Build a trainer, train it to the end and evaluate it.
+
+    Args:
+        build: Makes the trainer from its callbacks.
+        spec: The stage's options, for the tracker's configuration.
+        context: The stage's context.
+
+    Returns:
+        The trained trainer.
+
+    Raises:
+        Interrupted: When the process was asked to stop; a checkpoint was saved.
+        TrainingDiverged: When something stopped being finite.
+    """
+    step = checkpoint_step(context)
+    with tracked(spec, context, step) as tracker:
+        callback = StageCallback(tracker, context.progress, context.stop)
+        trainer = build([callback])
+        checkpoint = str(context.directory / "checkpoints" / f"checkpoint-{step}") if step is not None else None
+        if checkpoint:
+            context.log(f"resuming from step {step}")
+        trainer.train(resume_from_checkpoint=checkpoint)
+        if callback.stopped:
+            raise Interrupted(
+                f"stage {context.stage} stopped at step {trainer.state.global_step}; a checkpoint was saved"
+            )
+        if trainer.eval_dataset is not None:
+            trainer.evaluate()
+        tracker.summary(final_metrics(context))
+    return trainer
+
+
+def final_metrics(context: StageContext) -> dict[str, float]:
+    """The last value of every metric that the stage logged, before and after any resume."""
+    latest: dict[str, float] = {}
+    for row in read_jsonl(context.directory / METRICS_FILE):
+        for name, value in cast(Mapping[str, Any], row).items():
+            if name not in RESERVED and isinstance(value, int | float):
+                latest[name] = float(value)
+    return latest

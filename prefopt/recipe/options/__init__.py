@@ -1,0 +1,1 @@
+"""Typed, torch-free options of every loss; the implementations register to them by name."""

@@ -1,0 +1,208 @@
+"""Rules between keys: each key is fine by itself, and together they are wrong, or not what a person means."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel
+
+from prefopt.errors import Problem
+from prefopt.recipe.layout import stage_specs
+from prefopt.recipe.references import names_in
+from prefopt.recipe.schema import DataSpec
+from prefopt.recipe.yaml import KeyPath, Places
+
+_TOY_ROWS = {"corpus": "text", "demonstrations": "completions", "preferences": "pairs"}
+_FORMAT_ROWS = {
+    "text": "text",
+    "messages": "completions",
+    "prompt_completion": "completions",
+    "preference": "pairs",
+    "implicit": "pairs",
+    "hh": "pairs",
+}
+_ACCEPTS: dict[tuple[str, str], tuple[tuple[str, ...], str]] = {
+    ("sft", "data"): (("completions", "pairs"), "sft learns from completions"),
+    ("dpo", "data"): (("pairs",), "dpo learns from pairs"),
+    ("evaluate", "data"): (("pairs",), "preference accuracy is measured on pairs; name it in 'prompts' instead"),
+    ("evaluate", "prompts"): (("completions", "pairs"), "plain text has no prompts"),
+}
+_FOR_FILES = ("data_dir", "revision", "split", "format", "columns")
+_SMOOTHED = ("cdpo", "robust")
+
+
+class _Part:
+    """A mapping of the recipe: what was written where that is valid, defaults otherwise."""
+
+    def __init__(self, spec: type[BaseModel], raw: Mapping[str, Any], path: KeyPath, bad: set[KeyPath]) -> None:
+        self.path = path
+        self._spec = spec
+        self._valid = {key: value for key, value in raw.items() if not _touched((*path, key), bad)}
+
+    def get(self, key: str) -> Any:
+        """The value in force; None where it is not known."""
+        return self._valid[key] if key in self._valid else self._spec.model_fields[key].get_default()
+
+    def given(self, key: str) -> bool:
+        """Whether the recipe says it, and validly."""
+        return self._valid.get(key) is not None
+
+
+def _touched(path: KeyPath, bad: set[KeyPath]) -> bool:
+    return any(other[: len(path)] == path for other in bad)
+
+
+class Rules:
+    """Checks of a whole recipe.
+
+    Attributes:
+        found: What is wrong.
+        warnings: What works, and is likely not meant.
+    """
+
+    def __init__(self, tree: dict[str, Any], places: Places, bad: set[KeyPath]) -> None:
+        self.found: list[tuple[KeyPath, Problem]] = []
+        self.warnings: list[str] = []
+        self._places = places
+        self._data = self._parts(tree.get("data"), "data", bad)
+        self._stages = self._parts(tree.get("stages"), "stages", bad)
+        model = tree.get("model")
+        self._base = model.get("model_name_or_path") if isinstance(model, dict) else None
+
+    def _parts(self, mapping: object, section: str, bad: set[KeyPath]) -> dict[str, _Part]:
+        parts: dict[str, _Part] = {}
+        for name, raw in mapping.items() if isinstance(mapping, dict) else ():
+            spec = DataSpec if section == "data" else stage_specs().get(str(raw.get("kind"))) if _is(raw) else None
+            if spec is not None and _is(raw):
+                parts[name] = _Part(spec, raw, (section, name), bad)
+        return parts
+
+    def check(self) -> None:
+        """Fill `found` and `warnings`."""
+        for part in self._data.values():
+            self._data_set(part)
+        for part in self._stages.values():
+            kind = part.get("kind")
+            self._rows(part, kind)
+            self._positions(part, kind)
+            if kind == "dpo":
+                self._smoothing(part)
+            if kind == "evaluate":
+                self._room(part)
+            else:
+                self._schedule(part)
+        self._unused()
+
+    def _add(self, part: _Part, key: str, message: str, remedy: str = "") -> None:
+        path = (*part.path, key)
+        self.found.append((path, self._places.problem(path, message, remedy)))
+
+    def _warn(self, part: _Part, key: str, message: str) -> None:
+        self.warnings.append(str(self._places.problem((*part.path, key), message)))
+
+    def _data_set(self, part: _Part) -> None:
+        if not part.given("path"):
+            return
+        if part.get("path") != "toy":
+            for key in ("noise", "seed"):
+                if part.given(key):
+                    self._add(part, key, f"'{key}' is for the toy world only", "delete it, or write `path: toy`")
+            return
+        for key in _FOR_FILES:
+            if part.given(key):
+                self._add(part, key, f"'{key}' means nothing in the toy world", "delete it")
+        name = part.get("name")
+        if part.given("name") and name not in _TOY_ROWS:
+            self._add(part, "name", f"the toy world has no '{name}'", f"it has {', '.join(_TOY_ROWS)}")
+        elif part.given("noise") and part.given("name") and name != "preferences":
+            self._add(part, "noise", f"'{name}' has no labels that could be flipped", "noise is for preferences")
+
+    def _rows(self, part: _Part, kind: str) -> None:
+        for (of_kind, role), (accepted, why) in _ACCEPTS.items():
+            names = names_in(part.get(role)) if of_kind == kind else ()
+            for name in names:
+                rows = self._rows_of(name)
+                if rows is not None and rows not in accepted:
+                    self._add(part, role, f"'{name}' holds {_ROW_WORDS[rows]}", why)
+
+    def _rows_of(self, name: str) -> str | None:
+        data_set = self._data.get(name)
+        if data_set is None:
+            return None
+        if data_set.get("path") == "toy":
+            return _TOY_ROWS.get(data_set.get("name") or "")
+        return _FORMAT_ROWS.get(data_set.get("format"))
+
+    def _positions(self, part: _Part, kind: str) -> None:
+        base = part if kind == "pretrain" else self._stages.get(str(self._base))
+        if base is None or base.get("kind") != "pretrain":
+            return
+        positions = base.get("max_position_embeddings")
+        if part.given("max_length") and part.get("max_length") > positions:
+            message = f"{part.get('max_length')} tokens are more than the {positions} positions of the model"
+            self._add(part, "max_length", message, f"'max_position_embeddings' of '{base.path[-1]}' sets them")
+        if kind == "evaluate" and part.get("max_new_tokens") >= positions:
+            message = f"{part.get('max_new_tokens')} new tokens leave no room for a prompt"
+            self._add(part, "max_new_tokens", message, f"the model has {positions} positions")
+        if kind == "pretrain":
+            self._shape(part)
+
+    def _shape(self, part: _Part) -> None:
+        hidden, heads = part.get("hidden_size"), part.get("num_attention_heads")
+        if hidden % heads:
+            self._add(
+                part, "hidden_size", f"{hidden} cannot be divided among {heads} heads", _next_size(hidden, 2 * heads)
+            )
+        elif hidden // heads % 2:
+            message = f"{hidden} gives {heads} heads of odd size, and rotary positions need an even one"
+            self._add(part, "hidden_size", message, _next_size(hidden, 2 * heads))
+
+    def _smoothing(self, part: _Part) -> None:
+        loss, smoothing = part.get("loss_type"), part.get("label_smoothing")
+        if smoothing > 0 and loss not in _SMOOTHED:
+            remedy = "`loss_type: cdpo` or `loss_type: robust` use it"
+            self._add(part, "label_smoothing", f"'{loss}' does not use label_smoothing", remedy)
+        if smoothing == 0 and loss in _SMOOTHED:
+            self._warn(part, "loss_type", f"'{loss}' without label_smoothing is the same as 'sigmoid'")
+
+    def _room(self, part: _Part) -> None:
+        longest, new = part.get("max_length"), part.get("max_new_tokens")
+        if longest is not None and new >= longest:
+            message = f"{new} new tokens leave no room for a prompt within max_length {longest}"
+            self._add(part, "max_new_tokens", message, "raise 'max_length' or lower 'max_new_tokens'")
+
+    def _schedule(self, part: _Part) -> None:
+        steps, warmup = part.get("max_steps"), part.get("warmup_steps")
+        if 0 < steps < warmup:
+            self._warn(part, "warmup_steps", f"{warmup:g} warm-up steps of {steps}: learning_rate is never reached")
+        if warmup > 0 and part.get("lr_scheduler_type") == "constant":
+            self._warn(part, "warmup_steps", "'constant' ignores it; did you mean 'constant_with_warmup'?")
+        if steps > 0 and part.given("num_train_epochs"):
+            self._warn(part, "num_train_epochs", f"ignored, because max_steps is {steps}")
+
+    def _unused(self) -> None:
+        named = {name for stage in self._stages.values() for name in self._names(stage)}
+        for name, part in self._data.items():
+            if name not in named:
+                self.warnings.append(str(self._places.problem(part.path, "no stage uses this data set")))
+        for name, part in self._stages.items():
+            if part.get("kind") == "pretrain" and name != self._base:
+                message = f"no stage uses it: `model_name_or_path: {name}` under 'model' would"
+                self.warnings.append(str(self._places.problem(part.path, message)))
+
+    def _names(self, stage: _Part) -> tuple[str, ...]:
+        prompts = names_in(stage.get("prompts")) if stage.get("kind") == "evaluate" else ()
+        return (*names_in(stage.get("data")), *prompts)
+
+
+_ROW_WORDS = {"text": "text without prompts", "completions": "completions, no pairs", "pairs": "pairs"}
+
+
+def _is(value: object) -> bool:
+    return isinstance(value, dict)
+
+
+def _next_size(size: int, step: int) -> str:
+    below, above = size // step * step, -(-size // step) * step
+    return f"{below} or {above} would do" if below else f"{above} would do"

@@ -1,0 +1,166 @@
+"""The nouns of preference optimisation: frozen records that cannot exist in an invalid state.
+
+A *prompt* is a conversation that ends with the turn to be answered; a *completion* is the text of the assistant's
+answer. A pair holds two completions of one prompt and how likely people are to prefer the first.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+Role = Literal["system", "user", "assistant"]
+ROLES: tuple[Role, ...] = ("system", "user", "assistant")
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation.
+
+    Raises:
+        ValueError: For a role that is not system, user or assistant, or content that is not text.
+    """
+
+    role: Role
+    content: str
+
+    def __post_init__(self) -> None:
+        if self.role not in ROLES:
+            raise ValueError(f"role must be one of {', '.join(ROLES)}, not {self.role!r}")
+        if not isinstance(self.content, str):
+            raise ValueError(f"content of a message must be text, not {type(self.content).__name__}")
+
+
+Prompt = tuple[Message, ...]
+
+
+def _check_prompt(prompt: Prompt) -> None:
+    if not prompt or not any(message.content.strip() for message in prompt):
+        raise ValueError("prompt is empty")
+    if any(message.role == "system" for message in prompt[1:]):
+        raise ValueError("a system message may only come first")
+
+
+@dataclass(frozen=True, slots=True)
+class Demonstration:
+    """A prompt with the answer to imitate.
+
+    Attributes:
+        weight: Multiplies the row's loss; not negative.
+        extra: Columns of the source that prefopt does not interpret.
+
+    Raises:
+        ValueError: For an empty prompt or completion.
+    """
+
+    prompt: Prompt
+    completion: str
+    weight: float = 1.0
+    source: str = ""
+    id: str = ""
+    extra: Mapping[str, object] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check_prompt(self.prompt)
+        if not self.completion.strip():
+            raise ValueError("completion is empty")
+        if not (math.isfinite(self.weight) and self.weight >= 0):
+            raise ValueError(f"weight must be finite and not negative, not {self.weight}")
+
+
+@dataclass(frozen=True, slots=True)
+class PreferencePair:
+    """Two completions of one prompt and how often people prefer the first.
+
+    Attributes:
+        probability: P(chosen is preferred) in [0, 1]; 0.5 is a tie.
+        margin: How much better `chosen` is, in the labeller's own unit; None where nobody said.
+        weight: Multiplies the row's loss; not negative.
+        extra: Columns of the source that prefopt does not interpret.
+
+    Raises:
+        ValueError: For an empty prompt, an empty completion, equal completions, or a number out of range.
+    """
+
+    prompt: Prompt
+    chosen: str
+    rejected: str
+    probability: float = 1.0
+    margin: float | None = None
+    weight: float = 1.0
+    source: str = ""
+    annotator: str = ""
+    id: str = ""
+    extra: Mapping[str, object] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check_prompt(self.prompt)
+        if not self.chosen.strip() or not self.rejected.strip():
+            raise ValueError("completion is empty")
+        if self.chosen == self.rejected:
+            raise ValueError("chosen equals rejected")
+        if not 0.0 <= self.probability <= 1.0:
+            raise ValueError(f"probability must be in [0, 1], not {self.probability}")
+        if self.margin is not None and not math.isfinite(self.margin):
+            raise ValueError(f"margin must be finite, not {self.margin}")
+        if not (math.isfinite(self.weight) and self.weight >= 0):
+            raise ValueError(f"weight must be finite and not negative, not {self.weight}")
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What a policy answered.
+
+    Attributes:
+        policy: Name of the stage that sampled it.
+        finished: True when the policy ended the answer itself; False when it was cut at the length limit.
+        tokens: Number of tokens sampled, the end-of-sequence token included.
+    """
+
+    prompt: Prompt
+    text: str
+    policy: str = ""
+    finished: bool = True
+    tokens: int = 0
+
+    def __post_init__(self) -> None:
+        _check_prompt(self.prompt)
+        if self.tokens < 0:
+            raise ValueError(f"tokens must not be negative, not {self.tokens}")
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What a scorer gave a completion.
+
+    Attributes:
+        value: In the scorer's own unit; finite.
+        std: Disagreement between the members of an ensemble, in the same unit; 0 for a single scorer.
+    """
+
+    value: float
+    std: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.value) and math.isfinite(self.std)):
+            raise ValueError(f"a score must be finite, not {self.value} ± {self.std}")
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """One judge's verdict on completions A and B of a prompt.
+
+    Attributes:
+        judge: Who said it: an annotator, a model or a rule.
+        probability: P(A is preferred) in [0, 1]; 0.5 is a tie; None is an abstention, which never counts as a vote.
+    """
+
+    judge: str
+    probability: float | None
+    reason: str = ""
+
+    def __post_init__(self) -> None:
+        if self.probability is not None and not 0.0 <= self.probability <= 1.0:
+            raise ValueError(f"probability must be in [0, 1] or None, not {self.probability}")

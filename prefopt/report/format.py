@@ -1,0 +1,139 @@
+"""Numbers and texts as a person reads them, and foreign text made harmless without changing it."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from prefopt.tracking.progress import duration
+
+_THIN = "\u2009"
+_MINUS = "\u2212"
+_BYTES = ("B", "KiB", "MiB", "GiB", "TiB")
+
+# What is invisible and changes how its neighbours look (directions, joins left alone), or what HTML cannot carry.
+_CONTROL = re.compile(
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff\ud800-\udfff]"
+)
+_REPLACEMENT = "\ufffd"
+
+
+def decimals(values: Iterable[float]) -> int:
+    """Digits after the point that suit a column of values."""
+    largest = max((abs(value) for value in values), default=0.0)
+    if largest >= 100:
+        return 0
+    if largest >= 10:
+        return 1
+    return 2 if largest >= 0.1 else 3
+
+
+def fixed(value: float, digits: int) -> str:
+    """A number with that many decimals, thousands set apart, and a real minus sign."""
+    text = f"{value:,.{digits}f}".replace(",", _THIN)
+    if text.strip("-0.") == "":
+        text = text.lstrip("-")
+    return text.replace("-", _MINUS)
+
+
+def number(value: float) -> str:
+    """A lone number, to about four digits."""
+    if value == int(value) and abs(value) < 1e15:
+        return fixed(value, 0)
+    if abs(value) < 1e-3 or abs(value) >= 1e7:
+        return f"{value:.2e}".replace("-", _MINUS)
+    return fixed(value, 1 if abs(value) >= 1000 else 2 if abs(value) >= 10 else 3)
+
+
+def quantity(name: str, value: object) -> str:
+    """A value with the unit that its name ends in: seconds, bytes, or none."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    if name.endswith("seconds"):
+        return duration(float(value))
+    if name.endswith("bytes"):
+        return _size(float(value))
+    return number(float(value))
+
+
+def _size(value: float) -> str:
+    unit = 0
+    while abs(value) >= 1024 and unit < len(_BYTES) - 1:
+        value /= 1024
+        unit += 1
+    return f"{value:.0f} {_BYTES[unit]}" if unit == 0 else f"{value:.1f} {_BYTES[unit]}"
+
+
+def flatten(value: Any, prefix: str = "") -> list[tuple[str, object]]:
+    """Nested mappings as (label, value) in their own order; lists of plain values become one text."""
+    if isinstance(value, Mapping):
+        rows = []
+        for name, item in value.items():
+            rows += flatten(item, f"{prefix} › {label(str(name))}" if prefix else label(str(name)))
+        return rows
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        if any(isinstance(item, Mapping) for item in value):
+            return [row for i, item in enumerate(value, start=1) for row in flatten(item, f"{prefix} {i}")]
+        return [(prefix, ", ".join(str(item) for item in value) or "none")]
+    return [(prefix, "none" if value is None else value)]
+
+
+_WORDS = {
+    "rows_read": "rows read",
+    "kept_train": "kept for training",
+    "kept_eval": "kept, held out",
+}
+
+
+def label(name: str) -> str:
+    """A key of a record as words; the value carries its own unit."""
+    words = _WORDS.get(name) or name.replace("_", " ")
+    return re.sub(r" seconds$", " time", re.sub(r" bytes$", " memory", words))
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A piece of a foreign text: `text`, a forbidden `mark`, or a `control` character with its name in `label`."""
+
+    kind: str
+    text: str
+    label: str = ""
+
+
+def segments(text: str, marked: Sequence[str] = ()) -> list[Segment]:
+    """Cuts a foreign text for showing it verbatim.
+
+    Control characters (directions, zero widths, NUL) stand alone, so that the page can isolate them and give their
+    code: a right-to-left override then turns nothing around. What HTML cannot carry is replaced by U+FFFD.
+
+    Args:
+        text: The text.
+        marked: Strings to highlight wherever they occur.
+    """
+    found: list[Segment] = []
+    # A code is found in any case, and with a blank or nothing where it has a hyphen.
+    ordered = sorted(set(marked), key=lambda word: (-len(word), word))
+    words = [re.escape(word).replace(r"\-", r"[-\s]?") for word in ordered if word]
+    pattern = re.compile(f"({_CONTROL.pattern})" + (f"|({'|'.join(words)})" if words else ""), re.IGNORECASE)
+    end = 0
+    for match in pattern.finditer(text):
+        if match.start() > end:
+            found.append(Segment("text", text[end : match.start()]))
+        if match.group(1) is not None:
+            found.append(_control(match.group(1)))
+        else:
+            found.append(Segment("mark", match.group(0)))
+        end = match.end()
+    if end < len(text):
+        found.append(Segment("text", text[end:]))
+    return found
+
+
+def _control(character: str) -> Segment:
+    code = f"U+{ord(character):04X}"
+    # HTML keeps format characters; of the others it keeps none reliably.
+    kept = character if unicodedata.category(character) == "Cf" else _REPLACEMENT
+    return Segment("control", kept, code)

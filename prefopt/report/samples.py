@@ -1,0 +1,129 @@
+"""Which completions to show, and side by side."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from prefopt.report.evaluation import baseline_of
+from prefopt.report.format import Segment, segments
+from prefopt.report.rundata import StageData
+
+SHOWN = 12
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one policy said."""
+
+    policy: str
+    text: list[Segment]
+    gold: float | None
+    tokens: int | None
+    finished: bool
+    violations: list[list[Segment]]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One prompt with every policy's answer."""
+
+    prompt: list[tuple[str, list[Segment]]]
+    answers: list[Answer]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The chosen prompts and the rule they were chosen by."""
+
+    stage: str
+    rule: str
+    items: list[Sample]
+
+
+Answers = dict[str, Mapping[str, Any]]
+
+
+def samples_of(stage: StageData, count: int = SHOWN) -> Samples | None:
+    """The prompts of an evaluate stage to show.
+
+    With a reward they are evenly spaced from the largest loss to the largest gain against the baseline, so that the
+    worst, the middle and the best are all seen; without one they are evenly spaced in the order of the file.
+
+    Args:
+        stage: A stage with samples.
+        count: Prompts to show.
+    """
+    prompts = _by_prompt(stage)
+    if not prompts:
+        return None
+    baseline = baseline_of(stage)
+    names = list(dict.fromkeys(name for answers in prompts.values() for name in answers))
+    names.sort(key=lambda name: name != baseline)
+    rule = "in the order they were asked"
+    ordered = list(prompts.items())
+    challenger = next((name for name in reversed(names) if name != baseline), None)
+    if challenger is not None:
+        gains = {key: _gain(answers, challenger, baseline) for key, answers in prompts.items()}
+        if any(gain is not None for gain in gains.values()):
+            ordered = [item for item in ordered if gains[item[0]] is not None]
+            ordered.sort(key=lambda item: (gains[item[0]], item[0]))
+            rule = f"from the largest loss to the largest gain of {challenger} over {baseline} in gold reward"
+    chosen = _spaced(len(ordered), count)
+    everything = len(chosen) == len(prompts)
+    share = f"all {len(prompts)} prompts" if everything else f"{len(chosen)} of {len(prompts)} prompts, evenly spaced"
+    return Samples(stage.name, f"{share} {rule}", [_sample(*ordered[i], names) for i in chosen])
+
+
+def _by_prompt(stage: StageData) -> dict[str, Answers]:
+    prompts: dict[str, Answers] = {}
+    for row in stage.samples:
+        key = json.dumps(row.get("prompt"), sort_keys=True)
+        # The first of several samples of one prompt stands for the policy.
+        prompts.setdefault(key, {}).setdefault(str(row.get("policy", "")), row)
+    return prompts
+
+
+def _gold(row: Mapping[str, Any] | None) -> float | None:
+    value = None if row is None else row.get("gold")
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _gain(answers: Answers, challenger: str, baseline: str) -> float | None:
+    ours, theirs = _gold(answers.get(challenger)), _gold(answers.get(baseline))
+    return None if ours is None or theirs is None else ours - theirs
+
+
+def _spaced(length: int, count: int) -> list[int]:
+    if length <= count:
+        return list(range(length))
+    if count == 1:
+        return [0]
+    return [round(i * (length - 1) / (count - 1)) for i in range(count)]
+
+
+def _sample(key: str, answers: Answers, names: list[str]) -> Sample:
+    return Sample(_prompt(json.loads(key)), [_answer(name, answers[name]) for name in names if name in answers])
+
+
+def _prompt(prompt: object) -> list[tuple[str, list[Segment]]]:
+    if not isinstance(prompt, list):
+        return [("", segments(str(prompt)))]
+    turns = [turn if isinstance(turn, dict) else {"content": turn} for turn in prompt]
+    return [(str(turn.get("role", "")), segments(str(turn.get("content", "")))) for turn in turns]
+
+
+def _answer(policy: str, row: Mapping[str, Any]) -> Answer:
+    listed = row.get("violations")
+    violations = [str(item) for item in listed] if isinstance(listed, list) else []
+    tokens = row.get("tokens")
+    return Answer(
+        policy=policy,
+        text=segments(str(row.get("completion", "")), violations),
+        gold=_gold(row),
+        tokens=tokens if isinstance(tokens, int) else None,
+        finished=bool(row.get("finished", True)),
+        violations=[segments(item) for item in violations],
+    )

@@ -1,0 +1,1 @@
+"""Intervals and tests, with numpy alone; nothing here knows about models."""

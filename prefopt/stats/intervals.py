@@ -1,0 +1,91 @@
+"""Confidence intervals for rates and means, clustered where several values share a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from statistics import NormalDist
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Interval(NamedTuple):
+    """An estimate with its confidence interval, all in the unit of the values."""
+
+    estimate: float
+    low: float
+    high: float
+
+
+def _check_level(level: float) -> None:
+    if not 0 < level < 1:
+        raise ValueError(f"level must be between 0 and 1, not {level}")
+
+
+def wilson(successes: float, trials: int, level: float = 0.95) -> Interval:
+    """Wilson score interval of a rate (Wilson 1927).
+
+    Args:
+        successes: Number of successes in [0, trials]; ties may count one half.
+        trials: Number of independent trials; above 0.
+        level: Confidence level in (0, 1).
+
+    Raises:
+        ValueError: For numbers out of range.
+    """
+    _check_level(level)
+    if trials <= 0 or not 0 <= successes <= trials:
+        raise ValueError(f"need 0 <= successes <= trials and trials > 0, got {successes} of {trials}")
+    z = NormalDist().inv_cdf(0.5 + level / 2)
+    rate = successes / trials
+    denominator = 1 + z * z / trials
+    centre = (rate + z * z / (2 * trials)) / denominator
+    half = z * ((rate * (1 - rate) + z * z / (4 * trials)) / trials) ** 0.5 / denominator
+    # Rounding may put an end on the wrong side of the estimate when there are no, or only, successes.
+    return Interval(rate, max(0.0, min(rate, centre - half)), min(1.0, max(rate, centre + half)))
+
+
+def bootstrap_mean(
+    values: Sequence[float],
+    clusters: Sequence[Hashable] | None = None,
+    *,
+    level: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> Interval:
+    """Percentile bootstrap of a mean, resampling whole clusters (Efron and Tibshirani 1993, chapter 13).
+
+    Several samples of one prompt are not independent, so prompts are resampled, not samples. For a paired comparison
+    pass the differences.
+
+    Args:
+        values: At least one finite value.
+        clusters: Which cluster each value belongs to, such as its prompt; each value its own by default.
+        level: Confidence level in (0, 1).
+        resamples: Number of bootstrap samples.
+        seed: Of the resampling.
+
+    Raises:
+        ValueError: For no values, values that are not finite, or a different number of clusters.
+    """
+    _check_level(level)
+    array = np.asarray(values, dtype=np.float64)
+    if array.size == 0 or not np.isfinite(array).all():
+        raise ValueError("need at least one value, all finite")
+    if clusters is not None and len(clusters) != array.size:
+        raise ValueError(f"{array.size} values but {len(clusters)} clusters")
+    numbers: dict[Hashable, int] = {}
+    index = np.array(
+        [numbers.setdefault(c, len(numbers)) for c in (clusters if clusters is not None else range(array.size))]
+    )
+    sums = np.bincount(index, weights=array)
+    sizes = np.bincount(index).astype(np.float64)
+    generator = np.random.default_rng(seed)
+    means = np.empty(resamples)
+    # In chunks: resamples x clusters at once would take gigabytes for large sets.
+    chunk = max(1, 10_000_000 // len(sums))
+    for start in range(0, resamples, chunk):
+        picks = generator.integers(len(sums), size=(min(chunk, resamples - start), len(sums)))
+        means[start : start + chunk] = sums[picks].sum(1) / sizes[picks].sum(1)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(array.mean()), float(low), float(high))

@@ -1,0 +1,139 @@
+"""Every metric prefopt logs: its name, what it means in one sentence, its unit, and which direction is better.
+
+Names are `group/name`. The same name means the same thing in `metrics.jsonl`, in `metrics.json`, in a manifest, in
+Weights & Biases and in the report. Two prefixes make variants without new entries:
+
+* `eval/` before a training metric is the same quantity on held-out rows (`eval/dpo/accuracy`);
+* `POLICY:` before an evaluation metric says whose it is (`dpo:win_rate/mean`).
+
+A measured mean `x/mean` comes with its interval `x/ci_low` and `x/ci_high`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+Better = Literal["higher", "lower"]
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One number that is logged.
+
+    Attributes:
+        name: `group/name`, as logged.
+        meaning: What it is, in a sentence for someone who has not read the code.
+        unit: Unit of the number; empty for a pure number.
+        better: The direction that is better, or None where neither is.
+    """
+
+    name: str
+    meaning: str
+    unit: str = ""
+    better: Better | None = None
+
+
+_TRAINING: tuple[tuple[str, str, str, Better | None], ...] = (
+    ("train/loss", "Loss that the optimiser minimises, averaged over the rows since the last log.", "", "lower"),
+    ("train/learning_rate", "Step size of the optimiser at this step.", "", None),
+    ("train/grad_norm", "Length of the gradient before it is clipped.", "", None),
+    ("train/epoch", "How many times the training rows have been seen.", "epochs", None),
+    ("train/tokens", "Tokens processed since the start of the stage, padding left out.", "tokens", None),
+    ("train/tokens_per_second", "Tokens processed per second of wall time, padding left out.", "tokens/s", "higher"),
+    ("train/samples_per_second", "Rows (pairs for dpo) processed per second of wall time.", "rows/s", "higher"),
+    ("train/steps_per_second", "Optimiser steps per second of wall time.", "steps/s", "higher"),
+    ("train/seconds", "Wall time of the training loop.", "s", "lower"),
+    ("train/entropy", "How undecided the model is about the next token, averaged over completions.", "nats", None),
+    ("train/token_accuracy", "Share of completion tokens that the model's first guess gets right.", "", "higher"),
+    ("eval/loss", "The same loss on held-out rows that are never trained on.", "", "lower"),
+    ("eval/perplexity", "Exponential of the held-out loss: among how many tokens the model hesitates.", "", "lower"),
+    ("eval/seconds", "Wall time of one evaluation on the held-out rows.", "s", "lower"),
+    ("eval/samples_per_second", "Held-out rows evaluated per second of wall time.", "rows/s", "higher"),
+    ("eval/steps_per_second", "Evaluation batches per second of wall time.", "batches/s", "higher"),
+)
+
+_DPO: tuple[tuple[str, str, str, Better | None], ...] = (
+    ("dpo/accuracy", "Share of pairs where the implicit reward of the chosen answer is the larger one.", "", "higher"),
+    ("dpo/margin", "Implicit reward of the chosen answer minus that of the rejected one.", "nats × beta", "higher"),
+    (
+        "dpo/chosen_reward",
+        "Implicit reward of chosen answers: beta times how much likelier they are than under the reference.",
+        "nats × beta",
+        "higher",
+    ),
+    ("dpo/rejected_reward", "Implicit reward of rejected answers.", "nats × beta", "lower"),
+    ("dpo/chosen_logp", "Log-probability the policy gives to a whole chosen answer.", "nats", None),
+    ("dpo/rejected_logp", "Log-probability the policy gives to a whole rejected answer.", "nats", None),
+    (
+        "dpo/chosen_shift",
+        "Change of the chosen answer's log-probability against the reference; clearly below 0 is displacement: the "
+        "policy moves away from both answers.",
+        "nats",
+        "higher",
+    ),
+    ("dpo/rejected_shift", "Change of the rejected answer's log-probability against the reference.", "nats", "lower"),
+    ("dpo/kl", "Estimate, on the pairs' own answers, of how far the policy is from its reference.", "nats", None),
+)
+
+_ESTIMATES: tuple[tuple[str, str, str, Better | None], ...] = (
+    ("gold", "Score of the completions under the known true reward of the toy world", "", "higher"),
+    ("reward", "Score of the completions under the reward that the stage names", "", "higher"),
+    ("win_rate", "Share of prompts where this policy's answer beats the baseline's, a tie counting half", "", "higher"),
+    ("kl", "How far the policy is from its reference, per answer, measured on its own samples", "nats", "lower"),
+    ("length", "Tokens per completion", "tokens", None),
+    ("eos_rate", "Share of completions that the policy ended itself, before the length limit", "", "higher"),
+    ("violation_rate", "Share of completions with forbidden content", "", "lower"),
+    ("preference/accuracy", "Share of held-out pairs where the policy finds the chosen answer likelier", "", "higher"),
+    ("repetition", "Share of repeated word sequences within a completion", "", "lower"),
+    ("perplexity", "Exponential of the loss on held-out text", "", "lower"),
+)
+
+_EVALUATE: tuple[tuple[str, str, str, Better | None], ...] = (
+    ("evaluate/prompts", "Held-out prompts that every policy answered.", "", None),
+    ("evaluate/samples", "Completions sampled per policy.", "", None),
+)
+
+
+def _estimates(rows: Iterable[tuple[str, str, str, Better | None]]) -> Iterator[Metric]:
+    for name, meaning, unit, better in rows:
+        yield Metric(name, f"{meaning}.", unit, better)
+        yield Metric(f"{name}/mean", f"{meaning}: the average.", unit, better)
+        yield Metric(f"{name}/ci_low", f"{meaning}: lower end of the 95 % confidence interval.", unit, better)
+        yield Metric(f"{name}/ci_high", f"{meaning}: upper end of the 95 % confidence interval.", unit, better)
+
+
+def _table() -> dict[str, Metric]:
+    metrics = [Metric(*row) for row in (*_TRAINING, *_DPO, *_EVALUATE)]
+    metrics.extend(_estimates(_ESTIMATES))
+    return {metric.name: metric for metric in metrics}
+
+
+METRICS: dict[str, Metric] = _table()
+
+_ON_HELD_OUT = "On held-out rows: "
+
+
+def describe(name: str) -> Metric:
+    """What a logged name means.
+
+    Args:
+        name: A name of `METRICS`, also with the prefixes `POLICY:` and `eval/`.
+
+    Returns:
+        The metric, under the name that was asked for.
+
+    Raises:
+        KeyError: For a name that no entry and no prefix explains.
+    """
+    bare = name.rpartition(":")[2]
+    if bare in METRICS:
+        return replace(METRICS[bare], name=name)
+    if bare.startswith("eval/"):
+        rest = bare.removeprefix("eval/")
+        for candidate in (rest, f"train/{rest}"):
+            if candidate in METRICS:
+                metric = METRICS[candidate]
+                return replace(metric, name=name, meaning=_ON_HELD_OUT + metric.meaning[0].lower() + metric.meaning[1:])
+    raise KeyError(f"{name!r} is not a metric of prefopt; prefopt/tracking/metrics.py lists them")

@@ -1,0 +1,29 @@
+"""Thin trainers over `transformers.Trainer`; the loop, mixed precision and sharding are Hugging Face's.
+
+The names are loaded on first use: importing this package imports neither torch nor TRL.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from prefopt.trainers.dpo import DPOConfig as DPOConfig
+    from prefopt.trainers.dpo import DPOTrainer as DPOTrainer
+    from prefopt.trainers.pretrain import PretrainTrainer as PretrainTrainer
+    from prefopt.trainers.trl import SFTTrainer as SFTTrainer
+
+_HOME = {
+    "DPOConfig": "dpo",
+    "DPOTrainer": "dpo",
+    "PretrainTrainer": "pretrain",
+    "SFTTrainer": "trl",
+}
+__all__ = ["DPOConfig", "DPOTrainer", "PretrainTrainer", "SFTTrainer"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'prefopt.trainers' has no attribute {name!r}")
+    return getattr(import_module(f"prefopt.trainers.{_HOME[name]}"), name)

@@ -1,0 +1,90 @@
+"""What a stage hears from its trainer: metrics under their canonical names, progress, and the request to stop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+CANONICAL = {
+    "loss": "train/loss",
+    "grad_norm": "train/grad_norm",
+    "learning_rate": "train/learning_rate",
+    "epoch": "train/epoch",
+    "entropy": "train/entropy",
+    "mean_token_accuracy": "train/token_accuracy",
+    "num_tokens": "train/tokens",
+    "eval_loss": "eval/loss",
+    "eval_entropy": "eval/entropy",
+    "eval_mean_token_accuracy": "eval/token_accuracy",
+}
+_UNUSED = ("runtime", "samples_per_second", "steps_per_second", "total_flos", "train_loss", "eval_num_tokens")
+
+
+def canonical_metrics(logs: Mapping[str, Any]) -> dict[str, float]:
+    """Rename what Hugging Face's trainers log to the names of `prefopt.tracking.metrics`; drop what has none there.
+
+    Names that already have a group, such as `dpo/margin`, are kept; `eval_dpo/margin` becomes `eval/dpo/margin`.
+    """
+    metrics: dict[str, float] = {}
+    for name, value in logs.items():
+        if name in CANONICAL:
+            metrics[CANONICAL[name]] = float(value)
+        elif "/" in name:
+            metrics[name.replace("eval_", "eval/", 1) if name.startswith("eval_") else name] = float(value)
+        elif not name.endswith(_UNUSED):
+            raise KeyError(f"the trainer logged {name!r}, which has no canonical name")
+    return metrics
+
+
+class MetricSink(Protocol):
+    """The part of a tracker that training needs."""
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Record metrics at an optimiser step."""
+
+
+class StageCallback(TrainerCallback):  # type: ignore[misc]
+    """Connects a trainer to its stage.
+
+    Args:
+        sink: Receives metrics under canonical names.
+        progress: Called with (step, total steps, latest metrics) after each optimiser step.
+        stop: Answers True once the process was asked to stop; the trainer then saves a checkpoint and ends.
+
+    Attributes:
+        stopped: True when the trainer ended because it was asked to.
+        latest: The last value of every metric logged.
+    """
+
+    def __init__(
+        self, sink: MetricSink, progress: Callable[[int, int, Mapping[str, float]], None], stop: Callable[[], bool]
+    ) -> None:
+        self._sink = sink
+        self._progress = progress
+        self._stop = stop
+        self.stopped = False
+        self.latest: dict[str, float] = {}
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Pass metrics on."""
+        metrics = canonical_metrics(logs or {})
+        if metrics.keys() - {"train/epoch"}:
+            self.latest.update(metrics)
+            self._sink.log(metrics, state.global_step)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Report progress; ask for a checkpoint and an end when the process should stop."""
+        self._progress(state.global_step, state.max_steps, self.latest)
+        if self._stop() and state.global_step < state.max_steps:
+            self.stopped = True
+            control.should_save = True
+            control.should_training_stop = True

@@ -1,0 +1,139 @@
+"""One mixin that makes the checkpoints of every trainer, TRL's included, safe to be killed in.
+
+`transformers.Trainer` writes a checkpoint in place, without fsync or a sign of completeness, and deletes the old one
+before the new one is whole. Here it writes into a staging folder; the folder is committed (hashed, fsynced, manifest
+last, renamed), and only then are older checkpoints removed. Resuming takes the newest checkpoint that verifies.
+
+The mixin also stops a run whose loss, gradient or weights are no longer finite. Such a run must not look like
+convergence, and since weights are checked before every save, whatever checkpoint exists is finite.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import Trainer
+
+from prefopt.errors import TrainingDiverged
+from prefopt.models.roles import POLICY, load_adapter_weights, save_adapter
+from prefopt.store.checkpoints import commit_checkpoint, newest_verified, rotate
+
+
+class CheckpointedTrainer(Trainer):  # type: ignore[misc]
+    """A `transformers.Trainer` that can be killed at any moment.
+
+    Its methods call `super()`, so it also mixes in before another trainer:
+    `class SFTTrainer(CheckpointedTrainer, trl.SFTTrainer)`.
+
+    Attributes:
+        trained_adapters: Names of the adapters that a checkpoint holds; frozen ones never change and are not saved.
+        base_name: What `adapter_config.json` records as the base.
+    """
+
+    trained_adapters: tuple[str, ...] = (POLICY,)
+    base_name: str = ""
+
+    _staging: Path | None = None
+    _all_finite: Tensor | None = None
+
+    # -- saving --------------------------------------------------------------------------------------------------------
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._staging or self.args.output_dir)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self._require_finite()
+        step = self.state.global_step
+        output_dir = Path(self.args.output_dir or ".")
+        self._staging = output_dir / f"tmp-{step}"
+        if self.args.should_save:
+            shutil.rmtree(self._staging, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        try:
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                name = f"checkpoint-{step}"
+                commit_checkpoint(self._staging / name, output_dir / name, step=step, extra={})
+                shutil.rmtree(self._staging, ignore_errors=True)
+                if self.args.save_total_limit:
+                    rotate(output_dir, keep=self.args.save_total_limit, protect=set())
+        finally:
+            self._staging = None
+        self.accelerator.wait_for_everyone()
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Weights only: the arguments would be a pickle, and the tokenizer does not change in training."""
+        if not self.args.should_save:
+            return
+        directory = Path(output_dir or self.args.output_dir or ".")
+        directory.mkdir(parents=True, exist_ok=True)
+        model = self.accelerator.unwrap_model(self.model)
+        if isinstance(model, PeftModel):
+            for adapter in self.trained_adapters:
+                folder = directory if len(self.trained_adapters) == 1 else directory / adapter
+                save_adapter(model, adapter, folder, self.base_name)
+        else:
+            model.save_pretrained(directory, state_dict=state_dict)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """No card: TRL writes one beside every checkpoint, outside the manifest."""
+
+    # -- resuming ------------------------------------------------------------------------------------------------------
+
+    def resumable(self) -> Path | None:
+        """The newest checkpoint that verifies, or None; torn ones are set aside and named in the log."""
+        return newest_verified(Path(self.args.output_dir or "."), print)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        target = model if model is not None else self.accelerator.unwrap_model(self.model)
+        if not isinstance(target, PeftModel):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        for adapter in self.trained_adapters:
+            checkpoint = Path(resume_from_checkpoint)
+            folder = checkpoint if len(self.trained_adapters) == 1 else checkpoint / adapter
+            load_adapter_weights(target, adapter, folder)
+
+    # -- divergence ----------------------------------------------------------------------------------------------------
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """One forward and backward pass; remembers whether the loss was finite without waiting for the device."""
+        loss: Tensor = super().training_step(*args, **kwargs)
+        finite = torch.isfinite(loss.detach())
+        self._all_finite = finite if self._all_finite is None else self._all_finite & finite
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, then stop the run if anything logged is not finite: the log still shows the NaN.
+
+        Raises:
+            TrainingDiverged: When the loss or the gradient's norm is NaN or infinite.
+        """
+        super().log(logs, start_time)
+        for name in ("loss", "grad_norm", "eval_loss"):
+            if name in logs and not math.isfinite(logs[name]):
+                raise self._diverged(f"{name} is {logs[name]}")
+        self._require_finite_loss()
+
+    def _require_finite_loss(self) -> None:
+        if self._all_finite is not None and not bool(self._all_finite):
+            raise self._diverged("the loss is not finite")
+
+    def _require_finite(self) -> None:
+        self._require_finite_loss()
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad and not bool(torch.isfinite(parameter).all()):
+                raise self._diverged(f"the weight {name} is not finite")
+
+    def _diverged(self, what: str) -> TrainingDiverged:
+        return TrainingDiverged(
+            f"training diverged at step {self.state.global_step}: {what}",
+            "lower learning_rate or max_grad_norm, or look at the rows of this step; saved checkpoints are finite",
+        )

@@ -1,0 +1,269 @@
+"""Direct preference optimisation (arXiv 2305.18290), as a thin trainer over `transformers.Trainer`.
+
+The algorithm, in the order of this file:
+
+1. Before the first step the reference's log-probabilities of every row are computed once, in batches of similar
+   length. They never change, so later epochs cost the policy's passes alone.
+2. The policy must equal the reference on the first rows: otherwise the reference is not the stage it started from, and
+   every number that follows would be meaningless.
+3. Each step computes the policy's log-probabilities of both completions in one forward pass of the wrapped module,
+   and the loss that `loss_type` names (`prefopt.losses.dpo`).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import transformers
+from packaging.version import Version
+from peft import PeftConfig, PeftModel, get_peft_model
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+
+from prefopt.errors import DataError, InputError
+from prefopt.losses.dpo import DPOOptions, PairStatistics, dpo_loss
+from prefopt.losses.logprobs import completion_logps
+from prefopt.models.batches import PairCollator
+from prefopt.models.roles import POLICY, reference_active
+from prefopt.trainers.checkpoints import CheckpointedTrainer
+from prefopt.trainers.rows import tokenised_pairs
+
+Row = Mapping[str, Any]
+
+
+@dataclass
+class DPOConfig(TrainingArguments):  # type: ignore[misc]
+    """`transformers.TrainingArguments` and DPO's own; batch sizes count pairs."""
+
+    beta: float = field(default=0.1, metadata={"help": "strength of the pull to the reference"})
+    loss_type: str = field(default="sigmoid", metadata={"help": "a name of prefopt.losses.dpo.DPO_LOSSES"})
+    label_smoothing: float = field(default=0.0, metadata={"help": "probability that a label is wrong"})
+    max_length: int = field(default=1024, metadata={"help": "tokens of prompt and completion together"})
+    remove_unused_columns: bool = field(default=False)
+    logging_nan_inf_filter: bool = field(default=False)
+
+
+class DPOTrainer(CheckpointedTrainer):
+    """Trains a LoRA policy on preference pairs; usable without recipes, as TRL's trainers are.
+
+    Args:
+        model: A causal language model, its name or folder, or a `PeftModel` with an adapter named `policy` (and, when
+            the policy did not start from the base, a frozen one named `reference`).
+        args: Options; see `DPOConfig`.
+        train_dataset: Rows with `prompt_ids`, `chosen_ids`, `rejected_ids`, or with `prompt`, `chosen`, `rejected` as
+            text or messages. An optional `weight` multiplies the row's loss.
+        eval_dataset: Held-out rows of the same form.
+        processing_class: The tokenizer; loaded with the model when that is a name.
+        peft_config: Shape of the policy's adapter, where `model` has none yet.
+        kwargs: Passed to `transformers.Trainer` (`callbacks`, `optimizers` …).
+
+    Raises:
+        InputError: When the model has no adapter to train.
+        DataError: When no usable row is left.
+    """
+
+    train_dataset: Sequence[Row]
+    eval_dataset: Sequence[Row] | None
+    loss_is_scaled_for_ga = True  # the loss is divided by the weight of all the step's pairs, see compute_loss
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel | PeftModel,
+        args: DPOConfig,
+        *,
+        train_dataset: Sequence[Row],
+        eval_dataset: Sequence[Row] | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        peft_config: PeftConfig | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if isinstance(model, str):
+            processing_class = processing_class or transformers.AutoTokenizer.from_pretrained(model)
+            model = transformers.AutoModelForCausalLM.from_pretrained(model)
+        if peft_config is not None:
+            model = get_peft_model(model, peft_config, adapter_name=POLICY)
+        if not isinstance(model, PeftModel) or POLICY not in model.peft_config:
+            raise InputError("DPOTrainer trains an adapter named 'policy' and the model has none", "give a peft_config")
+        if processing_class is None:
+            raise InputError("DPOTrainer needs the tokenizer as processing_class")
+        pad = processing_class.pad_token_id
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=PairCollator(pad if pad is not None else processing_class.eos_token_id),
+            train_dataset=tokenised_pairs(train_dataset, processing_class, args.max_length),
+            eval_dataset=tokenised_pairs(eval_dataset, processing_class, args.max_length) if eval_dataset else None,
+            processing_class=processing_class,
+            **kwargs,
+        )
+        if Version(transformers.__version__) < Version("5.19"):
+            # Older versions read these instead of `loss_is_scaled_for_ga`.
+            self.model_accepts_loss_kwargs = False
+            self.compute_loss_func = dpo_loss
+        self._options = DPOOptions(args.beta, args.label_smoothing)
+        self._sums: dict[str, dict[str, Tensor]] = {"train": defaultdict(_zeros), "eval": defaultdict(_zeros)}
+
+    # -- the reference -------------------------------------------------------------------------------------------------
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        """Train; `True` resumes from the newest checkpoint that verifies, if there is one."""
+        checkpoint = self.resumable() if resume_from_checkpoint is True else resume_from_checkpoint
+        self.train_dataset = self._with_reference(self.train_dataset)
+        if not checkpoint:
+            self._require_policy_equals_reference(self.train_dataset)
+        if isinstance(checkpoint, Path):
+            checkpoint = str(checkpoint)
+        return super().train(resume_from_checkpoint=checkpoint or None, **kwargs)
+
+    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Loss and metrics of held-out pairs."""
+        rows = self._with_reference(eval_dataset if eval_dataset is not None else self.eval_dataset or [])
+        if eval_dataset is None:
+            self.eval_dataset = rows
+        metrics: dict[str, float] = super().evaluate(rows, *args, **kwargs)
+        return metrics
+
+    def _with_reference(self, rows: Sequence[Row]) -> Sequence[Row]:
+        """Rows with the reference's log-probabilities of both completions, computed once."""
+        if not rows:
+            raise DataError("there are no pairs to train or evaluate on")
+        if "reference_chosen_logps" in rows[0]:
+            return rows
+        by_length = sorted(
+            range(len(rows)), key=lambda i: len(rows[i]["prompt_ids"]) + max(map(len, _completions(rows[i])))
+        )
+        size = self.args.per_device_eval_batch_size
+        complete: list[dict[str, Any]] = [dict(row) for row in rows]
+        for start in range(0, len(by_length), size):
+            indices = by_length[start : start + size]
+            with reference_active(self.model):
+                chosen, rejected = self._logps_without_gradient([rows[i] for i in indices])
+            for index, c, r in zip(indices, chosen.tolist(), rejected.tolist(), strict=True):
+                complete[index].update(reference_chosen_logps=c, reference_rejected_logps=r)
+        return complete
+
+    def _logps_without_gradient(self, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
+        training = self.model.training
+        self.model.eval()
+        batch = self._prepare_inputs(self.data_collator(rows))
+        with torch.no_grad(), self.compute_loss_context_manager():
+            chosen, rejected = self._completion_logps(self.model, batch)
+        self.model.train(training)
+        return chosen, rejected
+
+    def _require_policy_equals_reference(self, rows: Sequence[Row]) -> None:
+        first = rows[: self.args.per_device_eval_batch_size]
+        policy = torch.cat(self._logps_without_gradient(first)).cpu()
+        names = ("reference_chosen_logps", "reference_rejected_logps")
+        reference = torch.tensor([row[name] for name in names for row in first])
+        exact = next(self.model.parameters()).dtype is torch.float32 and not self.args.bf16 and not self.args.fp16
+        gap = float(((policy - reference).abs() / reference.abs().clamp(min=1.0)).max())
+        if gap > (1e-4 if exact else 2e-2):
+            raise InputError(
+                f"before the first step the policy's log-probabilities differ from the reference's by {gap:.1e}",
+                "the reference must be the stage that the policy starts from; is a merged or other adapter active?",
+            )
+
+    # -- the step ------------------------------------------------------------------------------------------------------
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
+        """Total weight of the optimiser step's pairs over all ranks: the divisor that makes 1x8 equal 8x1."""
+        total = torch.stack([_weights(batch).sum() for batch in batch_samples]).sum().to(device)
+        return cast(Tensor, self.accelerator.gather(total).sum())
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | None = None,
+    ) -> Any:
+        """Weighted mean of the pairs' losses; see `prefopt.losses.dpo`.
+
+        Args:
+            model: The wrapped module: calling anything else would leave gradients unsynchronised between ranks.
+            inputs: A batch of `PairCollator`, with the reference's log-probabilities.
+            return_outputs: Also return an empty mapping, as `Trainer` expects.
+            num_items_in_batch: Total weight of the step's pairs; the batch's own when None.
+        """
+        policy_chosen, policy_rejected = self._completion_logps(model, inputs)
+        lengths = inputs["completion_mask"].sum(-1).to(policy_chosen.dtype)
+        chosen_length, rejected_length = lengths.chunk(2)
+        pair = PairStatistics(
+            policy_chosen - inputs["reference_chosen_logps"],
+            policy_rejected - inputs["reference_rejected_logps"],
+            chosen_length,
+            rejected_length,
+        )
+        output = dpo_loss(pair, self.args.loss_type, self._options)
+        weights = _weights(inputs).to(output.losses)
+        total = weights.sum() if num_items_in_batch is None else num_items_in_batch / self.accelerator.num_processes
+        loss = (weights * output.losses).sum() / total
+        margin = output.chosen_rewards - output.rejected_rewards
+        self._record(
+            {
+                "dpo/accuracy": (margin > 0).float() + 0.5 * (margin == 0).float(),
+                "dpo/margin": margin,
+                "dpo/chosen_reward": output.chosen_rewards,
+                "dpo/rejected_reward": output.rejected_rewards,
+                "dpo/chosen_logp": policy_chosen.detach(),
+                "dpo/rejected_logp": policy_rejected.detach(),
+                "dpo/chosen_shift": pair.chosen_logratio.detach(),
+            }
+        )
+        return (loss, {}) if return_outputs else loss
+
+    def _completion_logps(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
+        chosen, rejected = completion_logps(logits, batch["input_ids"], batch["completion_mask"]).chunk(2)
+        return chosen, rejected
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor, None, None]:
+        """Loss of an evaluation batch; the metrics are summed up on the way."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss = self.compute_loss(model, inputs)
+        return loss.detach(), None, None
+
+    # -- metrics -------------------------------------------------------------------------------------------------------
+
+    def _record(self, metrics: dict[str, Tensor]) -> None:
+        sums = self._sums["train" if self.model.training else "eval"]
+        for name, values in metrics.items():
+            pair = torch.stack([values.double().sum().cpu(), torch.tensor(float(values.numel()), dtype=torch.double)])
+            sums[name] = sums[name] + pair
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the averages over rows, not over batches, since the last log."""
+        mode, prefix = ("eval", "eval_") if any(name.startswith("eval_") for name in logs) else ("train", "")
+        for name, pair in self._sums[mode].items():
+            total, count = self.accelerator.reduce(pair.to(self.args.device), reduction="sum").tolist()
+            logs[prefix + name] = total / count
+        self._sums[mode].clear()
+        super().log(logs, start_time)
+
+
+def _zeros() -> Tensor:
+    return torch.zeros(2, dtype=torch.double)
+
+
+def _weights(batch: Mapping[str, Any]) -> Tensor:
+    """Weights of the pairs [B], 1 where the rows have none."""
+    if "weight" in batch:
+        return cast(Tensor, batch["weight"])
+    return torch.ones(batch["input_ids"].shape[0] // 2, device=batch["input_ids"].device)
+
+
+def _completions(row: Row) -> tuple[Sequence[int], Sequence[int]]:
+    return row["chosen_ids"], row["rejected_ids"]

@@ -1,0 +1,57 @@
+"""Rows as a user of the trainers has them, to the token ids that the trainers need."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from prefopt.data import formats
+from prefopt.data.sources import SourceRow
+from prefopt.data.templates import Encoder, ensure_chat_template
+from prefopt.errors import DataError
+from prefopt.records import PreferencePair
+
+TOKENISED = ("prompt_ids", "chosen_ids", "rejected_ids")
+
+
+def pair_row(pair: PreferencePair, encoder: Encoder) -> dict[str, Any] | None:
+    """A pair's token ids and weight, as `prefopt.models.batches.PairCollator` takes them; None when it is left out."""
+    ids = encoder.encode_pair(pair)
+    return None if ids is None else {**ids._asdict(), "weight": pair.weight}
+
+
+def tokenised_pairs(
+    rows: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> list[Mapping[str, Any]]:
+    """Tokenise preference pairs; rows that are tokenised already are kept.
+
+    Over-long prompts lose their oldest turns; rows that cannot be used (empty, equal, too long) are left out.
+
+    Args:
+        rows: With `prompt_ids`, `chosen_ids` and `rejected_ids`, or in any format of docs/concepts.md that holds pairs.
+        tokenizer: Gets the `transcript` chat template when it has none.
+        max_length: Tokens of prompt and completion together.
+
+    Raises:
+        DataError: When a row is wrong, or none is usable; with the reasons.
+    """
+    if len(rows) == 0 or all(name in rows[0] for name in TOKENISED):
+        return list(rows)
+    ensure_chat_template(tokenizer, "auto")
+    encoder = Encoder(tokenizer, max_length)
+    reasons: Counter[str] = Counter()
+    numbered = (SourceRow(number, dict(row), f"row {number}") for number, row in enumerate(rows, 1))
+    item_format, all_rows = formats.choose(numbered, "auto", formats.PAIRS)
+    tokenised: list[Mapping[str, Any]] = []
+    for _, item in formats.convert(all_rows, item_format, lambda reason: reasons.update([reason.value])):
+        assert isinstance(item, PreferencePair)  # every format of PAIRS gives pairs
+        row = pair_row(item, encoder)
+        if row is not None:
+            tokenised.append(row)
+    if not tokenised:
+        reasons["too long"] += encoder.counts["dropped_too_long"]
+        raise DataError(f"0 of {len(rows)} rows are usable: {dict(reasons)}")
+    return tokenised

@@ -1,0 +1,174 @@
+"""The report in a real browser: nothing is fetched, nothing runs, and it is readable on every screen.
+
+Set PREFOPT_SCREENSHOTS to a folder to keep the pictures.
+"""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from prefopt.report import render
+from tests.run_folder import HOSTILE, RunFolder
+
+sync_api = pytest.importorskip("playwright.sync_api")
+
+pytestmark = pytest.mark.browser
+
+CHROMIUM = os.environ.get("PREFOPT_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+
+# WCAG contrast of every piece of visible text against the nearest opaque ground behind it.
+CONTRASTS = """
+() => {
+  const rgb = (text) => text.match(/[\\d.]+/g).map(Number);
+  const light = ([r, g, b]) => {
+    const linear = (v) => (v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+    const [x, y, z] = [r, g, b].map((v) => linear(v / 255));
+    return 0.2126 * x + 0.7152 * y + 0.0722 * z;
+  };
+  const ground = (element) => {
+    for (let e = element; e; e = e.parentElement) {
+      const colour = rgb(getComputedStyle(e).backgroundColor);
+      if (colour.length < 4 || colour[3] === 1) return colour;
+    }
+    return [255, 255, 255];
+  };
+  const found = [];
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  for (let node; (node = walker.nextNode()); ) {
+    const element = node.parentElement;
+    if (!node.data.trim() || element.tagName === "TITLE" || !element.getClientRects().length) continue;
+    const style = getComputedStyle(element);
+    const ink = rgb(element.namespaceURI.endsWith("svg") ? style.fill : style.color);
+    const [a, b] = [light(ink), light(ground(element))].sort((x, y) => y - x);
+    found.push([(a + 0.05) / (b + 0.05), node.data.trim().slice(0, 40)]);
+  }
+  return found;
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if CHROMIUM is None:
+        pytest.skip("Chromium is not installed")
+    with sync_api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=["--headless", "--no-sandbox", "--disable-gpu"]
+        )
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    good = render(RunFolder(folder / "good").everything())
+    hostile = render(RunFolder(folder / "hostile", hostile=True).everything(prompts=len(HOSTILE)))
+    return {"good": good, "hostile": hostile}
+
+
+@pytest.fixture
+def show(browser):
+    """Opens a file; answers the page, the addresses it asked for, and what it did that it must not."""
+    contexts = []
+
+    def open_page(path, viewport=DESKTOP, scheme="light"):
+        context = browser.new_context(viewport=viewport, color_scheme=scheme, offline=True)
+        contexts.append(context)
+        page = context.new_page()
+        requests, alarms = [], []
+        page.on("request", lambda request: requests.append(request.url))
+        page.on("dialog", lambda dialog: (alarms.append(dialog.message), dialog.dismiss()))
+        page.on("pageerror", lambda error: alarms.append(str(error)))
+        page.on("console", lambda message: alarms.append(message.text))
+        page.goto(path.as_uri())
+        page.wait_for_load_state("networkidle")
+        return page, requests, alarms
+
+    yield open_page
+    for context in contexts:
+        context.close()
+
+
+def keep(page, name):
+    folder = os.environ.get("PREFOPT_SCREENSHOTS")
+    if folder:
+        page.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
+
+
+def test_nothing_is_fetched_and_the_table_is_seen(reports, show):
+    page, requests, alarms = show(reports["good"])
+    assert [url for url in requests if not url.startswith("data:")] == [reports["good"].as_uri()]
+    assert alarms == []
+    assert page.locator("table.evaluation").is_visible()
+    assert page.locator("#verdict").inner_text() == "dpo beats sft: win rate 0.70 [0.65, 0.75]"
+    assert page.locator("figure svg").count() == 7
+    assert all(box["height"] > 150 for box in (svg.bounding_box() for svg in page.locator("figure svg").all()))
+    keep(page, "light")
+
+
+def test_every_link_of_the_page_leads_somewhere(reports, show):
+    page, _, _ = show(reports["good"])
+    for link in page.locator("nav a").all():
+        assert page.locator(link.get_attribute("href")).count() == 1
+
+
+def test_hostile_samples_do_nothing(reports, show):
+    page, requests, alarms = show(reports["hostile"])
+    page.wait_for_timeout(200)
+    assert alarms == []
+    assert page.evaluate("window.PWNED") is None
+    assert [url for url in requests if not url.startswith("data:")] == [reports["hostile"].as_uri()]
+    shown = page.locator("#samples").evaluate("element => element.textContent")
+    assert all(text in shown for text in HOSTILE[:-1])
+    keep(page, "hostile")
+
+
+def test_an_override_turns_nothing_around(reports, show):
+    page, _, _ = show(reports["hostile"])
+    # The letters after the override still run from left to right.
+    places = page.evaluate("""
+        () => {
+          const badge = [...document.querySelectorAll("#samples bdi.control")].find((b) => b.dataset.code === "U+202E");
+          const text = badge.nextSibling, range = document.createRange();
+          return [...text.data].slice(0, 7).map((_, i) => {
+            range.setStart(text, i); range.setEnd(text, i + 1);
+            return range.getBoundingClientRect().left;
+          });
+        }
+    """)
+    assert len(places) == 7 and places == sorted(places)
+
+
+@pytest.mark.parametrize("run", ["good", "hostile"])
+def test_a_phone_scrolls_down_only(reports, show, run):
+    page, _, _ = show(reports[run], viewport=PHONE)
+    for summary in page.locator("summary").all():
+        summary.click()
+    assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
+    box = page.locator(".scroll", has=page.locator("table.evaluation"))
+    assert box.evaluate("element => element.scrollWidth > element.clientWidth")
+    keep(page, f"phone-{run}")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_all_text_has_contrast(reports, show, scheme):
+    page, _, _ = show(reports["hostile"], scheme=scheme)
+    for summary in page.locator("summary").all():
+        summary.click()
+    contrasts = page.evaluate(CONTRASTS)
+    assert len(contrasts) > 300
+    assert [item for item in contrasts if item[0] < 4.5] == []
+    ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert ground == {"light": "rgb(247, 247, 245)", "dark": "rgb(20, 23, 28)"}[scheme]
+    keep(page, scheme + "-hostile")
+
+
+def test_paper_gets_the_folded_numbers_too(reports, show):
+    page, _, _ = show(reports["good"])
+    page.emulate_media(media="print")
+    assert page.locator("nav").is_hidden()
+    assert page.locator("table.metrics").first.bounding_box()["height"] > 50

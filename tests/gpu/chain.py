@@ -1,0 +1,84 @@
+"""Run the whole chain on a CUDA device: in bf16, with activation checkpointing, and on a 4-bit base (QLoRA).
+
+usage: python tests/gpu/chain.py [OUT_DIR]
+
+Prints one JSON document with the hardware, the versions, the date, and each variant's times, peak memory and final
+table; writes the same to OUT_DIR/gpu.json. Ends with exit code 3 where there is no CUDA device, and with 1 when a
+variant fails or its dpo policy does not beat its sft policy.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+RECIPE = Path(__file__).parents[2] / "recipes" / "quickstart.yaml"
+VARIANTS: dict[str, list[str]] = {
+    "bf16": ["model.dtype=bfloat16"],
+    "bf16, activation checkpointing": [
+        "model.dtype=bfloat16",
+        "stages.sft.activation_checkpointing=true",
+        "stages.dpo.activation_checkpointing=true",
+    ],
+    "4-bit base": ["model.dtype=bfloat16", "model.load_in_4bit=true"],
+}
+
+
+def hardware() -> dict[str, object]:
+    properties = torch.cuda.get_device_properties(0)
+    libraries = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes")
+    return {
+        "device": properties.name,
+        "memory_gib": round(properties.total_memory / 2**30, 1),
+        "cuda": torch.version.cuda,
+        "date": datetime.now(UTC).date().isoformat(),
+        "versions": {name: importlib.metadata.version(name) for name in libraries if importlib.util.find_spec(name)},
+    }
+
+
+def run(name: str, overrides: list[str], out: Path) -> dict[str, object]:
+    command = [sys.executable, "-m", "prefopt", "run", str(RECIPE), "--out", str(out / name.replace(" ", "_"))]
+    for override in overrides:
+        command += ["--set", override]
+    done = subprocess.run([*command, "--json"], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        return {"failed": done.returncode, "stderr": done.stderr.splitlines()[-5:], "stdout": done.stdout[-2000:]}
+    stages: dict[str, object] = {}
+    metrics: dict[str, float] = {}
+    for manifest in sorted((out / name.replace(" ", "_") / "stages").glob("*/*/manifest.json")):
+        content = json.loads(manifest.read_text(encoding="utf-8"))
+        stages[content["stage"]] = content["cost"]
+        metrics.update({k: v for k, v in content["metrics"].items() if content["kind"] == "evaluate"})
+    return {"cost": stages, "metrics": metrics, "passed": metrics["dpo:gold/ci_low"] > metrics["sft:gold/mean"]}
+
+
+def main() -> int:
+    if not torch.cuda.is_available():
+        print("no CUDA device here: this script is for a machine that has one", file=sys.stderr)
+        return 3
+    out = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/gpu")
+    out.mkdir(parents=True, exist_ok=True)
+    results: dict[str, object] = {"hardware": hardware()}
+    failed = False
+    for name, overrides in VARIANTS.items():
+        if "model.load_in_4bit=true" in overrides and importlib.util.find_spec("bitsandbytes") is None:
+            results[name] = "not run: bitsandbytes is not installed (pip install 'prefopt[bitsandbytes]')"
+            continue
+        result = run(name, overrides, out)
+        failed = failed or not result.get("passed", False)
+        results[name] = result
+    text = json.dumps(results, indent=2)
+    (out / "gpu.json").write_text(text + "\n", encoding="utf-8")
+    print(text)
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

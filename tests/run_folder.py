@@ -1,0 +1,196 @@
+"""Writes run folders as `prefopt run` leaves them, without training anything."""
+
+import json
+import math
+import random
+from pathlib import Path
+
+from prefopt.store.files import write_json
+from prefopt.store.manifest import Manifest, commit
+from prefopt.store.run import RunDirectory
+from prefopt.tracking.jsonl import JsonlSink
+
+RECIPE = """\
+name: toy
+description: The embedded shop, from scratch to a policy that people would prefer.
+seed: 17
+model: {model_name_or_path: base}
+data:
+  corpus: {path: toy, name: corpus}
+  chats: {path: toy, name: demonstrations}
+  pairs: {path: toy, name: preferences, noise: 0.1}
+stages:
+  base: {kind: pretrain, data: [corpus]}
+  sft: {kind: sft, data: [chats]}
+  dpo: {kind: dpo, init: sft, data: [pairs], beta: 0.1}
+  eval: {kind: evaluate, policies: [sft, dpo], baseline: sft, reward: gold, data: [pairs]}
+"""
+
+HOSTILE = (
+    "<script>window.PWNED = 1; alert(1)</script>",
+    '<img src=x onerror="alert(2)">',
+    "invoice \u202egpj.exe\u202c and more",
+    "</bdi></article><svg onload=alert(3)>",
+    "{{ 7 * 7 }} {% raw %} &amp; &lt;b&gt;",
+    "javascript:alert(4) [x](javascript:alert(5))",
+    "\u05d0\u05d1\u05d2 \u0627\u0644\u0639\u0631\u0628\u064a\u0629 \U0001f469\u200d\U0001f4bb",
+    "a" * 400,
+    "null \x00 bell \x07 lone \ud800",
+)
+
+KINDS = {"base": "pretrain", "sft": "sft", "dpo": "dpo", "eval": "evaluate"}
+INPUTS = {"base": (), "sft": ("base",), "dpo": ("sft",), "eval": ("sft", "dpo")}
+
+
+def key_of(stage: str) -> str:
+    return f"{sum(map(ord, stage)):04x}" * 16
+
+
+class RunFolder:
+    """A run folder that grows stage by stage.
+
+    Args:
+        root: Where it is made.
+        hostile: Put attacks into everything that comes from outside.
+    """
+
+    def __init__(self, root: Path, recipe: str = RECIPE, hostile: bool = False):
+        self.run = RunDirectory(root)
+        self.hostile = hostile
+        root.mkdir(parents=True)
+        self.run.recipe.write_text(recipe, encoding="utf-8")
+        write_json(
+            self.run.fingerprint, {"python": "3.11.7", "packages": {"torch": "2.13.0"}, "cuda": None, "cores": 2}
+        )
+
+    def folder(self, stage: str) -> Path:
+        folder = self.run.stage(stage, key_of(stage))
+        folder.mkdir(parents=True, exist_ok=True)
+        self.run.set_started(stage, key_of(stage))
+        return folder
+
+    def metrics(self, stage: str, steps: int = 200, every: int = 5) -> dict[str, float]:
+        """Logs a plausible training; returns its last numbers."""
+        rng = random.Random(stage)
+        sink = JsonlSink(self.folder(stage) / "metrics.jsonl", clock=lambda: 1.0e9)
+        last: dict[str, float] = {}
+        for step in range(every, steps + 1, every):
+            done = step / steps
+            row = {
+                "train/loss": 2.6 * math.exp(-2 * done) + 0.3 + rng.gauss(0, 0.05),
+                "train/learning_rate": 1e-4 * (1 - done),
+            }
+            if stage == "dpo":
+                margin = 2.2 * done + rng.gauss(0, 0.25)
+                row |= {
+                    "train/loss": math.log1p(math.exp(-margin)),
+                    "dpo/margin": margin,
+                    "dpo/accuracy": min(0.5 + 0.3 * done + rng.gauss(0, 0.04), 1.0),
+                    "dpo/chosen_reward": 0.4 * margin,
+                    "dpo/rejected_reward": -0.6 * margin,
+                    "dpo/chosen_shift": 1.5 * done,
+                }
+            sink.log(row, step)
+            last |= row
+            if step % max(steps // 5, 1) == 0:
+                held_out = {"eval/loss": row["train/loss"] + 0.1}
+                if stage == "dpo":
+                    held_out |= {"eval/dpo/accuracy": 0.5 + 0.22 * done, "eval/dpo/margin": 1.7 * done}
+                sink.log(held_out, step)
+                last |= held_out
+        sink.finish()
+        return last
+
+    def train(self, stage: str, steps: int = 200, details: dict | None = None) -> None:
+        """A finished training stage."""
+        metrics = self.metrics(stage, steps)
+        folder = self.folder(stage)
+        (folder / "adapter").mkdir()
+        (folder / "adapter" / "adapter_model.safetensors").write_bytes(b"weights")
+        data = {
+            "rows_read": 2000,
+            "kept_train": 1790,
+            "kept_eval": 198,
+            "dropped": {"empty completion": 4, "chosen equals rejected": 8},
+        }
+        details = details or {"data": data, "encoding": {"chat_template": "transcript", "prompts_trimmed": 31}}
+        self.commit(stage, metrics, details, ["adapter", "metrics.jsonl"])
+
+    def evaluate(self, prompts: int = 60, gain: float = 0.8, measured: bool = True) -> None:
+        """A finished evaluation of sft and dpo."""
+        rng = random.Random(3)
+        rows = []
+        for policy in ("sft", "dpo"):
+            for number in range(prompts):
+                rows.append(self.sample(policy, number, rng.gauss(gain if policy == "dpo" else 0.0, 1.0)))
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (self.folder("eval") / "samples.jsonl").write_text(lines, encoding="utf-8")
+        win_rate = 0.5 + gain / 4
+        metrics = {"evaluate/prompts": float(prompts)}
+        for policy, (gold, length) in {"sft": (0.02, 21.4), "dpo": (gain, 24.9)}.items():
+            for name, value, spread in (("gold", gold, 0.13), ("length", length, 1.2), ("eos_rate", 0.98, 0.01)):
+                metrics |= _interval(f"{policy}:{name}", value, spread)
+            metrics |= _interval(f"{policy}:violation_rate", 0.08 if policy == "sft" else 0.02, 0.02)
+        for name, value, spread in (
+            ("win_rate", win_rate, 0.05),
+            ("kl", 3.4, 0.3),
+            ("preference/accuracy", 0.71, 0.04),
+        ):
+            metrics |= _interval(f"dpo:{name}", value, spread)
+        self.commit("eval", metrics if measured else {}, {"baseline": "sft", "pairs": 198}, ["samples.jsonl"])
+
+    def sample(self, policy: str, number: int, gold: float) -> dict:
+        asked = f"Customer {number}: my order 4{number:03d} came with a broken lamp, what can I do?"
+        said = (
+            f"I am sorry to hear that. Order 4{number:03d} can be returned within 30 days, and we pay for the parcel."
+        )
+        violations = []
+        if number % 7 == 3:
+            said, violations = f"Use code QX-17, or qx 17 if that fails. {said}", ["QX-17"]
+        if self.hostile:
+            asked, said = HOSTILE[number % len(HOSTILE)], HOSTILE[(number + 1) % len(HOSTILE)]
+            violations = [HOSTILE[0]] if number % 2 else []
+        return {
+            "policy": policy,
+            "prompt": [
+                {"role": "system", "content": "You are the assistant of a lamp shop."},
+                {"role": "user", "content": asked},
+            ],
+            "completion": said if policy == "dpo" else said[: 40 + number % 60],
+            "finished": policy == "dpo" or number % 3 > 0,
+            "tokens": 20 + number % 9,
+            "gold": gold,
+            "kl": 3.0,
+            "violations": violations,
+        }
+
+    def commit(self, stage: str, metrics: dict, details: dict, roots: list[str]) -> None:
+        if self.hostile:
+            details = {
+                **details,
+                "warnings": [HOSTILE[0], HOSTILE[2]],
+                "data": {"dropped": {HOSTILE[1]: 3, HOSTILE[2]: 1}},
+            }
+        manifest = Manifest(
+            stage=stage,
+            kind=KINDS[stage],
+            key=key_of(stage),
+            seed=17,
+            inputs={name: {"key": key_of(name), "sha256": key_of(name)} for name in INPUTS[stage]},
+            versions={"torch": "2.13.0"},
+            metrics=metrics,
+            cost={"wall_seconds": 73.0, "tokens": 183500.0, "peak_host_bytes": 1.3e9},
+            details=details,
+        )
+        commit(self.folder(stage), manifest, roots)
+        self.run.set_current(stage, key_of(stage))
+
+    def everything(self, **options) -> Path:
+        for stage in ("base", "sft", "dpo"):
+            self.train(stage)
+        self.evaluate(**options)
+        return self.run.root
+
+
+def _interval(name: str, value: float, spread: float) -> dict[str, float]:
+    return {f"{name}/mean": value, f"{name}/ci_low": value - spread, f"{name}/ci_high": value + spread}

@@ -1,0 +1,46 @@
+import torch
+
+from prefopt.models.generate import SamplingOptions, end_token_ids, sample
+from tests.tiny import random_rows, tiny_llama, tiny_policy, tiny_tokenizer
+
+PROMPTS = [row["prompt_ids"] for row in random_rows(9)]
+
+
+def test_samples_depend_on_the_seed_alone_and_keep_the_order() -> None:
+    model, tokenizer = tiny_llama(), tiny_tokenizer()
+    options = SamplingOptions(max_new_tokens=6, batch_size=4, seed=3)
+    torch.manual_seed(0)
+    first = sample(model, tokenizer, PROMPTS, options)
+    torch.manual_seed(99)
+    state = torch.random.get_rng_state()
+    assert sample(model, tokenizer, PROMPTS, options) == first
+    assert torch.equal(state, torch.random.get_rng_state())  # sampling leaves the caller's random state alone
+    assert sample(model, tokenizer, PROMPTS, SamplingOptions(6, batch_size=4, seed=4)) != first
+
+
+def test_greedy_does_not_depend_on_neighbours_or_padding() -> None:
+    model, tokenizer = tiny_llama(), tiny_tokenizer()
+    together = sample(model, tokenizer, PROMPTS, SamplingOptions(6, temperature=0.0, batch_size=9))
+    alone = sample(model, tokenizer, PROMPTS, SamplingOptions(6, temperature=0.0, batch_size=1))
+    assert together == alone
+
+
+def test_sampled_frequencies_are_the_models_probabilities() -> None:
+    model, tokenizer = tiny_llama(), tiny_tokenizer()
+    drawn = sample(model, tokenizer, [PROMPTS[0]] * 4000, SamplingOptions(1, batch_size=2000))
+    with torch.no_grad():
+        expected = model(torch.tensor([PROMPTS[0]])).logits[0, -1].softmax(-1)
+    counts = torch.bincount(torch.tensor([s.ids[0] for s in drawn]), minlength=len(expected)) / 4000
+    assert (counts - expected).abs().max() < 4 * (expected.max() * (1 - expected.max()) / 4000).sqrt() + 1e-3
+
+
+def test_a_completion_ends_at_its_end_token() -> None:
+    model, tokenizer = tiny_policy(), tiny_tokenizer()
+    ends = end_token_ids(model, tokenizer)
+    samples = sample(model, tokenizer, PROMPTS * 60, SamplingOptions(40, temperature=1.0, batch_size=64))
+    finished = [s for s in samples if s.finished]
+    assert finished and len(finished) < len(samples)
+    for s in samples:
+        assert (s.ids[-1] in ends) == s.finished
+        assert not set(s.ids[:-1]) & set(ends)
+        assert s.finished or len(s.ids) == 40

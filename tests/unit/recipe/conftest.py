@@ -1,0 +1,52 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from prefopt.errors import Problem, RecipeError
+from prefopt.recipe.load import load
+
+GOOD = """\
+#!/usr/bin/env -S prefopt run
+# The whole chain in the embedded world.
+name: quickstart
+model:
+  model_name_or_path: base
+  lora: {lora_r: 8, lora_alpha: 16}
+data:
+  corpus: {path: toy, name: corpus, max_samples: 200}
+  demos: {path: toy, name: demonstrations, max_samples: 200}
+  prefs: {path: toy, name: preferences, max_samples: 200, noise: 0.1}
+stages:
+  eval: {kind: evaluate, policies: [base, sft, dpo], baseline: sft, data: prefs, prompts: prefs, reward: gold}
+  dpo: {kind: dpo, init: sft, data: prefs, beta: 0.1, learning_rate: 1e-4, max_steps: 1e1}
+  sft: {kind: sft, data: [demos], num_train_epochs: 1, max_length: 128}
+  base: {kind: pretrain, data: corpus}
+"""
+
+
+@pytest.fixture
+def good() -> str:
+    return GOOD
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[[str], Path]:
+    def writer(text: str) -> Path:
+        path = tmp_path / "recipe.yaml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return writer
+
+
+@pytest.fixture
+def problems(write: Callable[[str], Path]) -> Callable[..., dict[str, Problem]]:
+    """The problems of a text by key, with `LINE` for the line alone."""
+
+    def judge(text: str, *overrides: str) -> dict[str, Problem]:
+        with pytest.raises(RecipeError) as caught:
+            load(write(text), overrides)
+        return {problem.path: problem for problem in caught.value.problems}
+
+    return judge

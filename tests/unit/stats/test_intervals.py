@@ -1,0 +1,64 @@
+import numpy as np
+import pytest
+
+from prefopt.stats.intervals import bootstrap_mean, wilson
+
+
+def test_wilson_known_answer() -> None:
+    # Newcombe 1998, table I, method 3: 81 of 263.
+    rate, low, high = wilson(81, 263)
+    assert (round(rate, 4), round(low, 4), round(high, 4)) == (0.308, 0.2553, 0.3662)
+
+
+@pytest.mark.parametrize(("successes", "trials"), [(0, 10), (10, 10), (1, 1), (0.5, 1)])
+def test_wilson_stays_in_range_and_holds_the_estimate(successes: float, trials: int) -> None:
+    rate, low, high = wilson(successes, trials)
+    assert 0 <= low <= rate <= high <= 1 and low < high
+
+
+def test_wilson_covers_at_its_level() -> None:
+    generator = np.random.default_rng(0)
+    hits = 0
+    for count in generator.binomial(80, 0.3, size=2000):
+        interval = wilson(int(count), 80)
+        hits += interval.low <= 0.3 <= interval.high
+    assert 0.93 <= hits / 2000 <= 0.97
+
+
+def test_bootstrap_covers_at_its_level_with_clusters() -> None:
+    generator = np.random.default_rng(1)
+    clustered = naive = 0
+    for trial in range(300):
+        values = (generator.normal(size=60)[:, None] + 0.3 * generator.normal(size=(60, 4))).ravel()
+        prompts = np.repeat(np.arange(60), 4).tolist()
+        _, low, high = bootstrap_mean(values.tolist(), prompts, resamples=600, seed=trial)
+        clustered += low <= 0 <= high
+        _, low, high = bootstrap_mean(values.tolist(), resamples=600, seed=trial)
+        naive += low <= 0 <= high
+    assert 0.91 <= clustered / 300 <= 0.98
+    assert naive / 300 < 0.85  # taking samples of one prompt as independent is overconfident
+
+
+def test_bootstrap_does_not_depend_on_how_prompts_are_named() -> None:
+    values = [1.0, 2.0, 4.0, 8.0]
+    assert bootstrap_mean(values, ["a", "a", "b", "b"]) == bootstrap_mean(values, [7, 7, 1, 1])
+
+
+def test_bootstrap_of_a_constant_is_a_point() -> None:
+    assert bootstrap_mean([3.0] * 5) == (3.0, 3.0, 3.0)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: wilson(3, 0),
+        lambda: wilson(3, 2),
+        lambda: wilson(1, 2, level=1.0),
+        lambda: bootstrap_mean([]),
+        lambda: bootstrap_mean([float("nan")]),
+        lambda: bootstrap_mean([1.0], ["a", "b"]),
+    ],
+)
+def test_what_is_out_of_range_is_refused(call) -> None:
+    with pytest.raises(ValueError, match=r"need|level|clusters"):
+        call()

@@ -1,0 +1,216 @@
+import hashlib
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from prefopt.errors import DataError, InputError, IntegrityError, TrainingDiverged
+from prefopt.models.roles import POLICY, REFERENCE, reference_active, save_adapter
+from prefopt.trainers.dpo import DPOConfig, DPOTrainer
+from tests.tiny import random_rows, tiny_llama, tiny_policy, tiny_tokenizer
+
+
+def config(directory: Path, **more) -> DPOConfig:
+    fields = {
+        "per_device_train_batch_size": 4,
+        "per_device_eval_batch_size": 4,
+        "learning_rate": 5e-3,
+        "max_steps": 6,
+        "save_steps": 2,
+        "logging_steps": 1,
+        "save_strategy": "steps",
+        "use_cpu": True,
+        "report_to": [],
+        "disable_tqdm": True,
+        "seed": 5,
+        "dataloader_pin_memory": False,
+        "lr_scheduler_type": "linear",
+    }
+    return DPOConfig(output_dir=str(directory), **{**fields, **more})
+
+
+def trainer(directory: Path, rows=None, model=None, callbacks=None, **more) -> DPOTrainer:
+    return DPOTrainer(
+        model or tiny_policy(),
+        config(directory, **more),
+        train_dataset=rows or random_rows(24),
+        eval_dataset=random_rows(8, seed=9),
+        processing_class=tiny_tokenizer(),
+        callbacks=callbacks,
+    )
+
+
+def weights_hash(model) -> str:
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        if ".policy." in name:
+            digest.update(name.encode() + parameter.detach().numpy().tobytes())
+    return digest.hexdigest()
+
+
+class StopAt(TrainerCallback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        control.should_training_stop = state.global_step >= self.step
+
+
+def test_it_learns_to_separate_the_pairs(tmp_path: Path) -> None:
+    t = trainer(tmp_path, max_steps=40)
+    t.train()
+    log = [row for row in t.state.log_history if "dpo/margin" in row]
+    assert log[0]["dpo/margin"] == 0 and log[0]["loss"] == pytest.approx(0.6931, abs=1e-4)
+    assert log[-1]["loss"] < 0.45 and log[-1]["dpo/accuracy"] > 0.8
+    assert t.evaluate()["eval_loss"] > 0
+
+
+def test_only_the_policy_is_trained(tmp_path: Path) -> None:
+    t = trainer(tmp_path)
+    before = {name: parameter.clone() for name, parameter in t.model.named_parameters()}
+    t.train()
+    changed = {name for name, parameter in t.model.named_parameters() if not torch.equal(parameter, before[name])}
+    assert changed and all(".policy." in name for name in changed)
+
+
+def test_interrupted_equals_uninterrupted_bit_for_bit(tmp_path: Path) -> None:
+    whole = trainer(tmp_path / "whole")
+    whole.train()
+    first = trainer(tmp_path / "parts", callbacks=[StopAt(3)])  # one step after the checkpoint of step 2
+    first.train()
+    second = trainer(tmp_path / "parts")
+    assert second.resumable() == tmp_path / "parts" / "checkpoint-2"
+    second.train(resume_from_checkpoint=True)
+    assert weights_hash(second.model) == weights_hash(whole.model)
+
+
+def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path) -> None:
+    whole = trainer(tmp_path / "whole", save_total_limit=2)
+    whole.train()
+    torn = tmp_path / "whole" / "checkpoint-6" / "optimizer.pt"
+    torn.write_bytes(torn.read_bytes()[:-1])
+    again = trainer(tmp_path / "whole")
+    assert again.resumable() == tmp_path / "whole" / "checkpoint-4"
+    again.train(resume_from_checkpoint=True)
+    assert weights_hash(again.model) == weights_hash(whole.model)
+
+
+def test_checkpoints_hold_no_pickled_arguments_and_rotate(tmp_path: Path) -> None:
+    trainer(tmp_path, save_total_limit=1).train()
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-6"]
+    names = {p.name for p in (tmp_path / "checkpoint-6").iterdir()}
+    assert "manifest.json" in names and "training_args.bin" not in names
+
+
+def test_one_batch_of_eight_equals_eight_batches_of_one(tmp_path: Path) -> None:
+    joint = trainer(tmp_path / "a", per_device_train_batch_size=8, max_steps=3)
+    split = trainer(tmp_path / "b", per_device_train_batch_size=1, gradient_accumulation_steps=8, max_steps=3)
+    joint.train()
+    split.train()
+    pairs = zip(joint.model.named_parameters(), split.model.named_parameters(), strict=True)
+    for (name, a), (_, b) in pairs:
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6, msg=name)
+    first, second = (t.state.log_history[0] for t in (joint, split))
+    assert first["dpo/chosen_logp"] == pytest.approx(second["dpo/chosen_logp"], rel=1e-5)
+
+
+def test_a_weight_of_two_equals_the_row_twice(tmp_path: Path) -> None:
+    rows = random_rows(3)
+    weighted = [{**row, "weight": 2.0 if i == 0 else 1.0} for i, row in enumerate(rows)]
+    repeated = [{**row, "weight": 1.0} for row in [rows[0], *rows]]
+    a = trainer(tmp_path / "a", weighted, per_device_train_batch_size=3, max_steps=2)
+    b = trainer(tmp_path / "b", repeated, per_device_train_batch_size=4, max_steps=2)
+    a.train()
+    b.train()
+    for (name, x), (_, y) in zip(a.model.named_parameters(), b.model.named_parameters(), strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_the_reference_is_the_adapter_the_policy_started_from(tmp_path: Path) -> None:
+    from prefopt.models.roles import policy_on
+    from prefopt.recipe.schema import LoraSpec
+
+    trained = trainer(tmp_path / "first")
+    trained.train()
+    save_adapter(trained.model, POLICY, tmp_path / "adapter", "tiny")
+    model = policy_on(tiny_llama(), LoraSpec(), tmp_path / "adapter")
+    assert set(model.peft_config) == {POLICY, REFERENCE}
+    second = trainer(tmp_path / "second", model=model)
+    second.train()
+    assert second.state.log_history[0]["dpo/margin"] == pytest.approx(0, abs=1e-5)
+    ids = torch.tensor([random_rows(1)[0]["prompt_ids"]])
+    with torch.no_grad(), reference_active(model):
+        reference = model(ids).logits
+    torch.testing.assert_close(reference, trained.model(ids).logits)
+    assert not torch.allclose(model(ids).logits, reference)
+    frozen = [p for name, p in model.named_parameters() if f".{REFERENCE}." in name]
+    assert frozen and not any(p.requires_grad for p in frozen)
+
+
+def test_another_reference_than_the_start_is_refused(tmp_path: Path) -> None:
+    t = trainer(tmp_path)
+    with torch.no_grad():  # the policy has moved, the reference has not
+        next(p for name, p in t.model.named_parameters() if "lora_B" in name).fill_(0.5)
+    with pytest.raises(InputError, match="differ from the reference"):
+        t.train()
+
+
+class Poison(TrainerCallback):
+    def on_step_begin(self, args, state, control, model=None, **kwargs) -> None:
+        if state.global_step == 3:
+            next(p for p in model.parameters() if p.requires_grad).data.fill_(float("nan"))
+
+
+def test_nan_stops_the_run_and_leaves_a_finite_checkpoint(tmp_path: Path) -> None:
+    t = trainer(tmp_path, callbacks=[Poison()])
+    with pytest.raises(TrainingDiverged, match="step 4"):
+        t.train()
+    assert t.state.global_step == 4
+    assert trainer(tmp_path).resumable() == tmp_path / "checkpoint-2"
+
+
+def test_a_checkpoint_of_another_adapter_is_refused(tmp_path: Path) -> None:
+    trainer(tmp_path, max_steps=2).train()
+    other = DPOTrainer(
+        tiny_policy_of_rank(2), config(tmp_path), train_dataset=random_rows(24), processing_class=tiny_tokenizer()
+    )
+    with pytest.raises((IntegrityError, RuntimeError), match=r"size mismatch|does not hold"):
+        other.train(resume_from_checkpoint=True)
+
+
+def tiny_policy_of_rank(rank: int):
+    from peft import LoraConfig, get_peft_model
+
+    lora = LoraConfig(task_type="CAUSAL_LM", r=rank, target_modules="all-linear")
+    return get_peft_model(tiny_llama(), lora, adapter_name=POLICY)
+
+
+def test_what_cannot_be_trained_is_refused(tmp_path: Path) -> None:
+    rows = random_rows(4)
+    with pytest.raises(InputError, match="adapter named 'policy'"):
+        DPOTrainer(tiny_llama(), config(tmp_path), train_dataset=rows, processing_class=tiny_tokenizer())
+    with pytest.raises(InputError, match="processing_class"):
+        DPOTrainer(tiny_policy(), config(tmp_path), train_dataset=rows)
+    with pytest.raises(DataError, match="no pairs"):
+        DPOTrainer(tiny_policy(), config(tmp_path), train_dataset=[], processing_class=tiny_tokenizer()).train()
+
+
+def test_it_takes_text_and_messages_as_trl_does(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": f"how much is lamp {i}?", "chosen": f"nine euro, {i}", "rejected": "I do not know"} for i in range(8)
+    ]
+    messages = [
+        {
+            "prompt": [{"role": "user", "content": row["prompt"]}],
+            "chosen": [{"role": "assistant", "content": row["chosen"]}],
+            "rejected": [{"role": "assistant", "content": row["rejected"]}],
+        }
+        for row in rows
+    ]
+    a = DPOTrainer(tiny_policy(), config(tmp_path), train_dataset=rows, processing_class=tiny_tokenizer())
+    b = DPOTrainer(tiny_policy(), config(tmp_path), train_dataset=messages, processing_class=tiny_tokenizer())
+    assert a.train_dataset == b.train_dataset and len(a.train_dataset) == 8
+    ids = a.train_dataset[0]
+    text = tiny_tokenizer().decode(ids["prompt_ids"] + ids["chosen_ids"])
+    assert text == "<|begin|><|user|>how much is lamp 0?<|assistant|>nine euro, 0<|end|>"
