@@ -46,6 +46,7 @@ layers: $(STAMP)
 	$(BIN)/lint-imports
 
 gpu: $(STAMP)  ## the chain on a CUDA device: bf16, QLoRA, activation checkpointing
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,bitsandbytes]'
 	$(BIN)/python tests/gpu/chain.py
 
 clean:  ## remove what was installed and cached, not your runs

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.end_to_end.small import Finished, prefopt, words
+
 # Before any library reads them: tests import what they test at the top of the module.
 os.environ.update(HF_HUB_OFFLINE="1", WANDB_MODE="offline", NO_COLOR="1")
 # Threads that wait by spinning take the cores away from each other wherever more run than there are cores.
@@ -43,3 +45,10 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
         report.outcome = "failed"
         report.longrepr = f"skipped, though PREFOPT_NO_SKIPS is set: {report.longrepr}"
     return report
+
+
+@pytest.fixture(scope="session")
+def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """The small quickstart, run once from nothing to the report. Tests may read it, and copy it."""
+    out = tmp_path_factory.mktemp("runs") / "small"
+    return Finished(out, prefopt(*words(out)))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 PIPE_WIDTH = 200
-_BOLD, _RED, _DIM = "1", "1;31", "2"
+BOLD, RED, DIM = "1", "1;31", "2"
+# Characters that move the cursor, change colours or turn text around; a line break and a tab only end a line or a word.
+_ACTING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def has_colour(stream: TextIO) -> bool:
@@ -28,6 +31,11 @@ def has_colour(stream: TextIO) -> bool:
 def styled(text: str, code: str, stream: TextIO) -> str:
     """Text in an ANSI style, where the stream has colours."""
     return f"\x1b[{code}m{text}\x1b[0m" if has_colour(stream) else text
+
+
+def harmless(text: str) -> str:
+    r"""Text of a model or a file with the characters that a terminal acts upon written out, as in `\x1b`."""
+    return _ACTING.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -69,7 +77,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, tit
     for row in rows:
         table.add_row(*(Text(_cell(value)) for value in row))
     if title:
-        say(styled(title, _BOLD, sys.stdout))
+        say(styled(title, BOLD, sys.stdout))
     console().print(table)
 
 
@@ -87,9 +95,9 @@ def print_json(document: object) -> None:
 def print_error(error: PrefoptError) -> None:
     """An error on stderr: a line with its remedy, or the list of a recipe's problems."""
     stream = sys.stderr
-    mark = styled("error:", _RED, stream)
+    mark = styled("error:", RED, stream)
     if not isinstance(error, RecipeError):
-        remedy = styled(f" — {error.remedy}", _DIM, stream) if error.remedy else ""
+        remedy = styled(f" — {error.remedy}", DIM, stream) if error.remedy else ""
         print(f"{mark} {error.message}{remedy}", file=stream, flush=True)
         return
     print(f"{mark} {_count(error)}", file=stream)
@@ -105,8 +113,8 @@ def _count(error: RecipeError) -> str:
 
 def _problem_line(problem: Problem, stream: TextIO) -> str:
     key = f" {problem.path}:" if problem.path else ""
-    remedy = styled(f" — {problem.remedy}", _DIM, stream) if problem.remedy else ""
-    return f"{styled(problem.where + ':', _BOLD, stream)}{key} {problem.message}{remedy}"
+    remedy = styled(f" — {problem.remedy}", DIM, stream) if problem.remedy else ""
+    return f"{styled(problem.where + ':', BOLD, stream)}{key} {problem.message}{remedy}"
 
 
 def error_document(error: PrefoptError) -> dict[str, Any]:

@@ -141,6 +141,7 @@ class Encoder:
         counts: `rows`, `trimmed_prompts`, `dropped_too_long`, `refused_by_template`, `boundary_mismatch` (completions
             tokenised on their own because the joint ids do not begin with the prompt's), `neutralised` (special tokens
             in the text of users, taken apart by a space).
+        refusal: What the chat template last said when it refused a conversation; empty when it refused none.
 
     Raises:
         DataError: If the tokenizer has no EOS token or no chat template.
@@ -159,7 +160,7 @@ class Encoder:
         self._overlong = overlong
         self._eos: int = tokenizer.eos_token_id
         self._control = _control_pattern(tokenizer)
-        self._refusal = ""
+        self.refusal = ""
         self._bos = tokenizer.bos_token_id
         alone = list(tokenizer("a", add_special_tokens=True, verbose=False)["input_ids"])
         self._adds_bos = self._bos is not None and alone[:1] == [self._bos]
@@ -221,12 +222,12 @@ class Encoder:
         """
         rows, dropped = self.counts["rows"], self.counts["dropped_too_long"] + self.counts["refused_by_template"]
         if rows and dropped / rows > max_dropped:
-            refused = f", {self.counts['refused_by_template']} refused by the chat template ({self._refusal})"
+            refused = f", {self.counts['refused_by_template']} refused by the chat template ({self.refusal})"
             raise DataError(
                 f"{dropped} of {rows} rows ({dropped / rows:.1%}, allowed {max_dropped:.1%}) cannot be used:"
                 f" {self.counts['dropped_too_long']} longer than max_length {self._max_length}"
                 + refused
-                * bool(self._refusal),
+                * bool(self.refusal),
                 "raise max_length, set overlong: trim_prompt, choose another chat_template, or raise max_dropped",
             )
 
@@ -251,7 +252,7 @@ class Encoder:
         return None if fitted is None else (fitted, encoded)
 
     def _refuse(self, error: jinja2.TemplateError) -> None:
-        self._refusal = str(error)
+        self.refusal = str(error)
         self.counts["refused_by_template"] += 1
 
     def _neutralise(self, messages: Sequence[Message]) -> Prompt:

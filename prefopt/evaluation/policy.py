@@ -13,12 +13,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prefopt.losses.logprobs import completion_logps, exact_kl
-from prefopt.models.batches import prompt_completion_batch
+from prefopt.models.batches import batches_by_length, prompt_completion_batch
 from prefopt.models.generate import Sampled, SamplingOptions, sample
 from prefopt.models.roles import adapter_active
-
-# Logits of this many numbers are held at a time when two policies are compared position by position.
-MAX_LOGITS = 2**27
 
 
 @dataclass(frozen=True)
@@ -67,9 +64,8 @@ class PolicyBench:
         values = [0.0] * len(samples)
         if adapter == baseline:
             return values
-        vocabulary = int(self.model.config.get_text_config().vocab_size)
-        order = sorted(range(len(samples)), key=lambda i: len(prompts[i]) + len(samples[i].ids))
-        for indices in self._batches(order, [len(prompts[i]) + len(samples[i].ids) for i in order], vocabulary):
+        lengths = [len(prompt) + len(sample.ids) for prompt, sample in zip(prompts, samples, strict=True)]
+        for indices in batches_by_length(lengths, self.batch_size, self._vocabulary):
             batch = self._batch([prompts[i] for i in indices], [samples[i].ids for i in indices])
             with adapter_active(self.model, adapter):
                 policy = self._logits(batch)
@@ -87,11 +83,9 @@ class PolicyBench:
     ) -> list[float]:
         """Sum of each completion's log-probabilities under the policy `adapter`, in nats."""
         values = [0.0] * len(completions)
-        vocabulary = int(self.model.config.get_text_config().vocab_size)
-        order = sorted(range(len(completions)), key=lambda i: len(prompts[i]) + len(completions[i]))
-        lengths = [len(prompts[i]) + len(completions[i]) for i in order]
+        lengths = [len(prompt) + len(completion) for prompt, completion in zip(prompts, completions, strict=True)]
         with adapter_active(self.model, adapter):
-            for indices in self._batches(order, lengths, vocabulary):
+            for indices in batches_by_length(lengths, self.batch_size, self._vocabulary):
                 batch = self._batch([prompts[i] for i in indices], [completions[i] for i in indices])
                 logps = completion_logps(self._logits(batch), batch["input_ids"], batch["completion_mask"])
                 for index, value in zip(indices, logps.tolist(), strict=True):
@@ -110,6 +104,10 @@ class PolicyBench:
         ratios = [p - r for p, r in zip(policy, reference, strict=True)]
         return [ratios[i] - ratios[i + len(pairs)] for i in range(len(pairs))]
 
+    @property
+    def _vocabulary(self) -> int:
+        return int(self.model.config.get_text_config().vocab_size)
+
     def _batch(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> dict[str, Tensor]:
         batch = prompt_completion_batch(prompts, completions, self.tokenizer.pad_token_id)
         device = next(self.model.parameters()).device
@@ -119,13 +117,3 @@ class PolicyBench:
         output = self.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
         logits: Tensor = output.logits
         return logits
-
-    def _batches(self, order: Sequence[int], lengths: Sequence[int], vocabulary: int) -> list[list[int]]:
-        """Rows in order of length, cut so that neither the batch size nor the memory for logits is exceeded."""
-        batches: list[list[int]] = []
-        for index, length in zip(order, lengths, strict=True):
-            full = not batches or len(batches[-1]) >= self.batch_size
-            if full or (len(batches[-1]) + 1) * length * vocabulary > MAX_LOGITS:
-                batches.append([])
-            batches[-1].append(index)
-        return batches

@@ -61,7 +61,7 @@ def policy_metrics(result: PolicyResult, baseline: PolicyResult, score_name: str
     if result.policy != baseline.policy:
         mean("kl", result.kl)
     mean("length", [float(n) for n in result.lengths])
-    mean("eos_rate", [float(done) for done in result.finished])
+    _rate(metrics, "eos_rate", result.finished, len(set(result.prompts)))
     if result.violated:
         _rate(metrics, "violation_rate", result.violated, len(set(result.prompts)))
     if result.margins:

@@ -117,13 +117,22 @@ DPO_LOSSES: dict[str, Variant] = {
 }
 
 
-def dpo_loss(pair: PairStatistics, loss_type: str = "sigmoid", options: DPOOptions | None = None) -> DPOLossOutput:
+def dpo_loss(
+    pair: PairStatistics,
+    loss_type: str = "sigmoid",
+    options: DPOOptions | None = None,
+    probability: Tensor | None = None,
+) -> DPOLossOutput:
     """The loss of each pair under the named variant.
+
+    With a soft label p the loss is its expectation over the two orders, p L(w, l) + (1 - p) L(l, w), as in cDPO; a tie
+    has p = 0.5.
 
     Args:
         pair: Log-ratios and lengths, each [B].
         loss_type: A name of `DPO_LOSSES`.
         options: Scalars of the variant.
+        probability: P(w is preferred to l) of each pair [B], in [0, 1]; certain when None.
 
     Returns:
         Losses and implicit rewards, each [B].
@@ -139,8 +148,12 @@ def dpo_loss(pair: PairStatistics, loss_type: str = "sigmoid", options: DPOOptio
         raise ValueError(f"beta must be above 0 and label_smoothing in [0, 0.5), got {options}")
     if loss_type not in DPO_LOSSES:
         raise ValueError(f"unknown loss_type {loss_type!r}; known: {', '.join(DPO_LOSSES)}")
+    losses = DPO_LOSSES[loss_type](pair, options)
+    if probability is not None and bool((probability != 1).any()):
+        swapped = PairStatistics(pair.rejected_logratio, pair.chosen_logratio, pair.rejected_length, pair.chosen_length)
+        losses = probability * losses + (1 - probability) * DPO_LOSSES[loss_type](swapped, options)
     return DPOLossOutput(
-        losses=DPO_LOSSES[loss_type](pair, options),
+        losses=losses,
         chosen_rewards=(options.beta * pair.chosen_logratio).detach(),
         rejected_rewards=(options.beta * pair.rejected_logratio).detach(),
     )

@@ -48,14 +48,38 @@ def prompt_completion_batch(
     }
 
 
+# A forward pass holds at most this many logits: beyond it, memory and not arithmetic would set the batch size.
+MAX_LOGITS = 2**27
+
+
+def batches_by_length(lengths: Sequence[int], batch_size: int, vocabulary: int) -> list[list[int]]:
+    """Cut rows into batches of similar length.
+
+    Args:
+        lengths: Tokens of each row.
+        batch_size: Most rows of a batch.
+        vocabulary: Logits of a token; a batch has at most `MAX_LOGITS` of them, or one row.
+
+    Returns:
+        Indices of the rows of each batch; shortest first.
+    """
+    batches: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lengths.__getitem__):
+        full = not batches or len(batches[-1]) >= batch_size
+        if full or (len(batches[-1]) + 1) * lengths[index] * vocabulary > MAX_LOGITS:
+            batches.append([])
+        batches[-1].append(index)
+    return batches
+
+
 class PairCollator:
     """Collates tokenised preference pairs into one batch [2B, T]: all chosen rows, then all rejected rows.
 
     A row has `prompt_ids`, `chosen_ids` and `rejected_ids`, and may have the reference's `reference_chosen_logps` and
-    `reference_rejected_logps` and a `weight`, which become [B] tensors.
+    `reference_rejected_logps`, a `weight` and a `probability`, which become [B] tensors.
     """
 
-    OPTIONAL = ("reference_chosen_logps", "reference_rejected_logps", "weight")
+    OPTIONAL = ("reference_chosen_logps", "reference_rejected_logps", "weight", "probability")
 
     def __init__(self, pad_token_id: int) -> None:
         self.pad_token_id = pad_token_id

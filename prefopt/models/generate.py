@@ -12,6 +12,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from prefopt.models.batches import pad_rows
+from prefopt.models.modes import evaluating, plain_sampling
 
 
 @dataclass(frozen=True)
@@ -90,11 +91,10 @@ def sample(
         bos_token_id=tokenizer.bos_token_id,
     )
     device = next(model.parameters()).device
-    training = model.training
-    model.eval()
     results: dict[int, Sampled] = {}
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    rng_devices = [device] if device.type == "cuda" else []
+    with evaluating(model), plain_sampling(model), torch.random.fork_rng(devices=rng_devices):
         torch.manual_seed(options.seed)
         for start in range(0, len(order), options.batch_size):
             indices = order[start : start + options.batch_size]
@@ -107,7 +107,6 @@ def sample(
             for index, row in zip(indices, output[:, input_ids.shape[1] :].tolist(), strict=True):
                 results[index] = _cut(row, ends, tokenizer)
             progress(len(results))
-    model.train(training)
     return [results[i] for i in range(len(prompts))]
 
 

@@ -147,7 +147,7 @@ def _unreadable(base: BaseLocation, what: str, error: Exception) -> Exception:
     if "trust_remote_code" in str(error):
         return InputError(
             f"{base.name} runs code of its own to load its {what}",
-            "pass --trust-remote-code if you have read that code",
+            "if you have read that code: write `trust_remote_code: true` under `model` and pass --trust-remote-code",
         )
     remedy = (
         "is the folder a Hugging Face model?"

@@ -40,19 +40,21 @@ def lora_config(spec: LoraSpec) -> LoraConfig:
     )
 
 
-def policy_on(base: PreTrainedModel, lora: LoraSpec, init: Path | None) -> PeftModel:
+def policy_on(base: PreTrainedModel, lora: LoraSpec, init: Path | None, *, reference: bool = True) -> PeftModel:
     """Hang a trainable policy on the base, and the frozen adapter it starts from as its reference.
 
     Args:
         base: The frozen base.
         lora: Shape of a new adapter; not used with `init`, whose shape is kept.
         init: Adapter folder to start from; None starts a new adapter, which leaves the base's outputs unchanged.
+        reference: Whether the method needs the reference; supervised fine-tuning does not.
     """
     if init is None:
         return get_peft_model(base, lora_config(lora), adapter_name=POLICY)
     model = PeftModel.from_pretrained(base, init, adapter_name=POLICY, is_trainable=True)
-    model.load_adapter(init, REFERENCE, is_trainable=False)
-    model.set_adapter(POLICY)
+    if reference:
+        model.load_adapter(init, REFERENCE, is_trainable=False)
+        model.set_adapter(POLICY)
     return model
 
 
@@ -111,9 +113,10 @@ def save_adapter(model: PeftModel, adapter: str, directory: Path, base_name: str
         model: The model that has it.
         adapter: Its name on the model.
         directory: Where `adapter_config.json` and `adapter_model.safetensors` go.
-        base_name: Recorded as `base_model_name_or_path`; PEFT would write this machine's folder there.
+        base_name: Recorded as `base_model_name_or_path`, where PEFT would write this machine's folder; kept when empty.
     """
-    model.save_pretrained(str(directory), selected_adapters=[adapter])
+    # Left to itself PEFT asks the Hub for the base's vocabulary size, by the name that is recorded here.
+    model.save_pretrained(str(directory), selected_adapters=[adapter], save_embedding_layers=False)
     nested = directory / adapter
     if nested.is_dir():
         for file in nested.iterdir():
@@ -122,7 +125,7 @@ def save_adapter(model: PeftModel, adapter: str, directory: Path, base_name: str
     (directory / "README.md").unlink(missing_ok=True)
     config_file = directory / "adapter_config.json"
     config = json.loads(config_file.read_text(encoding="utf-8"))
-    config["base_model_name_or_path"] = base_name
+    config["base_model_name_or_path"] = base_name or config["base_model_name_or_path"]
     # PEFT keeps the targets as a set, whose order differs between processes.
     if isinstance(config.get("target_modules"), list):
         config["target_modules"] = sorted(config["target_modules"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from peft import PeftModel
 
@@ -13,7 +13,7 @@ from prefopt.data.templates import Encoder
 from prefopt.models.roles import POLICY, policy_on, save_adapter
 from prefopt.pipeline.base_model import OpenBase, adapter_of, data_policy, load_weights, open_base
 from prefopt.pipeline.context import Inputs, StageContext, StageResult
-from prefopt.pipeline.training import final_metrics, train
+from prefopt.pipeline.training import final_metrics, tokens_of, train
 from prefopt.recipe.schema import DataSpec, DPOSpec, SFTSpec
 from prefopt.trainers.checkpoints import CheckpointedTrainer
 
@@ -41,43 +41,55 @@ class Job:
     callbacks: list[Any]
 
 
+@dataclass(frozen=True)
+class Method(Generic[Record]):
+    """What differs between the methods.
+
+    Attributes:
+        load: Reads the records of data sets, by name, from the recipe's, with the recipe's seed.
+        row: Tokenises a record; None drops it, and the encoder counts why.
+        trainer: Builds the trainer.
+        reference: Whether the policy that the stage starts from is needed beside the one it trains.
+    """
+
+    load: Callable[[tuple[str, ...], Mapping[str, DataSpec], int], Loaded[Record]]
+    row: Callable[[Record, Encoder], Mapping[str, Any] | None]
+    trainer: Callable[[Job], CheckpointedTrainer]
+    reference: bool
+
+
 def run_adapter_stage(
-    spec: SFTSpec | DPOSpec,
-    inputs: Inputs,
-    context: StageContext,
-    *,
-    load: Callable[[tuple[str, ...], Mapping[str, DataSpec], int], Loaded[Record]],
-    row: Callable[[Record, Encoder], Mapping[str, Any] | None],
-    trainer: Callable[[Job], CheckpointedTrainer],
+    spec: SFTSpec | DPOSpec, inputs: Inputs, context: StageContext, method: Method[Record]
 ) -> StageResult:
     """Train the adapter of a stage; writes `adapter/` and `tokenizer/`.
 
     Args:
-        spec: The stage's options, with `data`, `init` and `max_length`.
+        spec: The stage's options.
         inputs: Finished input stages.
         context: The stage's context.
-        load: Reads the records of data sets.
-        row: Tokenises a record; None drops it, and the encoder counts why.
-        trainer: Builds the trainer.
+        method: What differs from other stages.
     """
-    data = load(spec.data, context.recipe.data, context.recipe.seed)
+    data = method.load(spec.data, context.recipe.data, context.recipe.seed)
     base = open_base(inputs, context)
     overlong, max_dropped = data_policy(spec.data, context)
     encoder = base.encoder(spec.max_length, overlong)
     train_rows, eval_rows = (
-        [encoded for record in records if (encoded := row(record, encoder)) is not None]
+        [encoded for record in records if (encoded := method.row(record, encoder)) is not None]
         for records in (data.train, data.eval)
     )
     encoder.check_drop_share(max_dropped)
-    model = policy_on(load_weights(base, context), context.recipe.model.lora, adapter_of(spec.init, inputs))
+    init = adapter_of(spec.init, inputs)
+    model = policy_on(load_weights(base, context), context.recipe.model.lora, init, reference=method.reference)
 
     def build(callbacks: list[Any]) -> CheckpointedTrainer:
-        built = trainer(Job(model, base, train_rows, eval_rows, context, callbacks))
+        built = method.trainer(Job(model, base, train_rows, eval_rows, context, callbacks))
         built.base_name = base.location.name
         return built
 
-    train(build, spec, context)
+    trained = train(build, spec, context)
     save_adapter(model, POLICY, context.directory / "adapter", base.location.name)
     base.tokenizer.save_pretrained(context.directory / "tokenizer")
     details = {"data": data.report.to_json(), "encoding": {"chat_template": base.template, **dict(encoder.counts)}}
-    return StageResult(metrics=final_metrics(context), outputs=["adapter", "tokenizer"], details=details, cost={})
+    return StageResult(
+        metrics=final_metrics(context), outputs=["adapter", "tokenizer"], details=details, cost=tokens_of(trained)
+    )

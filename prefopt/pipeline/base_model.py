@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
 
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from prefopt.data.templates import Encoder, ensure_chat_template
 from prefopt.errors import InputError
@@ -58,23 +58,34 @@ def stage_directories(inputs: Inputs) -> dict[str, Path]:
     return {name: stage.directory for name, stage in inputs.items()}
 
 
+def positions_of(config: PretrainedConfig) -> int:
+    """Longest row that a model takes; practically endless where its configuration says nothing."""
+    return cast(int, getattr(config, "max_position_embeddings", None) or 1 << 30)
+
+
 def open_base(inputs: Inputs, context: StageContext) -> OpenBase:
     """Open the recipe's base without its weights."""
     spec = context.recipe.model
     location = locate_base(spec, stage_directories(inputs))
-    tokenizer = load_tokenizer(location, trust_remote_code=context.trust_remote_code)
+    trust = _trusts_code(context)
+    tokenizer = load_tokenizer(location, trust_remote_code=trust)
     template = ensure_chat_template(tokenizer, spec.chat_template)
     config = AutoConfig.from_pretrained(
-        location.path, revision=location.revision, trust_remote_code=context.trust_remote_code
+        location.path, revision=location.revision, trust_remote_code=trust
     ).get_text_config()
-    positions = cast(int, getattr(config, "max_position_embeddings", None) or 1 << 30)
+    positions = positions_of(config)
     context.log(f"base {location.name}: chat template '{template}', {positions} positions")
     return OpenBase(location, tokenizer, template, positions)
 
 
 def load_weights(base: OpenBase, context: StageContext) -> PreTrainedModel:
     """Load the frozen base onto this process's device."""
-    return load_base(base.location, context.recipe.model, trust_remote_code=context.trust_remote_code)
+    return load_base(base.location, context.recipe.model, trust_remote_code=_trusts_code(context))
+
+
+def _trusts_code(context: StageContext) -> bool:
+    """Code of a model runs only when the recipe and the command line both say so."""
+    return context.recipe.model.trust_remote_code and context.trust_remote_code
 
 
 def adapter_of(stage: str | None, inputs: Inputs) -> Path | None:

@@ -96,7 +96,7 @@ class Keys:
                 "revision": self._registry.revision(node.kind),
                 "seed": self.seed(node),
                 "spec": spec,
-                "model": self._model if node.kind in USES_MODEL else None,
+                "model": self.model if node.kind in USES_MODEL else None,
                 "data": {name: self._data_set(name) for name in names if name in self._recipe.data},
                 # Sets that are read only to keep the prompts they hold out away from training.
                 "consulted": {name: self._data_set(name) for name in consulted(tuple(names), self._recipe.data)}
@@ -116,7 +116,12 @@ class Keys:
         return {name: ".".join(version.split(".")[:2]) for name, version in library_versions().items()}
 
     @cached_property
-    def _model(self) -> dict[str, Any]:
+    def model(self) -> dict[str, Any]:
+        """What stages with a model hold of the recipe's; a local folder is known by the hash of what is in it.
+
+        Raises:
+            EnvironmentFault: When a local folder or file cannot be read.
+        """
         spec = spec_for_key(self._recipe.model)
         return self._localised(self._localised(spec, "model_name_or_path"), "chat_template")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import MutableMapping
 
@@ -31,6 +32,21 @@ def fix_environment(environment: MutableMapping[str, str]) -> None:
     environment.update(FIXED_ENVIRONMENT)
     for name, value in DEFAULT_ENVIRONMENT.items():
         environment.setdefault(name, value)
+
+
+def threads() -> int:
+    """How many threads torch computes with: `PREFOPT_THREADS`, `OMP_NUM_THREADS`, or the cores of this process."""
+    for name in ("PREFOPT_THREADS", "OMP_NUM_THREADS"):
+        if os.environ.get(name, "").isdigit() and int(os.environ[name]) > 0:
+            return int(os.environ[name])
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def show_one_device(environment: MutableMapping[str, str]) -> None:
+    """Leaves a stage one CUDA device: transformers would split every batch over all it sees, and so train otherwise."""
+    visible = environment.get("CUDA_VISIBLE_DEVICES")
+    if visible != "":
+        environment["CUDA_VISIBLE_DEVICES"] = (visible or "0").split(",")[0]
 
 
 def load(module: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import multiprocessing
 import os
 import signal
@@ -37,7 +38,10 @@ def start_server(preload: tuple[str, ...], log_file: Path) -> None:
     """
     make_folder(log_file.parent)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([SERVER_MODULE, *preload])
+    # bitsandbytes starts CUDA while it is imported, and PEFT imports it: a process forked after that could not use the
+    # device. With it installed every stage imports its libraries itself, some seconds later.
+    warm = () if importlib.util.find_spec("bitsandbytes") else preload
+    context.set_forkserver_preload([SERVER_MODULE, *warm])
     # Sets of strings, such as the names of LoRA's target modules, come in the same order in every run.
     with _variables(PYTHONHASHSEED="0", **{SERVER_LOG: str(log_file.absolute())}), _without_main():
         try:

@@ -27,6 +27,7 @@ from prefopt.store.run import RunDirectory
 from prefopt.tracking.progress import shown_metrics
 
 _REPLACED = "replaced"
+_OF_THE_TRACKER = "wandb: "
 
 
 class RemoteError(Exception):
@@ -91,6 +92,7 @@ class Runner:
         self._folders: dict[str, Path] = {}
         self._stop = StopRequests()
         self._told_to_wait = False
+        self._told: set[str] = set()
 
     def run(self) -> RunSummary:
         """Judge everything, then run what must; see `run_recipe`."""
@@ -248,8 +250,16 @@ class Runner:
             self._watcher.message(f"stopping: {stage} saves a checkpoint first; Ctrl-C again aborts at once")
         if isinstance(message, Progress):
             self._watcher.progress(stage, message.step, message.total, message.metrics)
-        elif isinstance(message, Log):
+        elif isinstance(message, Log) and not self._said_before(message.text):
             self._watcher.message(f"{stage}: {message.text}")
+
+    def _said_before(self, text: str) -> bool:
+        """Whether an earlier stage said the same about its tracker: no key or no server is a matter of the run."""
+        if not text.startswith(_OF_THE_TRACKER):
+            return False
+        said = text in self._told
+        self._told.add(text)
+        return said
 
     # -- how a stage ended ---------------------------------------------------------------------------------------------
 

@@ -87,3 +87,8 @@ def final_metrics(context: StageContext) -> dict[str, float]:
             if name not in RESERVED and isinstance(value, int | float):
                 latest[name] = float(value)
     return latest
+
+
+def tokens_of(trainer: CheckpointedTrainer) -> dict[str, float]:
+    """Tokens that were trained on, over all attempts and padding left out, for the manifest's `cost`."""
+    return {"tokens": float(trainer.state.num_input_tokens_seen)}

@@ -52,6 +52,7 @@ def main(job: Job, connection: Connection) -> None:
     faulthandler.enable()
     os.environ.update(job.environment)
     loading.fix_environment(os.environ)
+    loading.show_one_device(os.environ)
     spent = _Spent(job.directory / SPENT)
     _end_with_runner(spent)
 
@@ -252,13 +253,6 @@ def _end_with_runner(spent: _Spent) -> None:
         threading.Thread(target=watch, name="runner-watch", daemon=True).start()
 
 
-def _threads() -> int:
-    for name in ("PREFOPT_THREADS", "OMP_NUM_THREADS"):
-        if os.environ.get(name, "").isdigit() and int(os.environ[name]) > 0:
-            return int(os.environ[name])
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _seed(job: Job) -> None:
     random.seed(job.seed)
     if not job.uses_torch:
@@ -266,7 +260,7 @@ def _seed(job: Job) -> None:
     # By name, as the runner's side of this package must not depend on them.
     torch: Any = importlib.import_module("torch")
     transformers: Any = importlib.import_module("transformers")
-    torch.set_num_threads(_threads())
+    torch.set_num_threads(loading.threads())
     torch.manual_seed(job.seed)
     transformers.set_seed(job.seed)
     if not torch.cuda.is_available():

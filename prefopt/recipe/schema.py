@@ -97,6 +97,9 @@ class ModelSpec(Spec):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2", "flex_attention"] = "sdpa"
     load_in_4bit: bool = Field(False, description="QLoRA: needs CUDA and the `bitsandbytes` extra")
+    trust_remote_code: bool = Field(
+        False, description="run code that comes with the model; only together with the flag --trust-remote-code"
+    )
     chat_template: str = Field(
         "auto",
         description="'auto': the tokenizer's own, else 'transcript'; or the name of a built-in template, or a file",
@@ -160,7 +163,7 @@ class TrainingSpec(StageSpec):
         -1, ge=-1, description="optimiser steps; -1: as many as the epochs give"
     )
     per_device_train_batch_size: int = Field(8, ge=1)
-    per_device_eval_batch_size: int = quiet(16, ge=1)
+    per_device_eval_batch_size: int = Field(16, ge=1)
     gradient_accumulation_steps: int = Field(1, ge=1)
     weight_decay: float = Field(0.0, ge=0)
     adam_beta1: float = Field(0.9, ge=0, lt=1)
@@ -234,7 +237,7 @@ class EvaluateSpec(StageSpec):
     )
     temperature: float = Field(1.0, ge=0, description="0 is greedy")
     top_p: float = Field(1.0, gt=0, le=1)
-    per_device_eval_batch_size: int = quiet(64, ge=1)
+    per_device_eval_batch_size: int = Field(64, ge=1)
 
 
 AnyStage = Annotated[PretrainSpec | SFTSpec | DPOSpec | EvaluateSpec, Field(discriminator="kind")]

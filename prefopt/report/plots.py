@@ -113,7 +113,7 @@ _CURVES = (
     _Curves(
         "rewards",
         "Implicit rewards",
-        "Healthy training lifts chosen answers above 0. Both lines far below 0 mean the policy leaves both answers.",
+        "The chosen line must stay above the rejected one. Both far below 0 mean that the policy leaves both answers.",
         "nats × beta",
         (("dpo/chosen_reward", "chosen"), ("dpo/rejected_reward", "rejected")),
         0.0,

@@ -85,7 +85,12 @@ _ESTIMATES: tuple[tuple[str, str, str, Better | None], ...] = (
     ("length", "Tokens per completion", "tokens", None),
     ("eos_rate", "Share of completions that the policy ended itself, before the length limit", "", "higher"),
     ("violation_rate", "Share of completions with forbidden content", "", "lower"),
-    ("preference/accuracy", "Share of held-out pairs where the policy finds the chosen answer likelier", "", "higher"),
+    (
+        "preference/accuracy",
+        "Share of held-out pairs whose preferred answer the policy raised more than the other, against the baseline",
+        "",
+        "higher",
+    ),
     ("repetition", "Share of repeated word sequences within a completion", "", "lower"),
     ("perplexity", "Exponential of the loss on held-out text", "", "lower"),
 )

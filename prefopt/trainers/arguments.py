@@ -68,6 +68,7 @@ def training_arguments(
         "logging_strategy": "steps",
         "logging_nan_inf_filter": False,  # a NaN must not be averaged away
         "report_to": [],
+        "include_num_input_tokens_seen": "non_padding",
         "disable_tqdm": True,
         "remove_unused_columns": False,
         "dataloader_pin_memory": accelerated,

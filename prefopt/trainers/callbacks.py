@@ -7,6 +7,8 @@ from typing import Any, Protocol
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from prefopt.errors import Interrupted
+
 CANONICAL = {
     "loss": "train/loss",
     "grad_norm": "train/grad_norm",
@@ -14,16 +16,16 @@ CANONICAL = {
     "epoch": "train/epoch",
     "entropy": "train/entropy",
     "mean_token_accuracy": "train/token_accuracy",
-    "num_tokens": "train/tokens",
+    "num_input_tokens_seen": "train/tokens",
+    "train_tokens_per_second": "train/tokens_per_second",
     "eval_loss": "eval/loss",
     "eval_entropy": "eval/entropy",
     "eval_mean_token_accuracy": "eval/token_accuracy",
 }
-_UNUSED = ("runtime", "samples_per_second", "steps_per_second", "total_flos", "train_loss", "eval_num_tokens")
 
 
 def canonical_metrics(logs: Mapping[str, Any]) -> dict[str, float]:
-    """Rename what Hugging Face's trainers log to the names of `prefopt.tracking.metrics`; drop what has none there.
+    """Rename what Hugging Face's trainers log to the names of `prefopt.tracking.metrics`; the rest is left out.
 
     Names that already have a group, such as `dpo/margin`, are kept; `eval_dpo/margin` becomes `eval/dpo/margin`.
     """
@@ -33,8 +35,6 @@ def canonical_metrics(logs: Mapping[str, Any]) -> dict[str, float]:
             metrics[CANONICAL[name]] = float(value)
         elif "/" in name:
             metrics[name.replace("eval_", "eval/", 1) if name.startswith("eval_") else name] = float(value)
-        elif not name.endswith(_UNUSED):
-            raise KeyError(f"the trainer logged {name!r}, which has no canonical name")
     return metrics
 
 
@@ -80,6 +80,13 @@ class StageCallback(TrainerCallback):  # type: ignore[misc]
         if metrics.keys() - {"train/epoch"}:
             self.latest.update(metrics)
             self._sink.log(metrics, state.global_step)
+
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Stop inside an evaluation or a pass of the reference at once: nothing but the last save interval is lost."""
+        if self._stop():
+            raise Interrupted(f"stopped at step {state.global_step} while held-out rows or the reference were computed")
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Report progress; ask for a checkpoint and an end when the process should stop."""

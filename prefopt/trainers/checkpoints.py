@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import Trainer
 
 from prefopt.errors import TrainingDiverged
-from prefopt.models.roles import POLICY, load_adapter_weights, save_adapter
+from prefopt.models.roles import load_adapter_weights, save_adapter
 from prefopt.store.checkpoints import commit_checkpoint, newest_verified, rotate
 
 
@@ -32,11 +32,9 @@ class CheckpointedTrainer(Trainer):  # type: ignore[misc]
     `class SFTTrainer(CheckpointedTrainer, trl.SFTTrainer)`.
 
     Attributes:
-        trained_adapters: Names of the adapters that a checkpoint holds; frozen ones never change and are not saved.
-        base_name: What `adapter_config.json` records as the base.
+        base_name: What `adapter_config.json` records as the base; what PEFT would record where it is empty.
     """
 
-    trained_adapters: tuple[str, ...] = (POLICY,)
     base_name: str = ""
 
     _staging: Path | None = None
@@ -69,23 +67,43 @@ class CheckpointedTrainer(Trainer):  # type: ignore[misc]
         self.accelerator.wait_for_everyone()
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Weights only: the arguments would be a pickle, and the tokenizer does not change in training."""
+        """Weights, and the tokenizer outside of checkpoints; never the arguments, which would be a pickle."""
         if not self.args.should_save:
             return
         directory = Path(output_dir or self.args.output_dir or ".")
         directory.mkdir(parents=True, exist_ok=True)
         model = self.accelerator.unwrap_model(self.model)
         if isinstance(model, PeftModel):
-            for adapter in self.trained_adapters:
-                folder = directory if len(self.trained_adapters) == 1 else directory / adapter
-                save_adapter(model, adapter, folder, self.base_name)
+            adapters = trained_adapters(model)
+            for adapter in adapters:
+                save_adapter(model, adapter, _folder(directory, adapter, adapters), self.base_name)
         else:
             model.save_pretrained(directory, state_dict=state_dict)
+        if self._staging is None and self.processing_class is not None:
+            self.processing_class.save_pretrained(directory)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """No card: TRL writes one beside every checkpoint, outside the manifest."""
 
     # -- resuming ------------------------------------------------------------------------------------------------------
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        """Train; `True` resumes from the newest checkpoint that verifies, if there is one."""
+        return super().train(resume_from_checkpoint=self.checkpoint_of(resume_from_checkpoint), **kwargs)
+
+    def checkpoint_of(self, resume_from_checkpoint: str | bool | None) -> str | None:
+        """The checkpoint that `train`'s argument means."""
+        if resume_from_checkpoint is True:
+            newest = self.resumable()
+            return str(newest) if newest else None
+        return resume_from_checkpoint or None
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluate without touching the random state: evaluating more often must not change what is trained."""
+        devices = [self.args.device] if self.args.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            metrics: dict[str, float] = super().evaluate(*args, **kwargs)
+        return metrics
 
     def resumable(self) -> Path | None:
         """The newest checkpoint that verifies, or None; torn ones are set aside and named in the log."""
@@ -96,10 +114,9 @@ class CheckpointedTrainer(Trainer):  # type: ignore[misc]
         if not isinstance(target, PeftModel):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
-        for adapter in self.trained_adapters:
-            checkpoint = Path(resume_from_checkpoint)
-            folder = checkpoint if len(self.trained_adapters) == 1 else checkpoint / adapter
-            load_adapter_weights(target, adapter, folder)
+        adapters = trained_adapters(target)
+        for adapter in adapters:
+            load_adapter_weights(target, adapter, _folder(Path(resume_from_checkpoint), adapter, adapters))
 
     # -- divergence ----------------------------------------------------------------------------------------------------
 
@@ -137,3 +154,13 @@ class CheckpointedTrainer(Trainer):  # type: ignore[misc]
             f"training diverged at step {self.state.global_step}: {what}",
             "lower learning_rate or max_grad_norm, or look at the rows of this step; saved checkpoints are finite",
         )
+
+
+def trained_adapters(model: PeftModel) -> list[str]:
+    """Names of the adapters that are trained; frozen ones never change, so checkpoints leave them out."""
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return sorted(adapter for adapter in model.peft_config if any(f".{adapter}." in name for name in trained))
+
+
+def _folder(directory: Path, adapter: str, adapters: list[str]) -> Path:
+    return directory if len(adapters) == 1 else directory / adapter

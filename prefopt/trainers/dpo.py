@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -28,7 +27,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArgum
 from prefopt.errors import DataError, InputError
 from prefopt.losses.dpo import DPOOptions, PairStatistics, dpo_loss
 from prefopt.losses.logprobs import completion_logps
-from prefopt.models.batches import PairCollator
+from prefopt.models.batches import PairCollator, batches_by_length
+from prefopt.models.loading import resolve_dtype
+from prefopt.models.modes import evaluating
 from prefopt.models.roles import POLICY, reference_active
 from prefopt.trainers.checkpoints import CheckpointedTrainer
 from prefopt.trainers.rows import tokenised_pairs
@@ -82,9 +83,10 @@ class DPOTrainer(CheckpointedTrainer):
         peft_config: PeftConfig | None = None,
         **kwargs: Any,
     ) -> None:
+        transformers.set_seed(args.seed)  # a new adapter starts from random weights
         if isinstance(model, str):
             processing_class = processing_class or transformers.AutoTokenizer.from_pretrained(model)
-            model = transformers.AutoModelForCausalLM.from_pretrained(model)
+            model = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=resolve_dtype("auto"))
         if peft_config is not None:
             model = get_peft_model(model, peft_config, adapter_name=POLICY)
         if not isinstance(model, PeftModel) or POLICY not in model.peft_config:
@@ -112,13 +114,11 @@ class DPOTrainer(CheckpointedTrainer):
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """Train; `True` resumes from the newest checkpoint that verifies, if there is one."""
-        checkpoint = self.resumable() if resume_from_checkpoint is True else resume_from_checkpoint
+        checkpoint = self.checkpoint_of(resume_from_checkpoint)
         self.train_dataset = self._with_reference(self.train_dataset)
-        if not checkpoint:
+        if checkpoint is None:
             self._require_policy_equals_reference(self.train_dataset)
-        if isinstance(checkpoint, Path):
-            checkpoint = str(checkpoint)
-        return super().train(resume_from_checkpoint=checkpoint or None, **kwargs)
+        return super().train(resume_from_checkpoint=checkpoint, **kwargs)
 
     def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Loss and metrics of held-out pairs."""
@@ -134,27 +134,24 @@ class DPOTrainer(CheckpointedTrainer):
             raise DataError("there are no pairs to train or evaluate on")
         if "reference_chosen_logps" in rows[0]:
             return rows
-        by_length = sorted(
-            range(len(rows)), key=lambda i: len(rows[i]["prompt_ids"]) + max(map(len, _completions(rows[i])))
-        )
-        size = self.args.per_device_eval_batch_size
         complete: list[dict[str, Any]] = [dict(row) for row in rows]
-        for start in range(0, len(by_length), size):
-            indices = by_length[start : start + size]
+        # A pair is two rows of the batch, each as long as the longer one.
+        lengths = [2 * (len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))) for row in rows]
+        vocabulary = self.model.config.get_text_config().vocab_size
+        for indices in batches_by_length(lengths, self.args.per_device_eval_batch_size, vocabulary):
             with reference_active(self.model):
                 chosen, rejected = self._logps_without_gradient([rows[i] for i in indices])
             for index, c, r in zip(indices, chosen.tolist(), rejected.tolist(), strict=True):
                 complete[index].update(reference_chosen_logps=c, reference_rejected_logps=r)
+            # This pass can take minutes: callbacks may end it, as they may end an evaluation.
+            self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         return complete
 
     def _logps_without_gradient(self, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
-        training = self.model.training
-        self.model.eval()
         batch = self._prepare_inputs(self.data_collator(rows))
-        with torch.no_grad(), self.compute_loss_context_manager():
-            chosen, rejected = self._completion_logps(self.model, batch)
-        self.model.train(training)
-        return chosen, rejected
+        # Autocast as in training: otherwise policy and reference would differ by rounding before the first step.
+        with evaluating(self.model), torch.no_grad(), self.accelerator.autocast():
+            return self._completion_logps(self.model, batch)
 
     def _require_policy_equals_reference(self, rows: Sequence[Row]) -> None:
         first = rows[: self.args.per_device_eval_batch_size]
@@ -200,14 +197,16 @@ class DPOTrainer(CheckpointedTrainer):
             chosen_length,
             rejected_length,
         )
-        output = dpo_loss(pair, self.args.loss_type, self._options)
+        output = dpo_loss(pair, self.args.loss_type, self._options, inputs.get("probability"))
         weights = _weights(inputs).to(output.losses)
         total = weights.sum() if num_items_in_batch is None else num_items_in_batch / self.accelerator.num_processes
-        loss = (weights * output.losses).sum() / total
+        # A step whose pairs all weigh nothing changes nothing.
+        loss = (weights * output.losses).sum() / total.clamp(min=torch.finfo(weights.dtype).tiny)
         margin = output.chosen_rewards - output.rejected_rewards
+        preferred = margin if "probability" not in inputs else margin * (inputs["probability"] - 0.5).sign()
         self._record(
             {
-                "dpo/accuracy": (margin > 0).float() + 0.5 * (margin == 0).float(),
+                "dpo/accuracy": (preferred > 0).float() + 0.5 * (preferred == 0).float(),
                 "dpo/margin": margin,
                 "dpo/chosen_reward": output.chosen_rewards,
                 "dpo/rejected_reward": output.rejected_rewards,
@@ -263,7 +262,3 @@ def _weights(batch: Mapping[str, Any]) -> Tensor:
     if "weight" in batch:
         return cast(Tensor, batch["weight"])
     return torch.ones(batch["input_ids"].shape[0] // 2, device=batch["input_ids"].device)
-
-
-def _completions(row: Row) -> tuple[Sequence[int], Sequence[int]]:
-    return row["chosen_ids"], row["rejected_ids"]

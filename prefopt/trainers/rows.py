@@ -18,9 +18,9 @@ TOKENISED = ("prompt_ids", "chosen_ids", "rejected_ids")
 
 
 def pair_row(pair: PreferencePair, encoder: Encoder) -> dict[str, Any] | None:
-    """A pair's token ids and weight, as `prefopt.models.batches.PairCollator` takes them; None when it is left out."""
+    """A pair's token ids, weight and soft label, as `PairCollator` takes them; None when it is left out."""
     ids = encoder.encode_pair(pair)
-    return None if ids is None else {**ids._asdict(), "weight": pair.weight}
+    return None if ids is None else {**ids._asdict(), "weight": pair.weight, "probability": pair.probability}
 
 
 def tokenised_pairs(

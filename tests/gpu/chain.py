@@ -70,6 +70,7 @@ def main() -> int:
     for name, overrides in VARIANTS.items():
         if "model.load_in_4bit=true" in overrides and importlib.util.find_spec("bitsandbytes") is None:
             results[name] = "not run: bitsandbytes is not installed (pip install 'prefopt[bitsandbytes]')"
+            failed = True
             continue
         result = run(name, overrides, out)
         failed = failed or not result.get("passed", False)

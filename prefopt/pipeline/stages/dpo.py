@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from prefopt.data.load import load_pairs
-from prefopt.pipeline.adapters import Job, run_adapter_stage
+from prefopt.pipeline.adapters import Job, Method, run_adapter_stage
 from prefopt.pipeline.context import Inputs, StageContext, StageResult
 from prefopt.recipe.schema import DPOSpec
 from prefopt.trainers.arguments import training_arguments
@@ -34,4 +34,4 @@ def run(spec: DPOSpec, inputs: Inputs, context: StageContext) -> StageResult:
             callbacks=job.callbacks,
         )
 
-    return run_adapter_stage(spec, inputs, context, load=load_pairs, row=pair_row, trainer=trainer)
+    return run_adapter_stage(spec, inputs, context, Method(load_pairs, pair_row, trainer, reference=True))

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from prefopt.data.load import load_pairs, load_prompts
+from prefopt.data.splits import position, prompt_key
 from prefopt.data.templates import Encoder
 from prefopt.errors import DataError, Interrupted
 from prefopt.evaluation.policy import PairIds, PolicyBench
@@ -37,11 +38,13 @@ def run(spec: EvaluateSpec, inputs: Inputs, context: StageContext) -> StageResul
     task, details = _prepare(spec, base, context)
     baseline = spec.baseline or spec.policies[0]
     names = [baseline, *(name for name in spec.policies if name != baseline)]
-    adapters = {name: folder for name in names if (folder := adapter_of(name, inputs)) is not None}
+    folders = {name: folder for name in names if (folder := adapter_of(name, inputs)) is not None}
+    # Not the stages' names: a stage may be called what PEFT's modules are called, or have a dot in its name.
+    roles = {name: f"policy{index}" if name in folders else None for index, name in enumerate(names)}
     weights = load_weights(base, context)
+    adapters = {role: folders[name] for name, role in roles.items() if role is not None}
     model = load_frozen(weights, adapters) if adapters else weights.eval()
     bench = PolicyBench(model, base.tokenizer, spec.per_device_eval_batch_size)
-    roles = {name: name if name in adapters else None for name in names}
 
     results: dict[str, PolicyResult] = {}
     samples: list[dict[str, object]] = []
@@ -65,7 +68,9 @@ def run(spec: EvaluateSpec, inputs: Inputs, context: StageContext) -> StageResul
 def _prepare(spec: EvaluateSpec, base: OpenBase, context: StageContext) -> tuple[_Task, dict[str, object]]:
     names = spec.prompts or spec.data
     prompts = load_prompts(names, context.recipe.data, context.recipe.seed)
-    held_out = prompts.eval[: spec.max_prompts]
+    # In the order of the split, not of the files: a limit then takes from every data set alike.
+    seed = context.recipe.seed
+    held_out = sorted(prompts.eval, key=lambda prompt: position(prompt_key(prompt), seed))[: spec.max_prompts]
     if not held_out:
         raise DataError(
             f"stage {context.stage}: no prompts of {', '.join(names)} are held out",
@@ -75,6 +80,10 @@ def _prepare(spec: EvaluateSpec, base: OpenBase, context: StageContext) -> tuple
     encoder = base.encoder(spec.max_length, overlong)
     encoded = [(p, encoder.encode_prompt(p, spec.max_new_tokens)) for p in held_out]
     kept = [(p, ids) for p, ids in encoded if ids is not None]
+    if not kept:
+        raise DataError(
+            f"stage {context.stage}: none of {len(encoded)} prompts fits into max_length", "raise max_length"
+        )
     repeated = [(g, p, ids) for g, (p, ids) in enumerate(kept) for _ in range(spec.samples_per_prompt)]
     pairs, pair_details = _pairs(spec, encoder, context)
     task = _Task([p for _, p, _ in repeated], [ids for _, _, ids in repeated], [g for g, _, _ in repeated], pairs)
@@ -90,8 +99,13 @@ def _pairs(spec: EvaluateSpec, encoder: Encoder, context: StageContext) -> tuple
     if not spec.data:
         return [], {}
     pairs = load_pairs(spec.data, context.recipe.data, context.recipe.seed).eval
-    encoded = [ids for pair in pairs if (ids := encoder.encode_pair(pair)) is not None]
-    return [PairIds(ids.prompt_ids, ids.chosen_ids, ids.rejected_ids) for ids in encoded], {"pairs": len(encoded)}
+    rows: list[PairIds] = []
+    for pair in pairs:
+        ids = encoder.encode_pair(pair) if pair.probability != 0.5 else None  # a tie prefers neither
+        if ids is not None:
+            better, worse = ids.chosen_ids, ids.rejected_ids
+            rows.append(PairIds(ids.prompt_ids, *((better, worse) if pair.probability > 0.5 else (worse, better))))
+    return rows, {"pairs": len(rows)}
 
 
 def _measure(

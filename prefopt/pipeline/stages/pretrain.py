@@ -12,7 +12,7 @@ from prefopt.data.load import load_texts
 from prefopt.data.templates import Encoder
 from prefopt.errors import InputError
 from prefopt.pipeline.context import Inputs, StageContext, StageResult
-from prefopt.pipeline.training import final_metrics, train
+from prefopt.pipeline.training import final_metrics, tokens_of, train
 from prefopt.recipe.schema import PretrainSpec
 from prefopt.records import Message
 from prefopt.trainers.arguments import training_arguments
@@ -58,11 +58,11 @@ def run(spec: PretrainSpec, inputs: Inputs, context: StageContext) -> StageResul
             callbacks=callbacks,
         )
 
-    train(build, spec, context)
+    trained = train(build, spec, context)
     model.save_pretrained(context.directory / "model")
     tokenizer.save_pretrained(context.directory / "model")
     details = {"data": data.report.to_json(), "rows": len(train_rows), "parameters": model.num_parameters()}
-    return StageResult(metrics=final_metrics(context), outputs=["model"], details=details, cost={})
+    return StageResult(metrics=final_metrics(context), outputs=["model"], details=details, cost=tokens_of(trained))
 
 
 def _plain(document: Document) -> list[str]:

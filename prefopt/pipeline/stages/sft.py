@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from prefopt.data.load import load_demonstrations
+from prefopt.data.load import Loaded, load_demonstrations
 from prefopt.data.templates import Encoder
-from prefopt.pipeline.adapters import Job, run_adapter_stage
+from prefopt.errors import DataError
+from prefopt.pipeline.adapters import Job, Method, run_adapter_stage
 from prefopt.pipeline.context import Inputs, StageContext, StageResult
-from prefopt.recipe.schema import SFTSpec
+from prefopt.recipe.schema import DataSpec, SFTSpec
 from prefopt.records import Demonstration
 from prefopt.trainers.arguments import training_arguments
 from prefopt.trainers.trl import SFTConfig, SFTTrainer, language_modeling_rows
@@ -16,6 +18,16 @@ from prefopt.trainers.trl import SFTConfig, SFTTrainer, language_modeling_rows
 
 def run(spec: SFTSpec, inputs: Inputs, context: StageContext) -> StageResult:
     """Train an adapter to give the demonstrated completions; the loss is on completions only."""
+
+    def load(names: tuple[str, ...], data: Mapping[str, DataSpec], seed: int) -> Loaded[Demonstration]:
+        loaded = load_demonstrations(names, data, seed)
+        weighted = sum(demonstration.weight != 1 for demonstration in loaded.train)
+        if weighted:
+            raise DataError(
+                f"{weighted} rows of {', '.join(names)} have a weight, and sft would train on them as on all others",
+                "leave `weight` out, or give the rows a data set of their own with max_samples",
+            )
+        return loaded
 
     def trainer(job: Job) -> SFTTrainer:
         args = training_arguments(
@@ -37,7 +49,7 @@ def run(spec: SFTSpec, inputs: Inputs, context: StageContext) -> StageResult:
             callbacks=job.callbacks,
         )
 
-    return run_adapter_stage(spec, inputs, context, load=load_demonstrations, row=_row, trainer=trainer)
+    return run_adapter_stage(spec, inputs, context, Method(load, _row, trainer, reference=False))
 
 
 def _row(demonstration: Demonstration, encoder: Encoder) -> dict[str, Any] | None:

@@ -12,12 +12,12 @@ ROWS = random_rows(7)
 
 @pytest.fixture(scope="module")
 def bench() -> PolicyBench:
-    model = tiny_policy(adapter="a")
+    model = tiny_policy(adapter="first")
     torch.manual_seed(4)
-    model.add_adapter("b", model.peft_config["a"])
+    model.add_adapter("second", model.peft_config["first"])
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
-            parameter.data.normal_(std=0.05 if ".a." in name else 0.1)
+            parameter.data.normal_(std=0.05 if ".first." in name else 0.1)
     return PolicyBench(model.eval(), tiny_tokenizer(), batch_size=3)
 
 
@@ -27,19 +27,19 @@ def as_samples(key: str) -> list[Sampled]:
 
 def test_completion_logps_do_not_depend_on_the_batch(bench: PolicyBench) -> None:
     prompts, completions = [r["prompt_ids"] for r in ROWS], [r["chosen_ids"] for r in ROWS]
-    together = bench.completion_logps("a", prompts, completions)
-    alone = [bench.completion_logps("a", [p], [c])[0] for p, c in zip(prompts, completions, strict=True)]
+    together = bench.completion_logps("first", prompts, completions)
+    alone = [bench.completion_logps("first", [p], [c])[0] for p, c in zip(prompts, completions, strict=True)]
     assert together == pytest.approx(alone, rel=1e-5)
 
 
 def test_kl_to_itself_is_zero_and_to_another_policy_matches_sampling(bench: PolicyBench) -> None:
     prompt = [ROWS[0]["prompt_ids"]] * 3000
-    samples = bench.sample("a", prompt, SamplingOptions(4, batch_size=1000, seed=1))
+    samples = bench.sample("first", prompt, SamplingOptions(4, batch_size=1000, seed=1))
     ids = [list(s.ids) for s in samples]
-    assert bench.kl("a", "a", prompt, samples) == [0.0] * 3000
-    exact = torch.tensor(bench.kl("a", "b", prompt, samples))
-    ratios = torch.tensor(bench.completion_logps("a", prompt, ids)) - torch.tensor(
-        bench.completion_logps("b", prompt, ids)
+    assert bench.kl("first", "first", prompt, samples) == [0.0] * 3000
+    exact = torch.tensor(bench.kl("first", "second", prompt, samples))
+    ratios = torch.tensor(bench.completion_logps("first", prompt, ids)) - torch.tensor(
+        bench.completion_logps("second", prompt, ids)
     )
     assert exact.mean() > 0
     error = ratios.std() / 3000**0.5
@@ -49,11 +49,13 @@ def test_kl_to_itself_is_zero_and_to_another_policy_matches_sampling(bench: Poli
 
 def test_preference_margins_are_differences_of_log_ratios(bench: PolicyBench) -> None:
     pairs = [PairIds(r["prompt_ids"], r["chosen_ids"], r["rejected_ids"]) for r in ROWS]
-    margins = bench.preference_margins("a", None, pairs)
-    swapped = bench.preference_margins("a", None, [PairIds(p.prompt_ids, p.rejected_ids, p.chosen_ids) for p in pairs])
+    margins = bench.preference_margins("first", None, pairs)
+    swapped = bench.preference_margins(
+        "first", None, [PairIds(p.prompt_ids, p.rejected_ids, p.chosen_ids) for p in pairs]
+    )
     assert margins == pytest.approx([-m for m in swapped], abs=1e-4)
     assert any(abs(m) > 1e-3 for m in margins)
-    assert bench.preference_margins("a", "a", pairs) == [0.0] * len(pairs)
+    assert bench.preference_margins("first", "first", pairs) == [0.0] * len(pairs)
 
 
 def result(policy: str, scores: list[float], margins: list[float] = ()) -> PolicyResult:

@@ -1,0 +1,59 @@
+"""What others may import. A name that goes, or comes, is a decision: change this list with it."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+
+import pytest
+
+PUBLIC = {
+    "prefopt": ["Recipe", "__version__", "run"],
+    "prefopt.api": ["RunOptions", "RunSummary", "run"],
+    "prefopt.trainers": ["DPOConfig", "DPOTrainer", "PretrainTrainer", "SFTTrainer"],
+    "prefopt.losses.dpo": [
+        "DPOLossOutput",
+        "DPOOptions",
+        "DPO_LOSSES",
+        "PairStatistics",
+        "conservative_loss",
+        "dpo_loss",
+        "hinge_loss",
+        "ipo_loss",
+        "robust_loss",
+        "sigmoid_loss",
+    ],
+    "prefopt.losses.logprobs": ["completion_logps", "entropy", "exact_kl", "token_logps"],
+    "prefopt.rewards": [],
+    "prefopt.rewards.scorers": ["GoldScorer", "Scorer"],
+}
+
+
+def exported(module: str) -> list[str]:
+    """`__all__`, or else the names without underscore that the module itself defines."""
+    loaded = importlib.import_module(module)
+    names = getattr(loaded, "__all__", None)
+    if names is None:
+        own = {name: value for name, value in vars(loaded).items() if not name.startswith("_")}
+        names = [name for name, value in own.items() if getattr(value, "__module__", module) == module]
+        names = [name for name in names if not inspect.ismodule(own[name]) and name != "annotations"]
+    return sorted(names)
+
+
+@pytest.mark.parametrize("module", PUBLIC)
+def test_public_names_are_these(module: str) -> None:
+    assert exported(module) == sorted(PUBLIC[module])
+
+
+@pytest.mark.parametrize("module", PUBLIC)
+def test_public_names_are_there_and_explained(module: str) -> None:
+    loaded = importlib.import_module(module)
+    for name in PUBLIC[module]:
+        value = getattr(loaded, name)
+        assert not callable(value) or inspect.getdoc(value), name
+
+
+def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
+    for module in ("prefopt", "prefopt.trainers"):
+        with pytest.raises(AttributeError, match="no attribute 'nope'"):
+            _ = importlib.import_module(module).nope
