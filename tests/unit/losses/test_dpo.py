@@ -110,3 +110,20 @@ def test_rewards_are_scaled_log_ratios_without_gradient() -> None:
 def test_what_is_out_of_range_is_refused(call) -> None:
     with pytest.raises(ValueError, match=r"beta|unknown|expected"):
         call(random_pair())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_soft_label_is_the_expectation_over_both_orders(name: DPOLossType) -> None:
+    p, options = random_pair(), DPOOptions(0.2, 0.1)
+    probability = torch.linspace(0, 1, 16, dtype=torch.double)
+    swapped = PairStatistics(p[1], p[0], p[3], p[2])
+    expected = (
+        probability * dpo_loss(p, name, options).losses + (1 - probability) * dpo_loss(swapped, name, options).losses
+    )
+    torch.testing.assert_close(dpo_loss(p, name, options, probability).losses, expected)
+
+
+def test_a_soft_label_of_dpo_is_conservative_dpo() -> None:
+    p = random_pair()
+    soft = dpo_loss(p, "sigmoid", DPOOptions(0.2), torch.full((16,), 0.9, dtype=torch.double)).losses
+    torch.testing.assert_close(soft, dpo_loss(p, "cdpo", DPOOptions(0.2, 0.1)).losses)

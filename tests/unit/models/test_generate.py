@@ -44,3 +44,13 @@ def test_a_completion_ends_at_its_end_token() -> None:
         assert (s.ids[-1] in ends) == s.finished
         assert not set(s.ids[:-1]) & set(ends)
         assert s.finished or len(s.ids) == 40
+
+
+def test_the_models_own_generation_defaults_do_not_change_the_samples() -> None:
+    model, tokenizer = tiny_llama(), tiny_tokenizer()
+    expected = sample(model, tokenizer, PROMPTS, SamplingOptions(12, batch_size=9))
+    model.generation_config.repetition_penalty = 1.5
+    model.generation_config.no_repeat_ngram_size = 1
+    model.generation_config.top_k = 3
+    assert sample(model, tokenizer, PROMPTS, SamplingOptions(12, batch_size=9)) == expected
+    assert model.generation_config.repetition_penalty == 1.5

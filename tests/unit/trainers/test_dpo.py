@@ -214,3 +214,74 @@ def test_it_takes_text_and_messages_as_trl_does(tmp_path: Path) -> None:
     ids = a.train_dataset[0]
     text = tiny_tokenizer().decode(ids["prompt_ids"] + ids["chosen_ids"])
     assert text == "<|begin|><|user|>how much is lamp 0?<|assistant|>nine euro, 0<|end|>"
+
+
+def test_in_half_precision_the_policy_starts_exactly_at_the_reference(tmp_path: Path) -> None:
+    model = tiny_policy()
+    model.to(torch.bfloat16)
+    t = trainer(tmp_path, model=model, bf16=True, max_steps=1, save_strategy="no")
+    t.train()
+    assert t.state.log_history[0]["dpo/margin"] == pytest.approx(0, abs=1e-6)
+
+
+class StopInPass(TrainerCallback):
+    def on_prediction_step(self, args, state, control, **kwargs) -> None:
+        raise InterruptedError("asked to stop")
+
+
+def test_a_callback_may_end_the_pass_of_the_reference(tmp_path: Path) -> None:
+    with pytest.raises(InterruptedError):
+        trainer(tmp_path, callbacks=[StopInPass()]).train()
+    assert not list(tmp_path.glob("checkpoint-*"))
+
+
+def test_a_soft_label_is_the_mean_of_both_orders_and_a_tie_pulls_nowhere(tmp_path: Path) -> None:
+    rows = random_rows(4)
+    ties = trainer(tmp_path / "a", [{**row, "probability": 0.5} for row in rows], max_steps=1)
+    before = {name: p.clone() for name, p in ties.model.named_parameters() if p.requires_grad}
+    ties.train()
+    assert ties.state.log_history[0]["grad_norm"] < 1e-5
+    assert all(torch.allclose(p, before[n], atol=1e-4) for n, p in ties.model.named_parameters() if n in before)
+    swapped = [{**r, "chosen_ids": r["rejected_ids"], "rejected_ids": r["chosen_ids"]} for r in rows]
+    a = trainer(tmp_path / "b", [{**row, "probability": 0.2} for row in rows], max_steps=3)
+    b = trainer(tmp_path / "c", [{**row, "probability": 0.8} for row in swapped], max_steps=3)
+    a.train()
+    b.train()
+    for (name, x), (_, y) in zip(a.model.named_parameters(), b.model.named_parameters(), strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-6, msg=name)
+    last = [t.state.log_history[2]["dpo/accuracy"] for t in (a, b)]
+    assert last[0] == pytest.approx(last[1])
+
+
+def test_evaluating_more_often_does_not_change_what_is_trained(tmp_path: Path) -> None:
+    def dropout_policy():
+        model = tiny_policy()
+        for module in model.modules():
+            if isinstance(module, torch.nn.Identity):
+                continue
+            if hasattr(module, "lora_dropout"):
+                module.lora_dropout["policy"] = torch.nn.Dropout(0.1)
+        return model
+
+    plain = trainer(tmp_path / "a", model=dropout_policy(), max_steps=4)
+    plain.train()
+    often = trainer(tmp_path / "b", model=dropout_policy(), max_steps=4, eval_strategy="steps", eval_steps=1)
+    often.train()
+    assert weights_hash(plain.model) == weights_hash(often.model)
+
+
+def test_saving_asks_no_hub_and_the_saved_adapter_is_complete(tmp_path: Path, monkeypatch) -> None:
+    import peft.utils.save_and_load as peft_saving
+
+    def asked(*args, **kwargs):
+        raise AssertionError("PEFT asked the Hub for the base")
+
+    monkeypatch.setattr(peft_saving, "check_file_exists_on_hf_hub", asked)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    t = trainer(tmp_path / "run")
+    t.base_name = "base"
+    t.train()
+    t.save_model(str(tmp_path / "saved"))
+    names = {path.name for path in (tmp_path / "saved").iterdir()}
+    assert {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json"} <= names
+    assert '"base_model_name_or_path": "base"' in (tmp_path / "saved" / "adapter_config.json").read_text()
