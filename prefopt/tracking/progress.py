@@ -27,7 +27,8 @@ _MARKS = {"done": ("✓", "green"), "skipped": ("–", "dim"), "waiting": ("…"
 _OTHER = ("!", "yellow")
 
 # What says most about a stage in few characters, in this order.
-_SHOWN = ("train/loss", "dpo/accuracy", "dpo/margin", "eval/loss", "eval/dpo/accuracy", "train/tokens_per_second")
+# Held-out numbers first where they exist: they say more than those of the last training batches.
+_SHOWN = ("train/loss", "eval/loss", "eval/dpo/accuracy", "dpo/accuracy", "dpo/margin", "train/tokens_per_second")
 _MOST_SHOWN = 3
 
 
@@ -159,7 +160,11 @@ def shown_metrics(metrics: Mapping[str, float]) -> str:
     names = [name for name in _SHOWN if name in metrics]
     for ending in (":win_rate/mean", ":preference/accuracy/mean"):
         names = names or [name for name in metrics if name.endswith(ending)]
-    return "  ".join(f"{_label(name)} {metrics[name]:.4g}" for name in names[:_MOST_SHOWN])
+    return "  ".join(f"{_label(name)} {_number(metrics[name])}" for name in names[:_MOST_SHOWN])
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def _label(name: str) -> str:

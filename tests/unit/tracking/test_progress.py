@@ -76,7 +76,7 @@ def test_an_unknown_stage_does_no_harm():
 
 def test_the_most_telling_metrics_come_first():
     metrics = {"dpo/margin": 1.0, "dpo/accuracy": 0.75, "train/loss": 0.5, "train/epoch": 1.0, "eval/loss": 2.0}
-    assert shown_metrics(metrics) == "loss 0.5  accuracy 0.75  margin 1"
+    assert shown_metrics(metrics) == "loss 0.5  eval loss 2  accuracy 0.75"
     assert shown_metrics({"eval/dpo/accuracy": 0.5}) == "eval accuracy 0.5"
     assert shown_metrics({"dpo:kl/mean": 3.0, "dpo:win_rate/mean": 0.7, "sft:length/mean": 9.0}) == "dpo win rate 0.7"
     assert shown_metrics({"sft:length/mean": 9.0}) == "sft length 9"
