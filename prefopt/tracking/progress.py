@@ -158,7 +158,7 @@ class Display:
 def shown_metrics(metrics: Mapping[str, float]) -> str:
     """The few numbers that fit behind a bar, such as `loss 0.412  accuracy 0.71`."""
     names = [name for name in _SHOWN if name in metrics]
-    for ending in (":win_rate/mean", ":preference/accuracy/mean"):
+    for ending in (":win_rate/mean", ":preference/accuracy/mean", "/mean"):
         names = names or [name for name in metrics if name.endswith(ending)]
     return "  ".join(f"{_label(name)} {_number(metrics[name])}" for name in names[:_MOST_SHOWN])
 
