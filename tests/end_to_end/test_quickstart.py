@@ -111,14 +111,14 @@ def test_run_json_is_one_document(quickstart: Finished) -> None:
 def test_a_changed_learning_rate_runs_what_depends_on_it(quickstart: Finished, out: Path, warm: Warm) -> None:
     copy_run(quickstart.out, out)
     before = finished(out)
-    change = ("--set", "stages.dpo.learning_rate=2e-3")
+    change = ("--set", "stages.dpo.learning_rate=1.7e-3")
     planned = warm.run(words(out, *change, "--dry-run"))
     assert states(planned) == {"base": "done", "sft": "done", "dpo": "would", "eval": "would"}
-    assert "changed: learning_rate 0.001 → 0.002" in planned.stdout
+    assert re.search(r"changed: learning_rate \S+ → 0.0017", planned.stdout)
     changed = warm.run(words(out, *change))
     assert changed.returncode == 0, changed.stderr
     assert states(changed) == {"base": "skipped", "sft": "skipped", "dpo": "done", "eval": "done"}
-    assert "dpo: changed: learning_rate 0.001 → 0.002" in changed.stderr
+    assert re.search(r"dpo: changed: learning_rate \S+ → 0.0017", changed.stderr)
     assert finished(out).items() >= before.items()
     old, new = weights(quickstart.out), weights(out)
     assert new["dpo"] != old["dpo"] and new["sft"] == old["sft"]
