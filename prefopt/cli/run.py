@@ -27,7 +27,10 @@ def command(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would run, and why; write nothing.")] = False,
     seeds: Annotated[str | None, typer.Option("--seeds", hidden=True)] = None,
     allow_inexact_resume: Annotated[
-        bool, typer.Option("--allow-inexact-resume", help="Resume also where the result may differ.")
+        bool,
+        typer.Option(
+            "--allow-inexact-resume", help="Reserved: only checkpoints that verify are used, so every resume is exact."
+        ),
     ] = False,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run code of the model's repository, where the recipe agrees.")

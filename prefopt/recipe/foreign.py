@@ -60,7 +60,6 @@ FOREIGN: dict[str, Foreign] = {
     "tokenizer_name_or_path": Foreign(_HANDBOOK, "", _OWN_TOKENIZER),
     "tokenizer_type": Foreign(_AX, "", _OWN_TOKENIZER),
     "model_type": Foreign(_AX, "", "the model's own configuration says it; leave it out"),
-    "trust_remote_code": Foreign(_HF, "", "write it under `model`, and pass --trust-remote-code as well"),
     "template": Foreign(_LF, "chat_template"),
     "flash_attn": Foreign(_LF, "attn_implementation", _FLASH),
     "flash_attention": Foreign(_AX, "attn_implementation", _FLASH),

@@ -62,7 +62,7 @@ def prefopt(*line: object, env: dict[str, str] | None = None, **options: Any) ->
 
 
 class Warm:
-    """Runs command lines one after the other in one process that keeps its server of stage processes warm.
+    """Runs command lines one after the other, each in a process of its own, with one warm server of stage processes.
 
     The same commands, without the seconds that importing the libraries takes each time.
     """
@@ -70,7 +70,7 @@ class Warm:
     def __init__(self, folder: Path, env: dict[str, str]) -> None:
         self._folder = folder
         self._process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("warm.py"))],
+            [sys.executable, str(Path(__file__).with_name("warm.py")), str(folder / "server.log")],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -203,12 +203,22 @@ def wait_until(
     return True
 
 
-def worker_pid(out: Path, stage: str) -> int | None:
-    """The process that writes a stage now, as its lock says."""
+def holder(note: Path) -> int | None:
+    """The process that holds a lock, as the note beside the lock says."""
     try:
-        return int(json.loads((out / "stages" / stage / ".lock.json").read_text())["pid"])
-    except (FileNotFoundError, json.JSONDecodeError, KeyError):
+        return int(json.loads(note.read_text())["pid"])
+    except FileNotFoundError:
         return None
+
+
+def runner_pid(out: Path) -> int | None:
+    """The process that runs a recipe now."""
+    return holder(out / "lock.json")
+
+
+def worker_pid(out: Path, stage: str) -> int | None:
+    """The process that writes a stage now."""
+    return holder(out / "stages" / stage / ".lock.json")
 
 
 def alive(pid: int) -> bool:

@@ -1,8 +1,7 @@
 """kill -9 and Ctrl-C anywhere in the quickstart: the same command goes on, and nobody can tell afterwards.
 
-Points are reached by watching files appear. The runner is killed in two runs at the same time, one for each core, and
-the process of a stage in a third one that keeps its server warm; every run is killed at all of its points, one after
-the other, by the same command.
+Points are reached by watching files appear. A run is killed at all of its points, one after the other, and every time
+the same command goes on with it.
 """
 
 from __future__ import annotations
@@ -12,9 +11,9 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -31,8 +30,8 @@ from tests.end_to_end.small import (
     environment,
     finished,
     folder,
-    prefopt,
     results,
+    runner_pid,
     states,
     wait_until,
     weights,
@@ -53,6 +52,7 @@ class Point:
         reached: Whether the run in a folder has come to it.
         step: The step that the next run goes on from, at the least; None where no checkpoint is certain.
         committed: Whether the stage is done by then.
+        alone: Whether the runner is a program with a server of its own, which then has to end with it.
     """
 
     stage: str
@@ -60,6 +60,7 @@ class Point:
     reached: Callable[[Path], bool]
     step: int | None = None
     committed: bool = False
+    alone: bool = False
 
 
 def _in(stage: str, what: str, name: str, step: int | None = None) -> Point:
@@ -155,30 +156,53 @@ def heard_resume(said: str, point: Point) -> None:
     assert steps and int(steps[0]) >= (point.step or 0), f"{point.stage} {point.what}: {said}"
 
 
-def kill_runner(out: Path, points: Sequence[Point]) -> Run:
+def kill_runner(out: Path, points: Sequence[Point], warm: Warm) -> Run:
     """Kills the runner at every point; the last command is left alone."""
-    run = Run(out, finished(out))
-    out.parent.mkdir(parents=True, exist_ok=True)
+    run = Run(out)
     for number, point in enumerate(points):
-        said = out.with_name(f"killed-{number}.err")
-        with said.open("w") as stderr:
-            command = [sys.executable, "-m", "prefopt", *words(out)]
-            process = subprocess.Popen(command, stdout=stderr, stderr=stderr, env=environment())
-            try:
-                worker = reach(out, point, lambda running=process: running.poll() is not None)
-            finally:
-                process.kill()
-            assert process.wait() == -signal.SIGKILL, said.read_text()
+        said, worker = (_kill_program if point.alone else _kill_command)(out, point, warm)
         # What the runner started ends by itself.
         wait_until(lambda pid=worker: pid is None or not alive(pid), seconds=10)
         run.look(point)
         if number and points[number - 1].step and points[number - 1] not in run.late:
-            heard_resume(said.read_text(), points[number - 1])
-    done = prefopt(*words(out))
+            heard_resume(said, points[number - 1])
+    done = warm.run(words(out))
     assert done.returncode == 0, done.stderr
-    assert set(states(done).values()) <= {"done", "skipped"}
     run.require_kept("the last run was left alone")
     return run
+
+
+def _kill_command(out: Path, point: Point, warm: Warm) -> tuple[str, int | None]:
+    warm.start(words(out))
+    worker = reach(out, point, warm.has_ended)
+    runner = runner_pid(out)
+    assert runner is not None
+    os.kill(runner, signal.SIGKILL)
+    done = warm.result()
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    return done.stderr, worker
+
+
+def _kill_program(out: Path, point: Point, warm: Warm) -> tuple[str, int | None]:
+    with _program(out) as (process, said):
+        worker = reach(out, point, lambda: process.poll() is not None)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL, said.read_text()
+    return said.read_text(), worker
+
+
+@contextmanager
+def _program(out: Path) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+    """The command as a user starts it, in a process group of its own, and the file with what it says."""
+    said = out.with_name("said")
+    with said.open("w") as stream:
+        command = [sys.executable, "-m", "prefopt", *words(out)]
+        process = subprocess.Popen(command, stdout=stream, stderr=stream, env=environment(), start_new_session=True)
+        try:
+            yield process, said
+        finally:
+            process.kill()
+            process.wait()
 
 
 def kill_worker(out: Path, points: Sequence[Point], warm: Warm) -> Run:
@@ -204,21 +228,21 @@ def kill_worker(out: Path, points: Sequence[Point], warm: Warm) -> Run:
     return run
 
 
-FIRST_HALF = (
+OF_THE_RUNNER = (
     trains("base", 2),
     saves("base", LAST_SAVED),
     commits("base", "model/model.safetensors"),
     after("base"),
-    commits("sft", "adapter/adapter_model.safetensors"),
-)
-SECOND_HALF = (
+    saved("sft"),
+    replace(commits("sft", "adapter/adapter_model.safetensors"), alone=True),
     starts("dpo"),
-    saved("dpo"),
+    trains("dpo", 2),
+    replace(saved("dpo"), alone=True),
     commits("dpo", "adapter/adapter_model.safetensors"),
     samples("dpo"),
     reports(),
 )
-IN_STAGES = (
+OF_THE_WORKER = (
     starts("base"),
     trains("base", 4),
     saved("base"),
@@ -235,21 +259,17 @@ IN_STAGES = (
 )
 
 
-def test_a_killed_runner_changes_nothing_in_the_end(quickstart: Finished, tmp_path: Path) -> None:
-    late = copy_run(quickstart.out, tmp_path / "late" / "small", without=("dpo", "eval"))
-    with ThreadPoolExecutor() as pool:
-        first = pool.submit(kill_runner, tmp_path / "early" / "small", FIRST_HALF)
-        second = pool.submit(kill_runner, late, SECOND_HALF)
-        runs = [first.result(), second.result()]
-    for run in runs:
-        assert weights(run.out) == weights(quickstart.out)
-        assert results(run.out) == results(quickstart.out)
-        # A machine that is busy may let a point pass; most of them must have been hit.
-        assert len(run.late) <= 2, run.late
+def test_a_killed_runner_changes_nothing_in_the_end(quickstart: Finished, out: Path, warm: Warm) -> None:
+    out.parent.mkdir()
+    run = kill_runner(out, OF_THE_RUNNER, warm)
+    assert weights(out) == weights(quickstart.out)
+    assert results(out) == results(quickstart.out)
+    # A machine that is busy may let a point pass; most of them must have been hit.
+    assert len(run.late) <= 3, run.late
 
 
 def test_a_killed_worker_changes_nothing_in_the_end(quickstart: Finished, out: Path, warm: Warm) -> None:
-    run = kill_worker(out, IN_STAGES, warm)
+    run = kill_worker(out, OF_THE_WORKER, warm)
     assert weights(out) == weights(quickstart.out)
     assert results(out) == results(quickstart.out)
     assert len(run.late) <= 3, run.late
@@ -283,22 +303,15 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_serves(
 def test_ctrl_c_saves_and_names_the_command_that_goes_on(quickstart: Finished, out: Path, warm: Warm) -> None:
     copy_run(quickstart.out, out, without=("sft", "dpo", "eval"))
     before = finished(out)
-    command = [sys.executable, "-m", "prefopt", *words(out)]
-    said = out.with_name("interrupted.err")
-    with said.open("w") as stderr:
-        process = subprocess.Popen(command, stdout=stderr, stderr=stderr, env=environment(), start_new_session=True)
-        try:
-            worker = reach(out, trains("sft", 1), lambda: process.poll() is not None)
-            assert worker is not None
-            # The stage is held until the runner has heard, so that it cannot end before it is asked to.
-            os.kill(worker, signal.SIGSTOP)
-            os.killpg(process.pid, signal.SIGINT)
-            wait_until(lambda: "stopping: sft saves a checkpoint first" in said.read_text())
-            os.kill(worker, signal.SIGCONT)
-            assert process.wait(30) == 75
-        finally:
-            process.kill()
-            process.wait()
+    with _program(out) as (process, said):
+        worker = reach(out, trains("sft", 1), lambda: process.poll() is not None)
+        assert worker is not None
+        # The stage is held until the runner has heard, so that it cannot end before it is asked to.
+        os.kill(worker, signal.SIGSTOP)
+        os.killpg(process.pid, signal.SIGINT)
+        wait_until(lambda: "stopping: sft saves a checkpoint first" in said.read_text())
+        os.kill(worker, signal.SIGCONT)
+        assert process.wait(30) == 75
     text = said.read_text()
     stopped = re.search(r"error: stage sft stopped at step (\d+); a checkpoint was saved", text)
     assert stopped, text

@@ -10,15 +10,19 @@ from tests.tiny import random_rows, tiny_policy, tiny_tokenizer
 ROWS = random_rows(7)
 
 
-@pytest.fixture(scope="module")
-def bench() -> PolicyBench:
+def open_bench(batch_size: int) -> PolicyBench:
     model = tiny_policy(adapter="first")
     torch.manual_seed(4)
     model.add_adapter("second", model.peft_config["first"])
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             parameter.data.normal_(std=0.05 if ".first." in name else 0.1)
-    return PolicyBench(model.eval(), tiny_tokenizer(), batch_size=3)
+    return PolicyBench(model.eval(), tiny_tokenizer(), batch_size=batch_size)
+
+
+@pytest.fixture(scope="module")
+def bench() -> PolicyBench:
+    return open_bench(3)
 
 
 def as_samples(key: str) -> list[Sampled]:
@@ -32,7 +36,8 @@ def test_completion_logps_do_not_depend_on_the_batch(bench: PolicyBench) -> None
     assert together == pytest.approx(alone, rel=1e-5)
 
 
-def test_kl_to_itself_is_zero_and_to_another_policy_matches_sampling(bench: PolicyBench) -> None:
+def test_kl_to_itself_is_zero_and_to_another_policy_matches_sampling() -> None:
+    bench = open_bench(500)
     prompt = [ROWS[0]["prompt_ids"]] * 3000
     samples = bench.sample("first", prompt, SamplingOptions(4, batch_size=1000, seed=1))
     ids = [list(s.ids) for s in samples]
