@@ -110,3 +110,15 @@ def test_the_run_is_the_same_one_after_a_resume(out: Path, warm: Warm, number: i
     if number == signal.SIGTERM:  # what wandb had not written when it was killed is gone
         first = OfflineRun(directory, 0)
         assert first.run.run_id == run_id and first.history[-1]["step"] < resumed.history[0]["step"]
+
+
+def test_the_evaluation_is_sent_with_its_samples(out: Path, warm: Warm) -> None:
+    done = warm.run(line(out, "offline"))
+    assert done.returncode == 0, done.stderr
+    directory = stage_folder(out, "eval")
+    run = OfflineRun(directory)
+    assert (run.run.display_name, run.run.job_type) == ("eval", "evaluate")
+    metrics = json.loads((directory / "metrics.json").read_text())
+    assert "dpo:gold/mean" in metrics
+    assert {name: run.summary[name] for name in metrics} == pytest.approx(metrics)
+    assert any(name.startswith("samples") for row in run.history for name in row)

@@ -16,10 +16,14 @@ from prefopt.models.generate import Sampled, SamplingOptions
 from prefopt.models.roles import load_frozen
 from prefopt.pipeline.base_model import OpenBase, adapter_of, data_policy, load_weights, open_base
 from prefopt.pipeline.context import Inputs, StageContext, StageResult
+from prefopt.pipeline.training import tracked
 from prefopt.recipe.schema import EvaluateSpec
 from prefopt.records import Prompt
 from prefopt.rewards.scorers import GoldScorer
 from prefopt.store.files import write_atomic, write_json
+
+# Of the baseline and of the last policy; samples.jsonl has all.
+SAMPLES_TRACKED = 50
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,10 @@ def run(spec: EvaluateSpec, inputs: Inputs, context: StageContext) -> StageResul
     flat = {f"{name}:{key}": value for name, values in metrics.items() for key, value in values.items()}
     flat["evaluate/prompts"] = float(len(set(task.groups)))
     flat["evaluate/samples"] = float(len(task.groups))
+    if context.recipe.tracking.wandb is not None:
+        with tracked(spec, context, resume_step=None) as tracker:
+            tracker.summary(flat)
+            tracker.table("samples", samples[:SAMPLES_TRACKED] + samples[-SAMPLES_TRACKED:])
     lines = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in samples)
     write_atomic(context.directory / "samples.jsonl", lines)
     write_json(context.directory / "metrics.json", flat)
