@@ -11,13 +11,15 @@ from typing import TypeVar
 from prefopt.pipeline.provenance import recipe_text
 from prefopt.pipeline.runner import run_folder, run_recipe
 from prefopt.pipeline.summary import RunOptions, RunSummary
+from prefopt.recipe.base import Spec
 from prefopt.recipe.load import LoadedRecipe, load
-from prefopt.recipe.schema import DataSpec, ModelSpec, Recipe
+from prefopt.recipe.references import SCORER_ROLES
+from prefopt.recipe.schema import AnyStage, Recipe
 from prefopt.tracking.progress import Display
 
 __all__ = ["RunOptions", "RunSummary", "run"]
 
-_Spec = TypeVar("_Spec", DataSpec, ModelSpec)
+_Spec = TypeVar("_Spec", bound=Spec)
 
 
 def run(
@@ -61,6 +63,7 @@ def _judged(recipe: Recipe, options: RunOptions) -> LoadedRecipe:
         update={
             "model": _absolute(recipe.model, "model_name_or_path"),
             "data": {name: _absolute(spec, "path") for name, spec in recipe.data.items()},
+            "stages": {name: _with_word_lists(stage) for name, stage in recipe.stages.items()},
         }
     )
     with tempfile.TemporaryDirectory() as folder:
@@ -69,6 +72,12 @@ def _judged(recipe: Recipe, options: RunOptions) -> LoadedRecipe:
         loaded = load(path)
     # Where a run of it leaves its recipe, and so what the command that resumes it is given.
     return replace(loaded, path=run_folder(recipe.name, options.out) / "recipe.yaml")
+
+
+def _with_word_lists(stage: AnyStage) -> AnyStage:
+    scorers = {role: getattr(stage, role, None) for role in SCORER_ROLES}
+    lists = {role: scorer for role, scorer in scorers.items() if scorer is not None and scorer.lexicon is not None}
+    return stage.model_copy(update={role: _absolute(scorer, "lexicon") for role, scorer in lists.items()})
 
 
 def _absolute(spec: _Spec, name: str) -> _Spec:

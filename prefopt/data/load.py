@@ -26,7 +26,7 @@ T = TypeVar("T")
 Text = str | tuple[Message, ...]
 TOY_DEFAULT_ROWS = 1000
 TOY_DEFAULT_NOISE = 0.1
-_TOY_KINDS = ("corpus", "demonstrations", "preferences")
+_TOY_KINDS = ("corpus", "demonstrations", "preferences", "prompts")
 
 
 @dataclass(frozen=True)
@@ -266,6 +266,7 @@ def _toy_items(spec: DataSpec, seed: int, default: str) -> Iterable[Item]:
         "corpus": world.corpus,
         "demonstrations": world.demonstrations,
         "preferences": partial(world.preferences, noise=noise),
+        "prompts": world.prompts,
     }
     if kind not in makers:
         raise DataError(f"the toy world has no '{kind}'", f"name: {', '.join(_TOY_KINDS)}")

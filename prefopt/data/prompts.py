@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,6 +72,11 @@ def file_prompts(path: Path, system: str | None = None) -> list[NamedPrompt]:
     if not found:
         raise DataError(f"{path}: no prompts in it")
     return found
+
+
+def row_prompt(columns: Mapping[str, object], where: str) -> Prompt:
+    """The prompt of a row that holds `prompt` as text or messages; errors as `text_prompt`."""
+    return _prompt(SourceRow(1, dict(columns), where), None).prompt
 
 
 def _prompt(row: SourceRow, system: str | None) -> NamedPrompt:

@@ -167,7 +167,11 @@ class Encoder:
 
     def encode_demonstration(self, demonstration: Demonstration) -> EncodedDemonstration | None:
         """Encodes a demonstration; None when it is left out."""
-        found = self._encode(demonstration.prompt, (demonstration.completion,))
+        return self.encode_answer(demonstration.prompt, demonstration.completion)
+
+    def encode_answer(self, prompt: Prompt, completion: str) -> EncodedDemonstration | None:
+        """Encodes whatever a policy answered, nothing at all included; None when it is left out."""
+        found = self._encode(prompt, (completion,))
         return None if found is None else EncodedDemonstration(found[0], found[1][0])
 
     def encode_pair(self, pair: PreferencePair) -> EncodedPair | None:

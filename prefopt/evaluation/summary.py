@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from prefopt.stats.intervals import Interval, bootstrap_mean, wilson
+from prefopt.stats.intervals import Interval, bootstrap_mean, bootstrap_ratio, wilson
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class PolicyResult:
         scores: Reward of each sample; empty without a reward.
         violated: Whether each sample has forbidden content; empty where nothing is forbidden.
         margins: ρ(chosen) - ρ(rejected) of held-out pairs; empty for the baseline or without pairs.
+        ceiling: For prompts that the headroom is measured on, the reward of the best of n answers of the baseline.
     """
 
     policy: str
@@ -30,7 +31,8 @@ class PolicyResult:
     kl: Sequence[float] = ()
     scores: Sequence[float] = ()
     violated: Sequence[bool] = ()
-    margins: Sequence[float] = field(default=())
+    margins: Sequence[float] = ()
+    ceiling: Mapping[Hashable, float] = field(default_factory=dict)
 
 
 def win_scores(scores: Sequence[float], baseline: Sequence[float]) -> list[float]:
@@ -58,6 +60,10 @@ def policy_metrics(result: PolicyResult, baseline: PolicyResult, score_name: str
         mean(score_name, result.scores)
         if result.policy != baseline.policy:
             mean("win_rate", win_scores(result.scores, baseline.scores))
+    if result.ceiling:
+        _put(metrics, "best_of_n", bootstrap_mean(list(result.ceiling.values()), list(result.ceiling)))
+    if baseline.ceiling and result.policy != baseline.policy:
+        _put(metrics, "headroom", headroom(result, baseline))
     if result.policy != baseline.policy:
         mean("kl", result.kl)
     mean("length", [float(n) for n in result.lengths])
@@ -68,6 +74,27 @@ def policy_metrics(result: PolicyResult, baseline: PolicyResult, score_name: str
         correct = sum(1.0 if m > 0 else 0.5 if m == 0 else 0.0 for m in result.margins)
         _put(metrics, "preference/accuracy", wilson(correct, len(result.margins)))
     return metrics
+
+
+def headroom(result: PolicyResult, baseline: PolicyResult) -> Interval:
+    """Share of the way from the baseline to the best of n of its own answers that a policy has gone.
+
+    (policy - baseline) / (best of n - baseline), means over the same prompts; 1 is as good as always picking the best
+    of n by the reward itself. The interval is a bootstrap over prompts of the ratio of means.
+    """
+    prompts = list(baseline.ceiling)
+    policy, start = _by_prompt(result), _by_prompt(baseline)
+    gained = [policy[prompt] - start[prompt] for prompt in prompts]
+    possible = [baseline.ceiling[prompt] - start[prompt] for prompt in prompts]
+    return bootstrap_ratio(gained, possible)
+
+
+def _by_prompt(result: PolicyResult) -> dict[Hashable, float]:
+    """Mean reward of each prompt's samples."""
+    values: dict[Hashable, list[float]] = {}
+    for prompt, score in zip(result.prompts, result.scores, strict=True):
+        values.setdefault(prompt, []).append(score)
+    return {prompt: sum(scores) / len(scores) for prompt, scores in values.items()}
 
 
 def _rate(metrics: dict[str, float], name: str, hits: Sequence[bool], prompts: int) -> None:
@@ -85,6 +112,8 @@ def _put(metrics: dict[str, float], name: str, interval: Interval) -> None:
 COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("gold", "gold reward", "{:.2f}"),
     ("reward", "reward", "{:.2f}"),
+    ("best_of_n", "best of n", "{:.2f}"),
+    ("headroom", "share of headroom", "{:.0%}"),
     ("win_rate", "win rate", "{:.1%}"),
     ("preference/accuracy", "preference accuracy", "{:.1%}"),
     ("kl", "KL (nats)", "{:.2f}"),

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from peft import PeftModel
+from torch import Tensor
+from transformers import DynamicCache, GenerationConfig, PreTrainedTokenizerBase, TopPLogitsWarper
 
 from prefopt.models.batches import pad_rows
 from prefopt.models.modes import evaluating, plain_sampling
@@ -80,17 +83,8 @@ def sample(
         Completions in the order of `prompts`.
     """
     ends = end_token_ids(model, tokenizer)
-    config = GenerationConfig(
-        max_new_tokens=options.max_new_tokens,
-        do_sample=options.temperature > 0,
-        temperature=options.temperature or None,
-        top_p=options.top_p if options.temperature > 0 else None,
-        top_k=0 if options.temperature > 0 else None,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=ends,
-        bos_token_id=tokenizer.bos_token_id,
-    )
     device = next(model.parameters()).device
+    complete = _complete if _keeps_a_plain_cache(model) else _complete_by_generate
     results: dict[int, Sampled] = {}
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     rng_devices = [device] if device.type == "cuda" else []
@@ -101,13 +95,81 @@ def sample(
             rows = [prompts[i] for i in indices]
             input_ids = pad_rows(rows, tokenizer.pad_token_id, left=True).to(device)
             mask = pad_rows([[1] * len(row) for row in rows], 0, left=True).to(device)
-            output = model.generate(  # type: ignore[operator]
-                input_ids=input_ids, attention_mask=mask, generation_config=config
-            )
-            for index, row in zip(indices, output[:, input_ids.shape[1] :].tolist(), strict=True):
+            for index, row in zip(indices, complete(model, input_ids, mask, ends, options), strict=True):
                 results[index] = _cut(row, ends, tokenizer)
             progress(len(results))
     return [results[i] for i in range(len(prompts))]
+
+
+def _keeps_a_plain_cache(model: torch.nn.Module) -> bool:
+    """Whether the model keeps keys and values per row, so that rows can leave; a state space model does not."""
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    return not base._is_stateful and bool(base._supports_default_dynamic_cache())
+
+
+def _complete(
+    model: torch.nn.Module, input_ids: Tensor, mask: Tensor, ends: Sequence[int], options: SamplingOptions
+) -> list[list[int]]:
+    """New tokens of every row [B, P]; a row that has ended leaves the batch, which is most of the work in the end."""
+    cache = DynamicCache(config=model.config)
+    rows = torch.arange(len(input_ids), device=input_ids.device)
+    stop = torch.tensor(ends, device=input_ids.device)
+    written: list[list[int]] = [[] for _ in range(len(input_ids))]
+    position_ids = (mask.cumsum(1) - 1).clamp(min=0)
+    for _ in range(options.max_new_tokens):
+        logits = model(
+            input_ids=input_ids,
+            attention_mask=mask,
+            position_ids=position_ids,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits[:, -1]
+        tokens = choose_tokens(logits.float(), options)
+        for row, token in zip(rows.tolist(), tokens.tolist(), strict=True):
+            written[row].append(token)
+        going = ~torch.isin(tokens, stop)
+        if not going.any():
+            break
+        if not going.all():
+            cache.batch_select_indices(going)
+            rows, tokens, mask, position_ids = rows[going], tokens[going], mask[going], position_ids[going]
+        input_ids, position_ids = tokens[:, None], position_ids[:, -1:] + 1
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+    return written
+
+
+def choose_tokens(logits: Tensor, options: SamplingOptions) -> Tensor:
+    """One token for every row of logits [B, V], as `options` say; [B].
+
+    `top_p` keeps the smallest set of tokens whose probability reaches it (arXiv 1904.09751).
+    """
+    if options.temperature == 0:
+        return logits.argmax(-1)
+    logits = logits / options.temperature
+    if options.top_p < 1:
+        logits = TopPLogitsWarper(options.top_p)(None, logits)
+    return torch.multinomial(logits.softmax(-1), 1).squeeze(-1)
+
+
+def _complete_by_generate(
+    model: torch.nn.Module, input_ids: Tensor, mask: Tensor, ends: Sequence[int], options: SamplingOptions
+) -> list[list[int]]:
+    """As `_complete`, for models that know best how their state is kept."""
+    config = GenerationConfig(
+        max_new_tokens=options.max_new_tokens,
+        do_sample=options.temperature > 0,
+        temperature=options.temperature or None,
+        top_p=options.top_p if options.temperature > 0 else None,
+        top_k=0 if options.temperature > 0 else None,
+        pad_token_id=ends[0],  # rows are cut at their first end token
+        eos_token_id=list(ends),
+    )
+    output = model.generate(  # type: ignore[operator]
+        input_ids=input_ids, attention_mask=mask, generation_config=config
+    )
+    found: list[list[int]] = output[:, input_ids.shape[1] :].tolist()
+    return found
 
 
 def _cut(row: list[int], ends: list[int], tokenizer: PreTrainedTokenizerBase) -> Sampled:

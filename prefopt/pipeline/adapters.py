@@ -11,10 +11,10 @@ from peft import PeftModel
 from prefopt.data.load import Loaded
 from prefopt.data.templates import Encoder
 from prefopt.models.roles import POLICY, policy_on, save_adapter
-from prefopt.pipeline.base_model import OpenBase, adapter_of, data_policy, load_weights, open_base
+from prefopt.pipeline.base_model import OpenBase, adapter_of, data_of, data_policy, load_weights, open_base
 from prefopt.pipeline.context import Inputs, StageContext, StageResult
 from prefopt.pipeline.training import final_metrics, tokens_of, train
-from prefopt.recipe.schema import DataSpec, DPOSpec, SFTSpec
+from prefopt.recipe.schema import DataSpec, DPOSpec, RewardSpec, SFTSpec
 from prefopt.trainers.checkpoints import CheckpointedTrainer
 
 Record = TypeVar("Record")
@@ -58,6 +58,47 @@ class Method(Generic[Record]):
     reference: bool
 
 
+@dataclass(frozen=True)
+class Rows:
+    """What a stage trains on.
+
+    Attributes:
+        train: Tokenised rows.
+        evaluation: Tokenised held-out rows; empty when nothing is held out.
+        details: What became of every row, for the manifest.
+    """
+
+    train: Sequence[Mapping[str, Any]]
+    evaluation: Sequence[Mapping[str, Any]]
+    details: dict[str, Any]
+
+
+def encoded_rows(
+    spec: SFTSpec | DPOSpec | RewardSpec,
+    inputs: Inputs,
+    context: StageContext,
+    base: OpenBase,
+    load: Callable[[tuple[str, ...], Mapping[str, DataSpec], int], Loaded[Record]],
+    row: Callable[[Record, Encoder], Mapping[str, Any] | None],
+) -> Rows:
+    """Read and tokenise the data of a stage; arguments as in `Method`.
+
+    Raises:
+        DataError: When too many rows cannot be used.
+    """
+    sets = data_of(inputs, context)
+    data = load(spec.data, sets, context.recipe.seed)
+    overlong, max_dropped = data_policy(spec.data, sets)
+    encoder = base.encoder(spec.max_length, overlong)
+    train_rows, eval_rows = (
+        [encoded for record in records if (encoded := row(record, encoder)) is not None]
+        for records in (data.train, data.eval)
+    )
+    encoder.check_drop_share(max_dropped)
+    details = {"data": data.report.to_json(), "encoding": {"chat_template": base.template, **dict(encoder.counts)}}
+    return Rows(train_rows, eval_rows, details)
+
+
 def run_adapter_stage(
     spec: SFTSpec | DPOSpec, inputs: Inputs, context: StageContext, method: Method[Record]
 ) -> StageResult:
@@ -69,27 +110,19 @@ def run_adapter_stage(
         context: The stage's context.
         method: What differs from other stages.
     """
-    data = method.load(spec.data, context.recipe.data, context.recipe.seed)
     base = open_base(inputs, context)
-    overlong, max_dropped = data_policy(spec.data, context)
-    encoder = base.encoder(spec.max_length, overlong)
-    train_rows, eval_rows = (
-        [encoded for record in records if (encoded := method.row(record, encoder)) is not None]
-        for records in (data.train, data.eval)
-    )
-    encoder.check_drop_share(max_dropped)
+    rows = encoded_rows(spec, inputs, context, base, method.load, method.row)
     init = adapter_of(spec.init, inputs)
     model = policy_on(load_weights(base, context), context.recipe.model.lora, init, reference=method.reference)
 
     def build(callbacks: list[Any]) -> CheckpointedTrainer:
-        built = method.trainer(Job(model, base, train_rows, eval_rows, context, callbacks))
+        built = method.trainer(Job(model, base, rows.train, rows.evaluation, context, callbacks))
         built.base_name = base.location.name
         return built
 
     trained = train(build, spec, context)
     save_adapter(model, POLICY, context.directory / "adapter", base.location.name)
     base.tokenizer.save_pretrained(context.directory / "tokenizer")
-    details = {"data": data.report.to_json(), "encoding": {"chat_template": base.template, **dict(encoder.counts)}}
     return StageResult(
-        metrics=final_metrics(context), outputs=["adapter", "tokenizer"], details=details, cost=tokens_of(trained)
+        metrics=final_metrics(context), outputs=["adapter", "tokenizer"], details=rows.details, cost=tokens_of(trained)
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
@@ -12,8 +13,10 @@ from prefopt.data.templates import Encoder, ensure_chat_template
 from prefopt.errors import InputError
 from prefopt.models.loading import BaseLocation, load_base, load_tokenizer, locate_base
 from prefopt.pipeline.context import Inputs, StageContext
+from prefopt.recipe.schema import CollectSpec, DataSpec
 
 DEFAULT_MAX_LENGTH = 1024
+PAIRS_FILE = "pairs.jsonl"  # what a collect stage gives
 Overlong = Literal["trim_prompt", "drop"]
 
 
@@ -32,6 +35,12 @@ class OpenBase:
     tokenizer: PreTrainedTokenizerBase
     template: str
     positions: int
+
+    @property
+    def pad_token_id(self) -> int:
+        """Fills rows; padding is masked by length, so it may be any token."""
+        pad = self.tokenizer.pad_token_id
+        return int(pad if pad is not None else self.tokenizer.eos_token_id)
 
     def max_length(self, requested: int | None) -> int:
         """Tokens of prompt and completion together.
@@ -95,8 +104,24 @@ def adapter_of(stage: str | None, inputs: Inputs) -> Path | None:
     return inputs[stage].directory / "adapter"
 
 
-def data_policy(names: tuple[str, ...], context: StageContext) -> tuple[Overlong, float]:
+def data_of(inputs: Inputs, context: StageContext) -> dict[str, DataSpec]:
+    """The data sets that a stage can name: the recipe's, and the pairs of the collect stages that it reads.
+
+    Whether a prompt is held out depends on the prompt, the seed and the fraction alone, so collected pairs are split
+    as the prompts were. Where sets of prompts hold out different shares the largest counts: nothing less is held out.
+    """
+    data = dict(context.recipe.data)
+    for name, stage in inputs.items():
+        collect = context.recipe.stages[name]
+        if isinstance(collect, CollectSpec):
+            fraction = max(context.recipe.data[prompts].eval_fraction for prompts in collect.prompts)
+            path = str(stage.directory / PAIRS_FILE)
+            data[name] = DataSpec(path=path, format="preference", eval_fraction=fraction)
+    return data
+
+
+def data_policy(names: tuple[str, ...], data: Mapping[str, DataSpec]) -> tuple[Overlong, float]:
     """What to do with over-long rows, and the share that may be dropped for length: the strictest of the sets."""
-    specs = [context.recipe.data[name] for name in names]
+    specs = [data[name] for name in names]
     overlong: Overlong = "drop" if all(spec.overlong == "drop" for spec in specs) else "trim_prompt"
     return overlong, min(spec.max_dropped for spec in specs)

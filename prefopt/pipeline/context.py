@@ -52,6 +52,7 @@ class StageContext:
         seed: The seed to use.
         run_name: Name of the run's folder.
         cache: Folder for what may be made again, such as reference log-probabilities.
+        ledger: Folder of what was sampled and judged in this run; outlives every artefact.
         allow_inexact_resume: Resume also where the result may differ from an uninterrupted run.
         trust_remote_code: The command line's half of the double opt-in.
         progress: Takes (step, total, latest metrics); total is 0 where it is not known.
@@ -67,6 +68,7 @@ class StageContext:
     seed: int
     run_name: str
     cache: Path
+    ledger: Path
     allow_inexact_resume: bool
     trust_remote_code: bool
     progress: Callable[[int, int, Mapping[str, float]], None]

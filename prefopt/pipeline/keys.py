@@ -21,6 +21,7 @@ from prefopt.pipeline.graph import Node
 from prefopt.pipeline.revisions import KEYED_LIBRARIES, USES_MODEL
 from prefopt.pipeline.stages import Registry
 from prefopt.recipe.keys import spec_for_key
+from prefopt.recipe.references import SCORER_ROLES
 from prefopt.recipe.schema import DataSpec, Recipe
 from prefopt.store.files import disk_faults, read_json, sha256_json, write_json
 from prefopt.store.hashing import HashCache
@@ -89,6 +90,7 @@ class Keys:
         """
         spec = spec_for_key(node.spec)
         spec.pop("seed", None)
+        self._word_lists(spec)
         names = dict.fromkeys((*getattr(node.spec, "data", ()), *getattr(node.spec, "prompts", ())))
         return StageKey(
             {
@@ -106,6 +108,15 @@ class Keys:
                 "versions": self._versions,
             }
         )
+
+    def _word_lists(self, spec: dict[str, Any]) -> None:
+        """Puts what is in a word list in the place of where it lies; `spec` is changed."""
+        for role in SCORER_ROLES:
+            scorer = spec.get(role)
+            if scorer is not None and scorer["lexicon"] is not None:
+                path = Path(scorer["lexicon"])
+                with disk_faults(path):
+                    spec[role] = {**scorer, "lexicon": self._cache.file(path)}
 
     def seed(self, node: Node) -> int:
         """The seed a stage runs with."""

@@ -28,6 +28,7 @@ class Job:
         log_file: Where the process's output goes.
         lock_file: Held by the process while it writes in the stage's folder.
         cache: Folder for what may be made again.
+        ledger: Folder of what was sampled and judged.
         environment: The runner's environment variables.
     """
 
@@ -43,6 +44,7 @@ class Job:
     log_file: Path
     lock_file: Path
     cache: Path
+    ledger: Path
     uses_torch: bool
     allow_inexact_resume: bool = False
     trust_remote_code: bool = False

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from prefopt.errors import EnvironmentFault
-from prefopt.recipe.schema import AnyStage, ModelSpec, PretrainSpec, TrainingSpec
+from prefopt.recipe.schema import AnyStage, ModelSpec, OptimisationSpec, PPOSpec, PretrainSpec
 from prefopt.store.files import disk_faults, free_bytes, make_folder
 
 # Logs, metrics, samples and a small adapter with its optimizer.
@@ -31,14 +31,15 @@ def needed_bytes(stages: Iterable[AnyStage], model: ModelSpec) -> int:
 
 
 def _checkpoint_bytes(stage: AnyStage, base_bytes: int) -> float:
-    if not isinstance(stage, TrainingSpec):
+    if not isinstance(stage, OptimisationSpec):
         return 0.0
     copies = stage.save_total_limit + 1
     if isinstance(stage, PretrainSpec):
         per_layer = stage.hidden_size * (4 * stage.hidden_size + 3 * stage.intermediate_size)
         weights = 2 * stage.vocab_size * stage.hidden_size + stage.num_hidden_layers * per_layer
         return weights * BYTES_PER_TRAINED_WEIGHT * copies
-    return base_bytes * ADAPTER_SHARE * BYTES_PER_TRAINED_WEIGHT / 2 * copies
+    adapters = 2 if isinstance(stage, PPOSpec) and stage.value == "adapter" else 1
+    return base_bytes * ADAPTER_SHARE * BYTES_PER_TRAINED_WEIGHT / 2 * adapters * copies
 
 
 def require_room(root: Path, needed: int) -> None:

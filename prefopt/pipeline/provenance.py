@@ -22,14 +22,14 @@ def write_provenance(run: RunDirectory, loaded: LoadedRecipe) -> None:
     """Writes `recipe.yaml` and `fingerprint.json`.
 
     The recipe is written as it was understood: overrides and variables filled in, local paths absolute, so that
-    `status` judges the same recipe from any folder and without the variables.
+    `status` judges the same recipe from any folder and without the variables. `rounds` stay as they were written.
 
     Raises:
         EnvironmentFault: When they cannot be written.
     """
     changed = "".join(f" --set {override}" for override in loaded.overrides)
     header = f"# {loaded.path.absolute()}{changed}\n# Variables and relative paths are filled in.\n"
-    text = header.replace("\r", " ") + recipe_text(loaded.recipe)
+    text = header.replace("\r", " ") + recipe_text(loaded.written)
     write_atomic(run.recipe, text)
     write_json(
         run.fingerprint, {**environment(), "recipe": str(loaded.path.absolute()), "overrides": list(loaded.overrides)}

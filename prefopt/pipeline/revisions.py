@@ -6,9 +6,17 @@ table is here, and not beside the code, because keys are computed where torch is
 
 from __future__ import annotations
 
-REVISIONS: dict[str, int] = {"pretrain": 1, "sft": 1, "dpo": 1, "evaluate": 1}
+REVISIONS: dict[str, int] = {
+    "pretrain": 1,
+    "sft": 1,
+    "collect": 1,
+    "reward": 1,
+    "dpo": 1,
+    "ppo": 1,
+    "evaluate": 2,
+}
 
-USES_MODEL: frozenset[str] = frozenset({"sft", "dpo", "evaluate"})
+USES_MODEL: frozenset[str] = frozenset({"sft", "collect", "reward", "dpo", "ppo", "evaluate"})
 
 # Only the first two numbers count: a patch release is not supposed to change what is computed.
 KEYED_LIBRARIES: tuple[str, ...] = ("torch", "transformers", "trl", "peft", "tokenizers")

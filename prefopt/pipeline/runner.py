@@ -238,6 +238,7 @@ class Runner:
             log_file=self._run.log_file(node.name).absolute(),
             lock_file=self._run.stage_lock(node.name).absolute(),
             cache=self._cache_folder,
+            ledger=self._run.ledger.absolute(),
             uses_torch=self._options.registry.uses_torch,
             allow_inexact_resume=self._options.allow_inexact_resume,
             trust_remote_code=self._options.trust_remote_code,

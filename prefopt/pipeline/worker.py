@@ -103,6 +103,7 @@ def _run(job: Job, stop: StopFlag, send: Callable[[Message], None], spent: _Spen
             seed=job.seed,
             run_name=job.run_name,
             cache=job.cache,
+            ledger=job.ledger,
             allow_inexact_resume=job.allow_inexact_resume,
             trust_remote_code=job.trust_remote_code,
             progress=progress,

@@ -41,6 +41,19 @@ _OWN_TOKENIZER = "the model's own tokenizer is used; leave it out"
 _MODEL_NAME = "model_name_or_path"
 _TARGETS = "lora_target_modules"
 _PER_DEVICE = "per_device_train_batch_size"
+_PASSES = "per_device_eval_batch_size"
+_KL = "write `kl: {coefficient: 0.05}` in the stage"
+_STOP_ABOVE = "write `kl: {stop_above: 10}` in the stage"
+_ESTIMATOR = "write `kl: {estimator: k1}` in the stage"
+_FIXED_KL = "the coefficient of the KL is fixed: `kl: {coefficient: 0.05}`"
+_REWARD = "train it in a stage, then name that: `reward: NAME`"
+_NORMALISE = "write `reward: {model: NAME, normalise: reference}`"
+_CLIP = "write `reward: {model: NAME, clip: 5}`"
+_MINIBATCHES = (
+    "a rollout is cut into 'num_mini_batches' minibatches, and those into passes of per_device_train_batch_size"
+)
+_VALUE = "the value function starts from the policy: `value: adapter` or `value: shared`"
+_KINDS = "`stages: {NAME: {kind: dpo, …}}`; the kind for rm is reward"
 
 FOREIGN: dict[str, Foreign] = {
     # the model
@@ -129,6 +142,58 @@ FOREIGN: dict[str, Foreign] = {
     "ref_model": Foreign(_LF, "init", "the reference is the stage that 'init' names; leave it out"),
     "ref_model_name_or_path": Foreign(_TRL, "init", "the reference is the stage that 'init' names; leave it out"),
     "dpo_label_smoothing": Foreign(_LF, "label_smoothing"),
+    # reward models and PPO
+    "reward_model": Foreign(_LF, "reward", _REWARD),
+    "reward_model_path": Foreign(_OLD_TRL, "reward", _REWARD),
+    "reward_pretrain": Foreign(_OR, "reward", _REWARD),
+    "remote_rm_url": Foreign(_OR, "reward", _REWARD),
+    "sft_model_path": Foreign(_OLD_TRL, "init", "a stage starts from another stage: `init: NAME`"),
+    "critic_pretrain": Foreign(_OR, "value", _VALUE),
+    "critic_learning_rate": Foreign(_OR, "learning_rate", "policy and value function share 'learning_rate'"),
+    "value_model_path": Foreign(_OLD_TRL, "value", _VALUE),
+    "prompt_data": Foreign(_OR, "prompts", "name it once under 'data', then `prompts: NAME` in the stage"),
+    "query_dataset": Foreign(_OLD_TRL, "prompts", "name it once under 'data', then `prompts: NAME` in the stage"),
+    "ppo_epochs": Foreign(_OLD_TRL, "num_ppo_epochs"),
+    "num_episodes": Foreign(_OR, "total_episodes"),
+    "mini_batch_size": Foreign(_OLD_TRL, "num_mini_batches", _MINIBATCHES),
+    "ppo_buffer_size": Foreign(_LF, "rollout_batch_size"),
+    "local_rollout_forward_batch_size": Foreign(_OLD_TRL, _PASSES),
+    "micro_rollout_batch_size": Foreign(_OR, _PASSES),
+    "num_sample_generations": Foreign(_OLD_TRL, "", "an evaluate stage samples; leave it out"),
+    "n_samples_per_prompt": Foreign(_OR, "samples_per_prompt"),
+    "init_kl_coef": Foreign(_OLD_TRL, "coefficient", _KL),
+    "kl_coef": Foreign(_TRL, "coefficient", _KL),
+    "kl_coeff": Foreign(_TT, "coefficient", _KL),
+    "kl_estimator": Foreign(_TRL, "estimator", _ESTIMATOR),
+    "kl_penalty": Foreign(_OLD_TRL, "estimator", _ESTIMATOR),
+    "kl_target": Foreign(_OR, "coefficient", _FIXED_KL),
+    "kl_horizon": Foreign(_OR, "coefficient", _FIXED_KL),
+    "adap_kl_ctrl": Foreign(_OLD_TRL, "coefficient", _FIXED_KL),
+    "ppo_target": Foreign(_LF, "coefficient", _FIXED_KL),
+    "target_kl": Foreign(_OLD_TRL, "stop_above", _STOP_ABOVE),
+    "early_stopping": Foreign(_OLD_TRL, "stop_above", _STOP_ABOVE),
+    "clip_range": Foreign("stable-baselines3", "cliprange"),
+    "eps_clip": Foreign(_OR, "cliprange"),
+    "value_clip": Foreign(_OR, "cliprange_value"),
+    "value_coeff": Foreign(_TT, "vf_coef"),
+    "gae_lambda": Foreign("stable-baselines3", "lam"),
+    "lambd": Foreign(_OR, "lam"),
+    "lmbda": Foreign(_TT, "lam"),
+    "normalize_reward": Foreign(_OR, "normalise", _NORMALISE),
+    "use_score_scaling": Foreign(_OLD_TRL, "normalise", _NORMALISE),
+    "use_score_norm": Foreign(_OLD_TRL, "normalise", _NORMALISE),
+    "ppo_score_norm": Foreign(_LF, "normalise", _NORMALISE),
+    "score_clip": Foreign(_OLD_TRL, "clip", _CLIP),
+    "reward_clip_range": Foreign(_OR, "clip", _CLIP),
+    "non_eos_penalty": Foreign(_OLD_TRL, "missing_eos_penalty"),
+    "ppo_whiten_rewards": Foreign(_LF, "whiten_rewards"),
+    "stop_token": Foreign(_TRL, "", "a completion ends with the model's EOS; leave it out"),
+    "stop_token_id": Foreign(_TRL, "", "a completion ends with the model's EOS; leave it out"),
+    "generate_max_len": Foreign(_OR, "max_new_tokens"),
+    "max_generated_tokens": Foreign(_TT, "max_new_tokens"),
+    "prompt_max_len": Foreign(_OR, "", _BOUNDS),
+    "num_labels": Foreign(_HF, "", "a reward model has one score; leave it out"),
+    "disable_dropout": Foreign(_TRL, "lora_dropout", "dropout is that of the adapter: 'lora_dropout', by default 0"),
     # training
     "micro_batch_size": Foreign(f"{_AX} and {_OR}", _PER_DEVICE),
     "micro_train_batch_size": Foreign(_OR, _PER_DEVICE),
@@ -182,23 +247,25 @@ FOREIGN: dict[str, Foreign] = {
     "push_to_hub": Foreign(_HF, "", "nothing is uploaded; leave it out"),
     "hub_model_id": Foreign(_HF, "", "nothing is uploaded; leave it out"),
     "data_seed": Foreign(_HF, "seed"),
-    "stage": Foreign(_LF, "kind", "`stages: {NAME: {kind: dpo, …}}`"),
-    "rl": Foreign(_AX, "kind", "`stages: {NAME: {kind: dpo, …}}`"),
-    "recipe": Foreign(_TT, "kind", "`stages: {NAME: {kind: dpo, …}}`"),
+    "stage": Foreign(_LF, "kind", _KINDS),
+    "rl": Foreign(_AX, "kind", _KINDS),
+    "recipe": Foreign(_TT, "kind", _KINDS),
 }  # fmt: skip
 
 LATER_KEYS = frozenset(
-    "rounds require judge suites penalties kl ensemble calibrate axis pref_ftx rpo_alpha sft_loss_weight nll_loss_coef "
-    "simpo_gamma orpo_alpha loss_weights precompute_ref_log_probs reference_free center_rewards_coefficient "
-    "reward_model reward_model_path kl_coef kl_coeff cliprange vf_coef gamma lam ppo_epochs num_ppo_epochs "
-    "total_episodes".split()
+    "require suites penalties adaptive_target horizon ensemble calibrate axis base_url pref_ftx rpo_alpha "
+    "sft_loss_weight nll_loss_coef simpo_gamma orpo_alpha loss_weights precompute_ref_log_probs reference_free".split()
 )
 
 KIND_ALIASES = {
     "pt": "pretrain",
     "pretraining": "pretrain",
     "rm": "reward",
+    "reward_model": "reward",
     "reward_modeling": "reward",
+    "rollout": "collect",
+    "sample": "collect",
+    "rlhf": "ppo",
     "finetune": "sft",
     "instruct": "sft",
     "rl": "ppo",
@@ -221,4 +288,10 @@ VALUE_ALIASES = {
     "dpo": "sigmoid",
     "rdpo": "robust",
     "disable": "disabled",
+}
+
+_WRONG_PULL = "its gradient is wrong in the reward: near the reference it cancels, and the policy drifts away"
+REFUSED_VALUES: dict[tuple[str, str], tuple[str, str]] = {
+    ("estimator", "k2"): (f"k2 is no penalty: {_WRONG_PULL}", "write `estimator: k1`"),
+    ("estimator", "k3"): (f"k3 is no penalty: {_WRONG_PULL}", "write `estimator: k1`"),
 }

@@ -49,15 +49,16 @@ def _listed(words: Sequence[str]) -> str:
 @cache
 def stage_specs() -> dict[str, type[BaseModel]]:
     """The model of each kind of stage."""
-    specs = _specs_in(AnyStage)
+    specs = specs_in(AnyStage)
     by_kind = {get_args(spec.model_fields["kind"].annotation)[0]: spec for spec in specs}
     return {kind: by_kind[kind] for kind in KINDS}
 
 
-def _specs_in(annotation: Any) -> list[type[BaseModel]]:
+def specs_in(annotation: Any) -> list[type[BaseModel]]:
+    """The models in the type of a field."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [spec for part in get_args(annotation) for spec in _specs_in(part)]
+    return [spec for part in get_args(annotation) for spec in specs_in(part)]
 
 
 def _is_named(annotation: Any) -> bool:
@@ -78,7 +79,7 @@ def spec_at(path: KeyPath, tree: Mapping[str, Any]) -> type[BaseModel] | None:
             return None
         else:
             annotation = spec.model_fields[str(part)].annotation
-            below = _specs_in(annotation)
+            below = specs_in(annotation)
             named, spec = (below, None) if _is_named(annotation) else (None, below[0] if below else None)
     return spec
 
@@ -107,7 +108,7 @@ def _levels(spec: type[BaseModel], level: str) -> Iterator[tuple[str, type[BaseM
     yield level, spec
     for key, field in spec.model_fields.items():
         below = f"{level}.{key}" if level else key
-        for inner in _specs_in(field.annotation):
+        for inner in specs_in(field.annotation):
             yield from _levels(inner, f"{below}.NAME" if _is_named(field.annotation) else below)
 
 

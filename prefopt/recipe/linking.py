@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from prefopt.errors import Problem
 from prefopt.recipe.layout import closest
-from prefopt.recipe.references import cycles, graph_of, names_in
+from prefopt.recipe.references import GOLD, SCORER_ROLES, STAGE_ROLES, cycles, graph_of, named_in, names_in, scorer_of
+from prefopt.recipe.references import split_round as split
+from prefopt.recipe.rounds import ADAPTER_KINDS, Repeated
 from prefopt.recipe.schema import KINDS
 from prefopt.recipe.yaml import KeyPath, Places
 
-_ADAPTERS = ("sft", "dpo")
-_GIVES_DATA: tuple[str, ...] = ()
+_STARTED = (*ADAPTER_KINDS, "reward")
+_ANSWERED = ("collect", "evaluate")
+_GIVES_DATA = ("collect",)
+_SCORES = ("reward",)
+_LIST_SUFFIXES = (".txt", ".tsv", ".csv")
 Found = list[tuple[KeyPath, Problem]]
 
 
@@ -43,6 +48,7 @@ class _Linker:
         model = tree.get("model")
         base = model.get("model_name_or_path") if isinstance(model, dict) else None
         self._base = base if isinstance(base, str) else None
+        self._repeated = Repeated.of(tree)
 
     def stage(self, name: str, stage: dict[str, Any]) -> None:
         """The references of one stage of a known kind."""
@@ -50,34 +56,72 @@ class _Linker:
         at: KeyPath = ("stages", name)
         if kind not in KINDS:
             return
-        for role in ("data", "prompts"):
-            self._each((*at, role), stage.get(role), self._data_set)
-        if kind in _ADAPTERS:
+        if name == GOLD:
+            self._add(at, f"'{GOLD}' is the reward of the toy world, and so no name for a stage", "use another name")
+        self._each((*at, "data"), stage.get("data"), self._pretraining_set if kind == "pretrain" else self._data_set)
+        self._each((*at, "prompts"), stage.get("prompts"), self._prompts)
+        if kind in _STARTED:
             self._each((*at, "init"), stage.get("init"), self._start)
-        if kind == "evaluate":
+        if kind in _ANSWERED:
             self._each((*at, "policies"), stage.get("policies"), self._policy)
+        if kind == "evaluate":
             self._evaluation(at, stage)
+        for role in SCORER_ROLES:
+            self._scorer((*at, role), stage)
 
     def _each(self, path: KeyPath, value: object, check: Any) -> None:
         for index, name in enumerate(names_in(value)):
             here = (*path, index) if isinstance(value, list) else path
             if path[-1] in ("init", "policies") and name == path[1]:
                 self._add(here, f"the stage '{name}' names itself", "name the stage before it")
-            elif name:
-                check(here, name)
+            elif name and not self._wrong_round(here, name):
+                check(here, name if path[-1] in ("data", "prompts") and name in self._data else self._plain(name))
+
+    def _plain(self, name: str) -> str:
+        """`policy@2` as the stage that is repeated; everything else as it is."""
+        stage, number = split(name)
+        return stage if number and stage in self.stages else name
+
+    def _wrong_round(self, path: KeyPath, name: str) -> bool:
+        """Whether a name is that of a round that there is not; says so."""
+        fault = self._repeated.fault(str(path[1]), name) if self._plain(name) != name else None
+        if fault is not None:
+            self._add(path, *fault)
+        return fault is not None
 
     def _add(self, path: KeyPath, message: str, remedy: str = "") -> None:
         self.found.append((path, self._places.problem(path, message, remedy)))
 
     def _data_set(self, path: KeyPath, name: str) -> None:
+        if not self._collects(name):
+            self._rows(path, name, [*self._data, *(stage for stage in self.stages if self._collects(stage))])
+
+    def _pretraining_set(self, path: KeyPath, name: str) -> None:
+        if self._collects(name):
+            self._add(path, f"'{name}' is a collect stage, and the base is made before anything is collected")
+        else:
+            self._rows(path, name, list(self._data))
+
+    def _rows(self, path: KeyPath, name: str, usable: Sequence[str]) -> None:
         if name in self._data:
             return
         kind = self._kind(name)
-        if kind in KINDS and kind not in _GIVES_DATA:
-            self._add(path, f"'{name}' is a stage of kind '{kind}', which gives no data", _suggest(name, self._data))
+        if kind in KINDS:
+            self._add(path, f"'{name}' is a stage of kind '{kind}', which gives no data", _suggest(name, usable))
         elif kind is None:
             what = "there is no data set" if self._data else "the recipe has no 'data', so there is no"
-            self._add(path, f"{what} '{name}'", _suggest(name, self._data, "data sets are"))
+            self._add(path, f"{what} '{name}'", _suggest(name, usable, "data sets are"))
+
+    def _prompts(self, path: KeyPath, name: str) -> None:
+        if not self._collects(name):
+            self._rows(path, name, list(self._data))
+            return
+        answered = ", ".join(names_in(self.stages[name].get("prompts")))
+        remedy = f"name the data that it answers: {answered}" if answered else "name a data set"
+        self._add(path, f"'{name}' is a collect stage, which gives pairs", remedy)
+
+    def _collects(self, name: str) -> bool:
+        return name not in self._data and self._kind(name) in _GIVES_DATA
 
     def _start(self, path: KeyPath, name: str) -> None:
         self._model_stage(path, name, "a stage starts from")
@@ -88,7 +132,7 @@ class _Linker:
     def _model_stage(self, path: KeyPath, name: str, verb: str) -> None:
         kind = self._kind(name)
         if name not in self.stages:
-            usable = [stage for stage in self.stages if self._kind(stage) in _ADAPTERS and stage != path[1]]
+            usable = [stage for stage in self.stages if self._kind(stage) in ADAPTER_KINDS and stage != path[1]]
             usable += [self._base] if self._base in self.stages else []
             self._add(path, f"there is no stage '{name}'", _suggest(name, usable, "stages with a model are"))
         elif kind == "pretrain" and self._base is not None and name != self._base:
@@ -97,9 +141,10 @@ class _Linker:
                 f"the pretrain stage '{name}' is not the base of this recipe",
                 f"write `model_name_or_path: {name}` under 'model'",
             )
-        elif kind in KINDS and kind not in (*_ADAPTERS, "pretrain"):
-            kinds = " or ".join(_ADAPTERS)
-            self._add(path, f"'{name}' is a stage of kind '{kind}', which makes no model", f"{verb} {kinds} stages")
+        elif kind in KINDS and kind not in (*ADAPTER_KINDS, "pretrain"):
+            makes = "scores answers and gives none" if kind in _SCORES else "makes no model"
+            kinds = f"{', '.join(ADAPTER_KINDS[:-1])} or {ADAPTER_KINDS[-1]}"
+            self._add(path, f"'{name}' is a stage of kind '{kind}', which {makes}", f"{verb} {kinds} stages")
 
     def _kind(self, name: str) -> str | None:
         stage = self.stages.get(name)
@@ -118,29 +163,44 @@ class _Linker:
             self._add(
                 at, "the stage has neither 'prompts' nor 'data', so there is nothing to answer", "name a data set"
             )
-        self._reward(at, stage, role)
 
-    def _reward(self, at: KeyPath, stage: dict[str, Any], role: str) -> None:
-        reward = stage.get("reward")
-        if not isinstance(reward, str):
+    def _scorer(self, path: KeyPath, stage: dict[str, Any]) -> None:
+        """Who scores: `gold` in the toy world, or a reward stage; word lists are files, and judged as such."""
+        value, role = stage.get(str(path[-1])), path[-1]
+        name = scorer_of(value)
+        here = (*path, "model") if isinstance(value, dict) else path
+        if not name or self._wrong_round(here, name):
             return
-        if reward != "gold":
-            kind = self._kind(reward)
-            known = kind if kind in KINDS else None
-            if kind is not None and known is None:
-                return  # a later kind: the stage itself is reported
-            what = (
-                f"'{reward}' is a stage of kind '{kind}', which scores nothing"
-                if known
-                else f"unknown reward '{reward}'"
-            )
-            self._add((*at, "reward"), what, "this version scores with 'gold', in the toy world")
+        if name == GOLD:
+            self._gold(here, stage)
             return
-        for name in names_in(stage.get(role)):
+        kind = self._kind(self._plain(name))
+        if kind in _SCORES or (kind is not None and kind not in KINDS):
+            return  # a kind of later versions: the stage itself is reported
+        usable = [stage for stage in self.stages if self._kind(stage) in _SCORES]
+        scorers = f"'{GOLD}' in the toy world, {_listed(usable)}or a word list, as in `{role}: {{lexicon: FILE}}`"
+        if kind is not None:
+            self._add(here, f"'{name}' is a stage of kind '{kind}', which scores nothing", f"what scores: {scorers}")
+        elif name.endswith(_LIST_SUFFIXES):
+            self._add(here, f"'{name}' is no stage", f"a word list is `{role}: {{lexicon: {name}}}`")
+        else:
+            near = closest(name, [*usable, GOLD])
+            remedy = f"did you mean '{near}'?" if near else f"what scores: {scorers}"
+            self._add(here, f"unknown {role} '{name}'", remedy)
+
+    def _gold(self, path: KeyPath, stage: dict[str, Any]) -> None:
+        role = "prompts" if names_in(stage.get("prompts")) else "data"
+        for name in self._answered(names_in(stage.get(role))):
             data_set = self._data.get(name)
             if isinstance(data_set, dict) and isinstance(data_set.get("path"), str) and data_set["path"] != "toy":
-                message = f"'gold' scores the toy world only, and '{name}' is {data_set['path']}"
-                self._add((*at, "reward"), message, "leave 'reward' out, or use data with `path: toy`")
+                message = f"'{GOLD}' scores the toy world only, and '{name}' is {data_set['path']}"
+                self._add(path, message, "name a reward stage or a word list, or use data with `path: toy`")
+
+    def _answered(self, names: Sequence[str]) -> Iterator[str]:
+        """Data sets whose prompts are answered: those of a collect stage are the ones that it answers."""
+        for name in names:
+            plain = name if name in self._data else self._plain(name)
+            yield from names_in(self.stages[plain].get("prompts")) if self._collects(plain) else (plain,)
 
     def model(self) -> None:
         """The base, where it is or should be a stage."""
@@ -163,8 +223,10 @@ class _Linker:
             if len(path) == 2:
                 continue  # a stage that names itself: reported where it does
             holder = self.stages[path[0]]
-            role = next((role for role in ("init", "policies") if path[1] in names_in(holder.get(role))), None)
+            role = next((role for role in STAGE_ROLES if path[1] in named_in(role, holder.get(role))), None)
             at = ("stages", path[0], role) if role else ("stages", path[0])
+            if role and any(other[: len(at)] == at for other, _ in self.found):
+                continue  # the name is wrong already
             self._add(at, f"these stages need each other: {' → '.join(path)}", "one of them must start elsewhere")
 
 
@@ -178,3 +240,7 @@ def _suggest(name: str, candidates: Sequence[str] | dict[str, Any], intro: str =
     if near:
         return f"did you mean '{near}'?"
     return f"{intro} {', '.join(names[:12])}{', …' if len(names) > 12 else ''}" if intro and names else ""
+
+
+def _listed(names: Sequence[str]) -> str:
+    return f"the reward stage{'s' if len(names) > 1 else ''} {', '.join(names[:12])}, " if names else "a reward stage, "

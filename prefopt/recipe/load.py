@@ -17,6 +17,8 @@ from prefopt.recipe.linking import check_references
 from prefopt.recipe.local import fill_variables, resolve_paths
 from prefopt.recipe.names import explain_kind, explain_unknown, framework_of
 from prefopt.recipe.overrides import apply
+from prefopt.recipe.references import SCORER_ROLES
+from prefopt.recipe.rounds import check_rounds, unroll
 from prefopt.recipe.rules import Rules
 from prefopt.recipe.schema import KINDS, Recipe
 from prefopt.recipe.words import explain, say
@@ -30,7 +32,8 @@ class LoadedRecipe:
     """A valid recipe and where it came from.
 
     Attributes:
-        recipe: With overrides and variables filled in, and local paths absolute.
+        recipe: With overrides and variables filled in, local paths absolute, and `rounds` unrolled.
+        written: The same before its rounds were unrolled.
         path: The file.
         text: Its text, as written.
         warnings: What works and is likely not meant; each with `file:line`.
@@ -38,6 +41,7 @@ class LoadedRecipe:
     """
 
     recipe: Recipe
+    written: Recipe
     path: Path
     text: str
     warnings: tuple[str, ...] = ()
@@ -68,7 +72,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
     found += more
     if found or recipe is None:
         raise RecipeError(_in_order(found, places))
-    return LoadedRecipe(recipe, path, text, tuple(warnings), tuple(overrides))
+    return LoadedRecipe(unroll(recipe), recipe, path, text, tuple(warnings), tuple(overrides))
 
 
 def _judge(
@@ -80,10 +84,12 @@ def _judge(
     recipe, invalid = _validate(tree, places, written, skipped)
     bad = known | {path for path, _ in (*kinds, *invalid)}
     linked = check_references(tree, places)
+    repeated, doubts = check_rounds(tree, places)
     rules = Rules(tree, places, bad)
     rules.check()
-    found = [*kinds, *invalid, *linked, *rules.found]
-    return recipe, [(path, problem) for path, problem in found if path not in known], rules.warnings
+    said = {path for path, _ in linked}  # knows what would be a name here, so it says more than "no name"
+    found = [*kinds, *(item for item in invalid if item[0] not in said), *linked, *repeated, *rules.found]
+    return recipe, [(path, problem) for path, problem in found if path not in known], [*doubts, *rules.warnings]
 
 
 def _in_order(found: Found, places: Places) -> list[Problem]:
@@ -184,6 +190,8 @@ def _words(
         return None  # the other branch of `text or list` says more
     if kind in ("model_type", "dict_type", "model_attributes_type") and path == ("stages",):
         return f"'stages' must be a mapping, not {say(item.get('input'))}", "as in `stages: {sft: {kind: sft, …}}`"
+    if kind in ("model_type", "model_attributes_type") and path[-1] in SCORER_ROLES:
+        return f"must be one name or a mapping, not {say(item.get('input'))}", f"as in `{path[-1]}: {{lexicon: FILE}}`"
     return explain(item, written)
 
 

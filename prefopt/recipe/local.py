@@ -10,12 +10,14 @@ from typing import Any
 
 from prefopt.errors import Problem
 from prefopt.recipe.layout import closest
+from prefopt.recipe.references import SCORER_ROLES
 from prefopt.recipe.yaml import KeyPath, Places
 
 _VARIABLE = re.compile(r"\$\{([^}]*)\}?")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _DATA_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".txt", ".gz", ".zst", ".yaml", ".yml")
 _TEMPLATE_SUFFIXES = (".jinja", ".jinja2", ".j2", ".txt")
+_ALWAYS_LOCAL = ("chat_template", "lexicon")
 
 Found = list[tuple[KeyPath, Problem]]
 
@@ -112,6 +114,11 @@ def _holders(tree: dict[str, Any]) -> list[tuple[dict[str, Any], KeyPath, tuple[
     for name, spec in data.items() if isinstance(data, dict) else ():
         if isinstance(spec, dict) and "path" in spec and spec["path"] != "toy":
             found.append((spec, ("data", name, "path"), _DATA_SUFFIXES))
+    for name, stage in names.items():
+        for role in SCORER_ROLES if isinstance(stage, dict) else ():
+            scorer = stage.get(role)
+            if isinstance(scorer, dict) and "lexicon" in scorer:
+                found.append((scorer, ("stages", name, role, "lexicon"), ()))
     return found
 
 
@@ -119,7 +126,7 @@ def _looks_local(value: str, suffixes: tuple[str, ...], path: KeyPath) -> bool:
     """Whether no Hub id looks like this: those are `name` or `owner/name`."""
     if value.startswith((".", "/", "~")) or "\\" in value or value.count("/") > 1:
         return True
-    return value.lower().endswith(suffixes) or path[-1] == "chat_template"
+    return value.lower().endswith(suffixes) or path[-1] in _ALWAYS_LOCAL
 
 
 def _missing(value: str, local: Path) -> tuple[str, str]:
@@ -137,6 +144,8 @@ def _missing(value: str, local: Path) -> tuple[str, str]:
 
 
 def _unfit(local: Path, path: KeyPath) -> tuple[str, str] | None:
+    if path[-1] == "lexicon" and not local.is_file():
+        return f"{local} is a folder, and a word list is a file", ""
     if path[-1] != "model_name_or_path":
         return None
     if not local.is_dir():

@@ -9,11 +9,16 @@ import heapq
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pydantic import BaseModel
+
 from prefopt.recipe.schema import Recipe
 
 Graph = Mapping[str, Sequence[str]]
 
-STAGE_ROLES = ("init", "policies", "data", "prompts", "reward")
+# The name of the toy world's own reward, so no stage can have it.
+GOLD = "gold"
+SCORER_ROLES = ("reward", "judge")
+STAGE_ROLES = ("init", "policies", "data", "prompts", *SCORER_ROLES)
 
 
 def names_in(value: object) -> tuple[str, ...]:
@@ -23,6 +28,29 @@ def names_in(value: object) -> tuple[str, ...]:
     if isinstance(value, list | tuple):
         return tuple(item for item in value if isinstance(item, str))
     return ()
+
+
+def scorer_of(value: object) -> str | None:
+    """Who scores, as `reward` or `judge` says it: a stage or `gold`; None for a word list, or where nothing is said."""
+    if isinstance(value, Mapping):
+        value = value.get("model")
+    elif isinstance(value, BaseModel):
+        value = getattr(value, "model", None)
+    return value if isinstance(value, str) else None
+
+
+def named_in(role: str, value: object) -> tuple[str, ...]:
+    """The names that a key of a stage holds, whatever form its role allows."""
+    if role not in SCORER_ROLES:
+        return names_in(value)
+    scorer = scorer_of(value)
+    return () if scorer is None or scorer == GOLD else (scorer,)
+
+
+def split_round(name: str) -> tuple[str, str]:
+    """`policy@2` as `("policy", "2")`; a name without a round as itself and an empty text."""
+    stage, _, number = name.partition("@")
+    return stage, number
 
 
 def needs_of(name: str, tree: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
@@ -39,7 +67,10 @@ def needs_of(name: str, tree: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
     for role in STAGE_ROLES:
         # A data set and a stage may share a name; the data set is meant then.
         taken = data if role in ("data", "prompts") else {}
-        stage_names = tuple(item for item in names_in(stage.get(role)) if item in stages and item not in taken)
+        items = (item for item in named_in(role, stage.get(role)) if item not in taken)
+        # In a recipe whose rounds are still to be unrolled `policy@2` is a round of `policy`.
+        named = (item if item in stages else split_round(item)[0] for item in items)
+        stage_names = tuple(dict.fromkeys(item for item in named if item in stages))
         if stage_names:
             found[role] = stage_names
     return found
@@ -48,15 +79,15 @@ def needs_of(name: str, tree: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
 def needs(recipe: Recipe, stage: str) -> dict[str, tuple[str, ...]]:
     """Role → names of the stages that a stage needs directly.
 
-    Roles are `model` (the pretrain stage that makes the base), `init`, `policies`, `data`, `prompts` and `reward`;
-    a role that needs no stage is left out.
+    Roles are `model` (the pretrain stage that makes the base), `init`, `policies`, `data`, `prompts`, `reward` and
+    `judge`; a role that needs no stage is left out.
 
     Raises:
         KeyError: The recipe has no such stage.
     """
     if stage not in recipe.stages:
         raise KeyError(stage)
-    return needs_of(stage, as_tree(recipe))
+    return needs_of(stage, as_tree(recipe, stage))
 
 
 def graph(recipe: Recipe) -> dict[str, tuple[str, ...]]:
@@ -64,12 +95,17 @@ def graph(recipe: Recipe) -> dict[str, tuple[str, ...]]:
     return graph_of(as_tree(recipe))
 
 
-def as_tree(recipe: Recipe) -> dict[str, Any]:
-    """The parts of a recipe that references live in, as plain mappings."""
+def as_tree(recipe: Recipe, only: str | None = None) -> dict[str, Any]:
+    """The parts of a recipe that references live in, as plain mappings.
+
+    Args:
+        recipe: The recipe.
+        only: The one stage whose keys are wanted; the others are there without theirs.
+    """
     return {
         "model": {"model_name_or_path": recipe.model.model_name_or_path},
-        "data": dict(recipe.data),
-        "stages": {name: dict(stage) for name, stage in recipe.stages.items()},
+        "data": recipe.data,
+        "stages": {name: dict(stage) if only in (None, name) else {} for name, stage in recipe.stages.items()},
     }
 
 

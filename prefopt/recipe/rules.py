@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
-
-from pydantic import BaseModel
 
 from prefopt.errors import Problem
 from prefopt.recipe.layout import stage_specs
+from prefopt.recipe.parts import Fault, Part
 from prefopt.recipe.references import names_in
+from prefopt.recipe.sampled import ppo_steps, rules_of
 from prefopt.recipe.schema import DataSpec
 from prefopt.recipe.yaml import KeyPath, Places
 
-_TOY_ROWS = {"corpus": "text", "demonstrations": "completions", "preferences": "pairs"}
+_TOY_ROWS = {"corpus": "text", "demonstrations": "completions", "preferences": "pairs", "prompts": "prompts"}
 _FORMAT_ROWS = {
     "text": "text",
     "messages": "completions",
@@ -22,35 +21,19 @@ _FORMAT_ROWS = {
     "implicit": "pairs",
     "hh": "pairs",
 }
+_PROMPTED = ("completions", "pairs", "prompts")
 _ACCEPTS: dict[tuple[str, str], tuple[tuple[str, ...], str]] = {
+    ("pretrain", "data"): (("text", "completions", "pairs"), "pretraining learns from whole texts"),
     ("sft", "data"): (("completions", "pairs"), "sft learns from completions"),
     ("dpo", "data"): (("pairs",), "dpo learns from pairs"),
+    ("reward", "data"): (("pairs",), "a reward model learns from pairs"),
+    ("collect", "prompts"): (_PROMPTED, "plain text has no prompts"),
+    ("ppo", "prompts"): (_PROMPTED, "plain text has no prompts"),
     ("evaluate", "data"): (("pairs",), "preference accuracy is measured on pairs; name it in 'prompts' instead"),
-    ("evaluate", "prompts"): (("completions", "pairs"), "plain text has no prompts"),
+    ("evaluate", "prompts"): (_PROMPTED, "plain text has no prompts"),
 }
 _FOR_FILES = ("data_dir", "revision", "split", "format", "columns")
 _SMOOTHED = ("cdpo", "robust")
-
-
-class _Part:
-    """A mapping of the recipe: what was written where that is valid, defaults otherwise."""
-
-    def __init__(self, spec: type[BaseModel], raw: Mapping[str, Any], path: KeyPath, bad: set[KeyPath]) -> None:
-        self.path = path
-        self._spec = spec
-        self._valid = {key: value for key, value in raw.items() if not _touched((*path, key), bad)}
-
-    def get(self, key: str) -> Any:
-        """The value in force; None where it is not known."""
-        return self._valid[key] if key in self._valid else self._spec.model_fields[key].get_default()
-
-    def given(self, key: str) -> bool:
-        """Whether the recipe says it, and validly."""
-        return self._valid.get(key) is not None
-
-
-def _touched(path: KeyPath, bad: set[KeyPath]) -> bool:
-    return any(other[: len(path)] == path for other in bad)
 
 
 class Rules:
@@ -70,12 +53,12 @@ class Rules:
         model = tree.get("model")
         self._base = model.get("model_name_or_path") if isinstance(model, dict) else None
 
-    def _parts(self, mapping: object, section: str, bad: set[KeyPath]) -> dict[str, _Part]:
-        parts: dict[str, _Part] = {}
+    def _parts(self, mapping: object, section: str, bad: set[KeyPath]) -> dict[str, Part]:
+        parts: dict[str, Part] = {}
         for name, raw in mapping.items() if isinstance(mapping, dict) else ():
             spec = DataSpec if section == "data" else stage_specs().get(str(raw.get("kind"))) if _is(raw) else None
             if spec is not None and _is(raw):
-                parts[name] = _Part(spec, raw, (section, name), bad)
+                parts[name] = Part(spec, raw, (section, name), bad)
         return parts
 
     def check(self) -> None:
@@ -88,20 +71,31 @@ class Rules:
             self._positions(part, kind)
             if kind == "dpo":
                 self._smoothing(part)
-            if kind == "evaluate":
+            if part.has("max_new_tokens"):
                 self._room(part)
-            else:
-                self._schedule(part)
+            if part.has("warmup_steps"):
+                self._schedule(part, kind)
+            for rule in rules_of(kind):
+                for fault in rule(part):
+                    self._say(part, fault)
         self._unused()
 
-    def _add(self, part: _Part, key: str, message: str, remedy: str = "") -> None:
+    def _add(self, part: Part, key: str, message: str, remedy: str = "") -> None:
         path = (*part.path, key)
         self.found.append((path, self._places.problem(path, message, remedy)))
 
-    def _warn(self, part: _Part, key: str, message: str) -> None:
+    def _say(self, part: Part, fault: Fault) -> None:
+        path = (*part.path, *fault.key.split("."))
+        problem = self._places.problem(path, fault.message, fault.remedy)
+        if fault.wrong:
+            self.found.append((path, problem))
+        else:
+            self.warnings.append(str(problem))
+
+    def _warn(self, part: Part, key: str, message: str) -> None:
         self.warnings.append(str(self._places.problem((*part.path, key), message)))
 
-    def _data_set(self, part: _Part) -> None:
+    def _data_set(self, part: Part) -> None:
         if not part.given("path"):
             return
         if part.get("path") != "toy":
@@ -118,7 +112,7 @@ class Rules:
         elif part.given("noise") and part.given("name") and name != "preferences":
             self._add(part, "noise", f"'{name}' has no labels that could be flipped", "noise is for preferences")
 
-    def _rows(self, part: _Part, kind: str) -> None:
+    def _rows(self, part: Part, kind: str) -> None:
         for (of_kind, role), (accepted, why) in _ACCEPTS.items():
             names = names_in(part.get(role)) if of_kind == kind else ()
             for name in names:
@@ -134,7 +128,7 @@ class Rules:
             return _TOY_ROWS.get(data_set.get("name") or "")
         return _FORMAT_ROWS.get(data_set.get("format"))
 
-    def _positions(self, part: _Part, kind: str) -> None:
+    def _positions(self, part: Part, kind: str) -> None:
         base = part if kind == "pretrain" else self._stages.get(str(self._base))
         if base is None or base.get("kind") != "pretrain":
             return
@@ -142,13 +136,13 @@ class Rules:
         if part.given("max_length") and part.get("max_length") > positions:
             message = f"{part.get('max_length')} tokens are more than the {positions} positions of the model"
             self._add(part, "max_length", message, f"'max_position_embeddings' of '{base.path[-1]}' sets them")
-        if kind == "evaluate" and part.get("max_new_tokens") >= positions:
+        if part.has("max_new_tokens") and part.get("max_new_tokens") >= positions:
             message = f"{part.get('max_new_tokens')} new tokens leave no room for a prompt"
             self._add(part, "max_new_tokens", message, f"the model has {positions} positions")
         if kind == "pretrain":
             self._shape(part)
 
-    def _shape(self, part: _Part) -> None:
+    def _shape(self, part: Part) -> None:
         hidden, heads = part.get("hidden_size"), part.get("num_attention_heads")
         if hidden % heads:
             self._add(
@@ -158,7 +152,7 @@ class Rules:
             message = f"{hidden} gives {heads} heads of odd size, and rotary positions need an even one"
             self._add(part, "hidden_size", message, _next_size(hidden, 2 * heads))
 
-    def _smoothing(self, part: _Part) -> None:
+    def _smoothing(self, part: Part) -> None:
         loss, smoothing = part.get("loss_type"), part.get("label_smoothing")
         if smoothing > 0 and loss not in _SMOOTHED:
             remedy = "`loss_type: cdpo` or `loss_type: robust` use it"
@@ -166,14 +160,15 @@ class Rules:
         if smoothing == 0 and loss in _SMOOTHED:
             self._warn(part, "loss_type", f"'{loss}' without label_smoothing is the same as 'sigmoid'")
 
-    def _room(self, part: _Part) -> None:
+    def _room(self, part: Part) -> None:
         longest, new = part.get("max_length"), part.get("max_new_tokens")
         if longest is not None and new >= longest:
             message = f"{new} new tokens leave no room for a prompt within max_length {longest}"
             self._add(part, "max_new_tokens", message, "raise 'max_length' or lower 'max_new_tokens'")
 
-    def _schedule(self, part: _Part) -> None:
-        steps, warmup = part.get("max_steps"), part.get("warmup_steps")
+    def _schedule(self, part: Part, kind: str) -> None:
+        steps = ppo_steps(part) if kind == "ppo" else part.get("max_steps")
+        warmup = part.get("warmup_steps")
         if 0 < steps < warmup:
             self._warn(part, "warmup_steps", f"{warmup:g} warm-up steps of {steps}: learning_rate is never reached")
         if warmup > 0 and part.get("lr_scheduler_type") == "constant":
@@ -182,7 +177,8 @@ class Rules:
             self._warn(part, "num_train_epochs", f"ignored, because max_steps is {steps}")
 
     def _unused(self) -> None:
-        named = {name for stage in self._stages.values() for name in self._names(stage)}
+        roles = [(stage, role) for stage in self._stages.values() for role in ("data", "prompts") if stage.has(role)]
+        named = {name for stage, role in roles for name in names_in(stage.get(role))}
         for name, part in self._data.items():
             if name not in named:
                 self.warnings.append(str(self._places.problem(part.path, "no stage uses this data set")))
@@ -191,12 +187,13 @@ class Rules:
                 message = f"no stage uses it: `model_name_or_path: {name}` under 'model' would"
                 self.warnings.append(str(self._places.problem(part.path, message)))
 
-    def _names(self, stage: _Part) -> tuple[str, ...]:
-        prompts = names_in(stage.get("prompts")) if stage.get("kind") == "evaluate" else ()
-        return (*names_in(stage.get("data")), *prompts)
 
-
-_ROW_WORDS = {"text": "text without prompts", "completions": "completions, no pairs", "pairs": "pairs"}
+_ROW_WORDS = {
+    "text": "text without prompts",
+    "completions": "completions, no pairs",
+    "pairs": "pairs",
+    "prompts": "prompts alone",
+}
 
 
 def _is(value: object) -> bool:

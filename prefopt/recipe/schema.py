@@ -9,70 +9,18 @@ a stage's key, so changing it does not make a finished stage run again.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from prefopt.recipe.base import Name, Names, Seed, Spec, list_as_tuple, quiet
 from prefopt.recipe.options.dpo import DPOLossType
-
-NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
-
-
-def quiet(default: Any, **constraints: Any) -> Any:
-    """A field that changes no numbers and so never enters a stage's key."""
-    return Field(default, json_schema_extra={"numeric": False}, **constraints)
-
-
-def _as_tuple(value: object) -> object:
-    if isinstance(value, str):
-        return (value,)
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _list_as_tuple(value: object) -> object:
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _unique(names: tuple[str, ...]) -> tuple[str, ...]:
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ValueError(f"{twice[0]!r} is listed twice")
-    return names
 
 
 def _not_zero(steps: int) -> int:
     if steps == 0:
         raise ValueError("must be 1 or more, or -1 for as many as the epochs give")
     return steps
-
-
-Name = Annotated[str, Field(pattern=NAME_PATTERN)]
-Names = Annotated[
-    tuple[Name, ...], BeforeValidator(_as_tuple, json_schema_input_type=str | list[str]), AfterValidator(_unique)
-]
-Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]  # what numpy takes
-
-
-class Spec(BaseModel):
-    """Base of every part of a recipe: frozen, strict about types, and unknown keys are refused.
-
-    Strict: text is no number and `true` is not 1. A float without a fraction (`1e3`) serves as a whole number.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
-
-    @model_validator(mode="before")
-    @classmethod
-    def _whole_floats(cls, given: Any) -> Any:
-        if not isinstance(given, dict):
-            return given
-        whole = {
-            key: int(value)
-            for key, value in given.items()
-            if isinstance(value, float) and value.is_integer() and key in cls.model_fields
-            if cls.model_fields[key].annotation in (int, int | None)
-        }
-        return {**given, **whole}
 
 
 class LoraSpec(Spec):
@@ -84,7 +32,7 @@ class LoraSpec(Spec):
     lora_target_modules: (
         str
         | Annotated[
-            tuple[str, ...], BeforeValidator(_list_as_tuple, json_schema_input_type=list[str]), Field(min_length=1)
+            tuple[str, ...], BeforeValidator(list_as_tuple, json_schema_input_type=list[str]), Field(min_length=1)
         ]
     ) = Field("all-linear", description="'all-linear', or the module names to adapt")
 
@@ -112,7 +60,7 @@ class DataSpec(Spec):
 
     path: str = Field(min_length=1, description="'toy', a local file or folder, or a Hub id")
     name: str | None = Field(
-        None, description="configuration of the data set (toy: corpus, demonstrations, preferences)"
+        None, description="configuration of the data set (toy: corpus, demonstrations, preferences, prompts)"
     )
     data_dir: str | None = None
     revision: str | None = None
@@ -152,19 +100,14 @@ class StageSpec(Spec):
     seed: Seed | None = Field(None, description="the recipe's seed by default")
 
 
-class TrainingSpec(StageSpec):
-    """Optimisation, in the names of `transformers.TrainingArguments`; batch sizes count rows (pairs for dpo)."""
+class OptimisationSpec(StageSpec):
+    """Optimisation, in the names of `transformers.TrainingArguments`."""
 
     learning_rate: float = Field(1e-4, gt=0)
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
     warmup_steps: float = Field(0.0, ge=0, description="optimiser steps; below 1 a share of all steps")
-    num_train_epochs: float = Field(1.0, gt=0)
-    max_steps: Annotated[int, AfterValidator(_not_zero)] = Field(
-        -1, ge=-1, description="optimiser steps; -1: as many as the epochs give"
-    )
-    per_device_train_batch_size: int = Field(8, ge=1)
+    per_device_train_batch_size: int = Field(8, ge=1, description="rows of one forward and backward pass")
     per_device_eval_batch_size: int = Field(16, ge=1)
-    gradient_accumulation_steps: int = Field(1, ge=1)
     weight_decay: float = Field(0.0, ge=0)
     adam_beta1: float = Field(0.9, ge=0, lt=1)
     adam_beta2: float = Field(0.999, ge=0, lt=1)
@@ -175,9 +118,19 @@ class TrainingSpec(StageSpec):
     )
     activation_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
     logging_steps: int = quiet(10, ge=1)
-    eval_steps: int | None = quiet(None, ge=1, description="optimiser steps between evaluations; None: at the end only")
     save_steps: int = quiet(100, ge=1, description="optimiser steps between checkpoints")
     save_total_limit: int = quiet(2, ge=1, description="checkpoints kept")
+
+
+class TrainingSpec(OptimisationSpec):
+    """Training on rows that exist before it starts; batch sizes count rows (pairs for dpo and reward)."""
+
+    num_train_epochs: float = Field(1.0, gt=0)
+    max_steps: Annotated[int, AfterValidator(_not_zero)] = Field(
+        -1, ge=-1, description="optimiser steps; -1: as many as the epochs give"
+    )
+    gradient_accumulation_steps: int = Field(1, ge=1)
+    eval_steps: int | None = quiet(None, ge=1, description="optimiser steps between evaluations; None: at the end only")
 
 
 class PretrainSpec(TrainingSpec):
@@ -220,7 +173,142 @@ class DPOSpec(TrainingSpec):
     learning_rate: float = Field(5e-5, gt=0)
 
 
-class EvaluateSpec(StageSpec):
+class RewardSpec(TrainingSpec):
+    """A reward model: a LoRA adapter with a score head, trained on pairs (Bradley and Terry 1952; arXiv 2203.02155)."""
+
+    kind: Literal["reward"]
+    data: Names = Field(min_length=1, description="pairs: data sets of the recipe or collect stages")
+    init: Name | None = Field(None, description="stage whose adapter to start from; a new adapter by default")
+    center_rewards_coefficient: float = Field(
+        0.0, ge=0, description="weight of (chosen + rejected)^2, which pulls scores to 0 (arXiv 2312.09244)"
+    )
+    learning_rate: float = Field(1e-4, gt=0)
+
+
+class ScorerSpec(Spec):
+    """What gives a completion its reward: `model`, or a word list."""
+
+    model: Name | None = Field(None, description="a reward stage, or 'gold' in the toy world")
+    lexicon: str | None = Field(
+        None,
+        min_length=1,
+        description="file of word<tab>valence lines; the reward is their sum over a completion's words",
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.model is None) == (self.lexicon is None):
+            raise ValueError("write either 'model' or 'lexicon'")
+        return self
+
+
+def _as_scorer(value: object) -> object:
+    return {"model": value} if isinstance(value, str) else value
+
+
+Scorer = Annotated[ScorerSpec, BeforeValidator(_as_scorer, json_schema_input_type=str | ScorerSpec)]
+
+
+class JudgeSpec(ScorerSpec):
+    """Who labels collected pairs: the completion with the higher reward is more likely the chosen one."""
+
+    labels: Literal["sampled", "sign", "soft"] = Field(
+        "sampled",
+        description="'sampled': drawn from the Bradley-Terry model of the rewards; 'sign': the higher reward is "
+        "chosen; 'soft': as 'sign', with the Bradley-Terry probability kept",
+    )
+    noise: float = Field(0.0, ge=0, le=0.5, description="share of labels that are flipped afterwards")
+    scale: float = Field(1.0, gt=0, description="rewards are multiplied by it in the Bradley-Terry model")
+
+
+Judge = Annotated[JudgeSpec, BeforeValidator(_as_scorer, json_schema_input_type=str | JudgeSpec)]
+
+
+class SamplingSpec(StageSpec):
+    """How completions are sampled."""
+
+    max_new_tokens: int = Field(64, ge=1)
+    max_length: int | None = Field(
+        None, ge=8, description="tokens of prompt and completion together; by default what the model has, at most 1024"
+    )
+    temperature: float = Field(1.0, ge=0, description="0 is greedy")
+    top_p: float = Field(1.0, gt=0, le=1)
+    per_device_eval_batch_size: int = Field(64, ge=1, description="completions sampled or scored together")
+
+
+class CollectSpec(SamplingSpec):
+    """Preference pairs from policies' own completions; what was sampled and judged stays in the run's ledger."""
+
+    kind: Literal["collect"]
+    policies: Names = Field(min_length=1, description="the stages whose models answer, each every prompt")
+    prompts: Names = Field(min_length=1, description="data whose prompts are answered; held-out prompts stay held out")
+    judge: Judge = Field(description="'gold' in the toy world, a reward stage, or `{lexicon: FILE}`")
+    samples_per_prompt: int = Field(4, ge=1, description="completions of every policy for a prompt")
+    pairing: Literal["best_worst", "random"] = Field(
+        "best_worst", description="'best_worst': the highest and the lowest reward; 'random': two at random"
+    )
+    pairs_per_prompt: int = Field(1, ge=1, description="at most this many disjoint pairs of a prompt")
+    max_prompts: int | None = Field(None, ge=1, description="prompts answered; all by default")
+    prompt_offset: int = Field(0, ge=0, description="prompts passed over first; `rounds` sets it")
+
+
+class KLSpec(Spec):
+    """The penalty for leaving the reference (arXiv 1909.08593)."""
+
+    coefficient: float = Field(0.05, ge=0)
+    estimator: Literal["k1"] = Field("k1", description="of each token's KL in the reward")
+    apply: Literal["reward"] = "reward"
+    stop_above: float | None = Field(None, gt=0, description="nats per completion at which training ends")
+
+
+class PPORewardSpec(ScorerSpec):
+    """The reward that PPO maximises."""
+
+    normalise: Literal["none", "reference"] = Field(
+        "reference", description="'reference': centred and scaled by the rewards of the reference's own completions"
+    )
+    clip: float | None = Field(None, gt=0, description="normalised rewards are cut to [-clip, clip]")
+    missing_eos_penalty: float = Field(
+        1.0, ge=0, description="subtracted from the normalised reward of completions that do not end themselves"
+    )
+
+
+PPOReward = Annotated[PPORewardSpec, BeforeValidator(_as_scorer, json_schema_input_type=str | PPORewardSpec)]
+
+
+class PPOSpec(OptimisationSpec):
+    """Proximal policy optimisation (arXiv 1707.06347) with a KL penalty (arXiv 1909.08593), in the names of TRL's PPO.
+
+    Every rollout of `rollout_batch_size` episodes gives `num_ppo_epochs` x `num_mini_batches` optimiser steps.
+    """
+
+    kind: Literal["ppo"]
+    init: Name | None = Field(None, description="stage to start from, which is also the reference")
+    prompts: Names = Field(min_length=1, description="data whose training prompts are answered")
+    reward: PPOReward = Field(description="'gold' in the toy world, a reward stage, or `{lexicon: FILE}`")
+    kl: KLSpec = KLSpec()
+    total_episodes: int = Field(10_000, ge=1, description="completions sampled in all")
+    rollout_batch_size: int = Field(128, ge=1, description="episodes sampled before the policy is updated")
+    num_ppo_epochs: int = Field(4, ge=1)
+    num_mini_batches: int = Field(1, ge=1)
+    per_device_train_batch_size: int = Field(32, ge=1, description="episodes of one forward and backward pass")
+    per_device_eval_batch_size: int = Field(128, ge=1, description="episodes sampled or scored together")
+    max_new_tokens: int = Field(64, ge=1)
+    temperature: float = Field(1.0, gt=0, description="divides the logits wherever they are used")
+    gamma: float = Field(1.0, ge=0, le=1, description="discount per token")
+    lam: float = Field(0.95, ge=0, le=1, description="lambda of the advantage estimate (arXiv 1506.02438)")
+    cliprange: float = Field(0.2, gt=0)
+    cliprange_value: float = Field(0.2, gt=0)
+    vf_coef: float = Field(0.1, ge=0, description="weight of the value loss")
+    value: Literal["shared", "adapter"] = Field(
+        "adapter", description="'adapter': a LoRA adapter of its own; 'shared': a head on the policy"
+    )
+    whiten_rewards: bool = Field(False, description="divide token rewards by their standard deviation in the rollout")
+    adam_epsilon: float = Field(1e-5, gt=0)
+    learning_rate: float = Field(1e-4, gt=0)
+
+
+class EvaluateSpec(SamplingSpec):
     """Completions of several policies for the same held-out prompts, scored and compared."""
 
     kind: Literal["evaluate"]
@@ -228,22 +316,33 @@ class EvaluateSpec(StageSpec):
     baseline: Name | None = Field(None, description="policy to compare with; the first of `policies` by default")
     data: Names = Field((), description="pairs whose held-out part measures preference accuracy")
     prompts: Names = Field((), description="data whose held-out prompts are answered; `data` by default")
-    reward: str | None = Field(None, description="'gold' in the toy world")
+    reward: Scorer | None = Field(None, description="'gold' in the toy world, a reward stage, or `{lexicon: FILE}`")
     max_prompts: int = Field(256, ge=1)
     samples_per_prompt: int = Field(1, ge=1)
-    max_new_tokens: int = Field(64, ge=1)
-    max_length: int | None = Field(
-        None, ge=8, description="tokens of prompt and completion together; by default what the model has, at most 1024"
+    best_of: int | None = Field(
+        None, ge=2, description="also sample this many of the baseline: the best by `reward` are the headroom"
     )
-    temperature: float = Field(1.0, ge=0, description="0 is greedy")
-    top_p: float = Field(1.0, gt=0, le=1)
-    per_device_eval_batch_size: int = Field(64, ge=1)
+    best_of_prompts: int = Field(64, ge=1, description="prompts that the headroom is measured on")
 
 
-AnyStage = Annotated[PretrainSpec | SFTSpec | DPOSpec | EvaluateSpec, Field(discriminator="kind")]
+AnyStage = Annotated[
+    PretrainSpec | SFTSpec | CollectSpec | RewardSpec | DPOSpec | PPOSpec | EvaluateSpec, Field(discriminator="kind")
+]
 
-KINDS: tuple[str, ...] = ("pretrain", "sft", "dpo", "evaluate")
-LATER_KINDS: tuple[str, ...] = ("audit", "collect", "reward", "ppo", "kto", "grpo", "rloo", "distill")
+KINDS: tuple[str, ...] = ("pretrain", "sft", "collect", "reward", "dpo", "ppo", "evaluate")
+LATER_KINDS: tuple[str, ...] = ("audit", "kto", "grpo", "rloo", "distill")
+
+
+class RoundsSpec(Spec):
+    """Repeat some stages: an iterative recipe, unrolled to NAME@1, NAME@2 and so on."""
+
+    count: int = Field(ge=1, le=100)
+    stages: Names = Field(min_length=1, description="what a round consists of")
+    carry: dict[Name, Name] = Field(
+        default_factory=dict,
+        description="stage: the stage of the previous round that replaces it, as in {sft: policy}",
+    )
+    accumulate: bool = Field(False, description="`data` of a round names the rounds before it as well")
 
 
 class Recipe(Spec):
@@ -258,3 +357,4 @@ class Recipe(Spec):
     stages: dict[Name, AnyStage] = Field(
         min_length=1, description="what to do, as in `stages: {sft: {kind: sft, data: NAME}}`"
     )
+    rounds: RoundsSpec | None = None

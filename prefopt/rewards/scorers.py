@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol
 
 from prefopt.data.toy import world
+from prefopt.errors import DataError, EnvironmentFault
 from prefopt.records import Prompt, Score
 
 
@@ -38,3 +42,54 @@ class GoldScorer:
     def violations(self, completions: Sequence[str]) -> list[list[str]]:
         """Forbidden codes that each completion tells."""
         return [world.violations(c) for c in completions]
+
+
+_WORD = re.compile(r"[a-z']+")
+
+
+class LexiconScorer:
+    """Sum of the valences of a completion's words, such as sentiment by the VADER list (Hutto and Gilbert 2014).
+
+    Words are runs of letters and apostrophes, in lower case; words that are not in the list count 0.
+
+    Args:
+        path: UTF-8 lines of word, tab, number; further columns are left out, and of a word's lines the last counts.
+
+    Raises:
+        DataError: For a line that is none, with its number.
+        EnvironmentFault: When the file cannot be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.name = path.name
+        self._valence: dict[str, float] = {}
+        try:
+            lines = path.read_text(encoding="utf-8").split("\n")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path}: not UTF-8 ({error})") from error
+        except OSError as error:
+            raise EnvironmentFault(f"{path}: cannot be read ({error.strerror or error})") from error
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                word, value = _entry(line, f"{path}:{number}")
+                self._valence[word] = value
+        if not self._valence:
+            raise DataError(f"{path}: there are no words in it")
+
+    def score(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[Score]:
+        """Sum over each completion's words; the prompts make no difference."""
+        return [
+            Score(math.fsum(self._valence.get(word, 0.0) for word in _WORD.findall(text.lower())))
+            for text in completions
+        ]
+
+
+def _entry(line: str, where: str) -> tuple[str, float]:
+    cells = line.split("\t")
+    try:
+        value = float(cells[1])
+    except (IndexError, ValueError):
+        raise DataError(f"{where}: expected a word, a tab and a number, not {line[:60]!r}") from None
+    if not math.isfinite(value):
+        raise DataError(f"{where}: {cells[1]} is not finite")
+    return cells[0].lower(), value

@@ -89,3 +89,37 @@ def bootstrap_mean(
         means[start : start + chunk] = sums[picks].sum(1) / sizes[picks].sum(1)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(array.mean()), float(low), float(high))
+
+
+def bootstrap_ratio(
+    numerators: Sequence[float],
+    denominators: Sequence[float],
+    *,
+    level: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> Interval:
+    """Percentile bootstrap of a ratio of means, resampling the pairs (Efron and Tibshirani 1993, chapter 10).
+
+    Args:
+        numerators: One finite value for each cluster, such as a prompt.
+        denominators: As many.
+        level: Confidence level in (0, 1).
+        resamples: Number of bootstrap samples.
+        seed: Of the resampling.
+
+    Raises:
+        ValueError: For no values, values that are not finite, different numbers of them, or a mean denominator of 0.
+    """
+    _check_level(level)
+    upper, lower = np.asarray(numerators, dtype=np.float64), np.asarray(denominators, dtype=np.float64)
+    if upper.size == 0 or upper.shape != lower.shape or not np.isfinite([*upper, *lower]).all():
+        raise ValueError("need as many numerators as denominators, at least one, all finite")
+    if lower.mean() == 0:
+        raise ValueError("the denominators have mean 0")
+    picks = np.random.default_rng(seed).integers(upper.size, size=(resamples, upper.size))
+    below = lower[picks].mean(1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios = upper[picks].mean(1) / below
+    low, high = np.quantile(ratios[np.isfinite(ratios)], [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(upper.mean() / lower.mean()), float(low), float(high))

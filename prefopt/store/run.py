@@ -32,6 +32,7 @@ class RunDirectory:
         self.events_file = root / "events.jsonl"
         self.lock_file = root / "lock"
         self.logs = root / "logs"
+        self.ledger = root / "ledger"
         self.report = root / "report" / "index.html"
 
     def stage_root(self, stage: str) -> Path:

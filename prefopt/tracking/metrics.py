@@ -77,6 +77,52 @@ _DPO: tuple[tuple[str, str, str, Better | None], ...] = (
     ("dpo/kl", "Estimate, on the pairs' own answers, of how far the policy is from its reference.", "nats", None),
 )
 
+_REWARD: tuple[tuple[str, str, str, Better | None], ...] = (
+    ("reward/accuracy", "Share of pairs where the preferred answer has the higher score.", "", "higher"),
+    ("reward/margin", "Score of the chosen answer minus that of the rejected one.", "", "higher"),
+    ("reward/chosen_score", "Score of chosen answers; only differences of one prompt mean something.", "", None),
+    ("reward/rejected_score", "Score of rejected answers.", "", None),
+)
+
+_PPO: tuple[tuple[str, str, str, Better | None], ...] = (
+    ("ppo/score", "Raw reward of the rollout's completions, before it is centred and scaled.", "", "higher"),
+    ("ppo/reward", "What an episode earns: the scaled reward minus the price of its KL.", "", "higher"),
+    ("ppo/kl", "How far the policy is from its reference, per completion: the sum of k1 estimates.", "nats", None),
+    ("ppo/entropy", "How undecided the policy is about the next token, averaged over completions.", "nats", None),
+    ("ppo/length", "Tokens per completion of the rollout.", "tokens", None),
+    ("ppo/eos_rate", "Share of the rollout's completions that ended by themselves.", "", "higher"),
+    ("ppo/policy_loss", "Clipped surrogate loss, averaged over tokens.", "", "lower"),
+    ("ppo/value_loss", "Half the squared error of the value, averaged over tokens.", "", "lower"),
+    ("ppo/ratio", "Probability of a token now, divided by that when it was sampled; 1 in the first pass.", "", None),
+    ("ppo/clip_fraction", "Share of tokens whose ratio is clipped, so that they pull no further.", "", None),
+    ("ppo/value_clip_fraction", "Share of tokens whose value is clipped.", "", None),
+    ("ppo/approx_kl", "How far the policy has moved since the rollout, per token: k3 estimate.", "nats", None),
+    (
+        "ppo/explained_variance",
+        "Share of the returns' variance that the value foresees: 1 is all, 0 none, below 0 worse than a constant.",
+        "",
+        "higher",
+    ),
+    ("ppo/episodes", "Completions sampled since the start of the stage.", "episodes", None),
+    (
+        "ppo/rollout_seconds",
+        "Wall time of one rollout: sampling, scoring, and the passes over it.",
+        "s",
+        "lower",
+    ),
+    ("ppo/update_seconds", "Wall time of one forward and backward pass of the update.", "s", "lower"),
+)
+
+_COLLECT: tuple[tuple[str, str, str, Better | None], ...] = (
+    ("collect/prompts", "Prompts that were answered.", "", None),
+    ("collect/samples", "Completions that were sampled.", "", None),
+    ("collect/pairs", "Preference pairs that were made of them.", "", "higher"),
+    ("collect/reward", "What the judge gave the completions, on average.", "", "higher"),
+    ("collect/tie_rate", "Share of prompts whose answers all got the same reward, which gives no pair.", "", "lower"),
+    ("collect/duplicate_rate", "Share of completions that repeat another of their prompt.", "", "lower"),
+    ("collect/label_agreement", "Share of labels that prefer the answer with the higher reward.", "", None),
+)
+
 _ESTIMATES: tuple[tuple[str, str, str, Better | None], ...] = (
     ("gold", "Score of the completions under the known true reward of the toy world", "", "higher"),
     ("reward", "Score of the completions under the reward that the stage names", "", "higher"),
@@ -88,6 +134,19 @@ _ESTIMATES: tuple[tuple[str, str, str, Better | None], ...] = (
     (
         "preference/accuracy",
         "Share of held-out pairs whose preferred answer the policy raised more than the other, against the baseline",
+        "",
+        "higher",
+    ),
+    (
+        "reward/accuracy",
+        "Share of held-out pairs where the preferred answer has the higher score, a tie counting half",
+        "",
+        "higher",
+    ),
+    ("best_of_n", "Reward of the best of n answers of the baseline, as the reward itself picks it", "", None),
+    (
+        "headroom",
+        "Share of the way from the baseline to the best of n of its own answers that the policy has gone",
         "",
         "higher",
     ),
@@ -110,8 +169,9 @@ def _estimates(rows: Iterable[tuple[str, str, str, Better | None]]) -> Iterator[
 
 
 def _table() -> dict[str, Metric]:
-    metrics = [Metric(*row) for row in (*_TRAINING, *_DPO, *_EVALUATE)]
+    metrics = [Metric(*row) for row in (*_TRAINING, *_DPO, *_PPO, *_COLLECT, *_EVALUATE)]
     metrics.extend(_estimates(_ESTIMATES))
+    metrics.extend(Metric(*row) for row in _REWARD)  # what training logs as `reward/accuracy`, over its own rows
     return {metric.name: metric for metric in metrics}
 
 

@@ -28,7 +28,21 @@ _OTHER = ("!", "yellow")
 
 # What says most about a stage in few characters, in this order.
 # Held-out numbers first where they exist: they say more than those of the last training batches.
-_SHOWN = ("train/loss", "eval/loss", "eval/dpo/accuracy", "dpo/accuracy", "dpo/margin", "train/tokens_per_second")
+_SHOWN = (
+    "ppo/score",
+    "ppo/kl",
+    "ppo/length",
+    "collect/pairs",
+    "collect/reward",
+    "reward/accuracy/mean",
+    "train/loss",
+    "eval/loss",
+    "eval/dpo/accuracy",
+    "dpo/accuracy",
+    "reward/accuracy",
+    "dpo/margin",
+    "train/tokens_per_second",
+)
 _MOST_SHOWN = 3
 
 

@@ -11,16 +11,33 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from prefopt.trainers.dpo import DPOConfig as DPOConfig
     from prefopt.trainers.dpo import DPOTrainer as DPOTrainer
+    from prefopt.trainers.ppo import PPOTrainer as PPOTrainer
+    from prefopt.trainers.ppo_config import PPOConfig as PPOConfig
     from prefopt.trainers.pretrain import PretrainTrainer as PretrainTrainer
+    from prefopt.trainers.reward import RewardConfig as RewardConfig
+    from prefopt.trainers.reward import RewardTrainer as RewardTrainer
     from prefopt.trainers.trl import SFTTrainer as SFTTrainer
 
 _HOME = {
     "DPOConfig": "dpo",
     "DPOTrainer": "dpo",
+    "PPOConfig": "ppo_config",
+    "PPOTrainer": "ppo",
     "PretrainTrainer": "pretrain",
+    "RewardConfig": "reward",
+    "RewardTrainer": "reward",
     "SFTTrainer": "trl",
 }
-__all__ = ["DPOConfig", "DPOTrainer", "PretrainTrainer", "SFTTrainer"]
+__all__ = [
+    "DPOConfig",
+    "DPOTrainer",
+    "PPOConfig",
+    "PPOTrainer",
+    "PretrainTrainer",
+    "RewardConfig",
+    "RewardTrainer",
+    "SFTTrainer",
+]
 
 
 def __getattr__(name: str) -> Any:

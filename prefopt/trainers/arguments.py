@@ -10,7 +10,7 @@ import torch
 from transformers import TrainingArguments
 
 from prefopt.models.loading import resolve_dtype
-from prefopt.recipe.schema import TrainingSpec
+from prefopt.recipe.schema import OptimisationSpec
 
 A = TypeVar("A", bound=TrainingArguments)
 
@@ -36,7 +36,7 @@ _SAME = (
 
 
 def training_arguments(
-    cls: type[A], spec: TrainingSpec, *, directory: Path, seed: int, dtype: str = "auto", **more: Any
+    cls: type[A], spec: OptimisationSpec, *, directory: Path, seed: int, dtype: str = "auto", **more: Any
 ) -> A:
     """Arguments for a stage's trainer.
 
@@ -48,13 +48,14 @@ def training_arguments(
         dtype: The model's, to choose mixed precision.
         more: Fields of `cls` itself.
     """
+    eval_steps = getattr(spec, "eval_steps", None)
     accelerated = torch.cuda.is_available()
     precision = resolve_dtype(dtype)
     names = {field.name for field in dataclasses.fields(cls)}
     # transformers 5.23 renamed the argument and deprecates the old name.
     recompute = "activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing"
     fields: dict[str, Any] = {
-        **{name: getattr(spec, name) for name in _SAME},
+        **{name: getattr(spec, name) for name in _SAME if hasattr(spec, name)},
         "output_dir": str(directory / "checkpoints"),
         "seed": seed,
         "data_seed": seed,
@@ -62,8 +63,8 @@ def training_arguments(
         "bf16": accelerated and precision is torch.bfloat16,
         "fp16": accelerated and precision is torch.float16,
         recompute: spec.activation_checkpointing,
-        "eval_strategy": "steps" if spec.eval_steps else "no",
-        "eval_steps": spec.eval_steps,
+        "eval_strategy": "steps" if eval_steps else "no",
+        "eval_steps": eval_steps,
         "save_strategy": "steps",
         "logging_strategy": "steps",
         "logging_nan_inf_filter": False,  # a NaN must not be averaged away

@@ -72,15 +72,33 @@ class CheckpointedTrainer(Trainer):  # type: ignore[misc]
             return
         directory = Path(output_dir or self.args.output_dir or ".")
         directory.mkdir(parents=True, exist_ok=True)
-        model = self.accelerator.unwrap_model(self.model)
-        if isinstance(model, PeftModel):
-            adapters = trained_adapters(model)
-            for adapter in adapters:
-                save_adapter(model, adapter, _folder(directory, adapter, adapters), self.base_name)
-        else:
-            model.save_pretrained(directory, state_dict=state_dict)
+        self.save_weights(directory)
         if self._staging is None and self.processing_class is not None:
             self.processing_class.save_pretrained(directory)
+
+    def save_weights(self, directory: Path) -> None:
+        """Write what is trained; a trainer whose model has heads beside its adapters adds them."""
+        model = self.adapted_model()
+        if model is None:
+            self.accelerator.unwrap_model(self.model).save_pretrained(directory)
+            return
+        adapters = trained_adapters(model)
+        for adapter in adapters:
+            save_adapter(model, adapter, _folder(directory, adapter, adapters), self.base_name)
+
+    def load_weights(self, directory: Path) -> None:
+        """Put back what `save_weights` wrote; only for models with adapters."""
+        model = self.adapted_model()
+        assert model is not None
+        adapters = trained_adapters(model)
+        for adapter in adapters:
+            load_adapter_weights(model, adapter, _folder(directory, adapter, adapters))
+
+    def adapted_model(self) -> PeftModel | None:
+        """The PEFT model that is trained, or that the trained module holds as `peft`; None where all weights are."""
+        model = self.accelerator.unwrap_model(self.model)
+        model = getattr(model, "peft", model)
+        return model if isinstance(model, PeftModel) else None
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """No card: TRL writes one beside every checkpoint, outside the manifest."""
@@ -110,22 +128,23 @@ class CheckpointedTrainer(Trainer):  # type: ignore[misc]
         return newest_verified(Path(self.args.output_dir or "."), print)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        target = model if model is not None else self.accelerator.unwrap_model(self.model)
-        if not isinstance(target, PeftModel):
+        if self.adapted_model() is None:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
-            return
-        adapters = trained_adapters(target)
-        for adapter in adapters:
-            load_adapter_weights(target, adapter, _folder(Path(resume_from_checkpoint), adapter, adapters))
+        else:
+            self.load_weights(Path(resume_from_checkpoint))
 
     # -- divergence ----------------------------------------------------------------------------------------------------
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """One forward and backward pass; remembers whether the loss was finite without waiting for the device."""
         loss: Tensor = super().training_step(*args, **kwargs)
+        self.note_loss(loss)
+        return loss
+
+    def note_loss(self, loss: Tensor) -> None:
+        """Remember whether a loss was finite; a trainer with a `training_step` of its own calls it."""
         finite = torch.isfinite(loss.detach())
         self._all_finite = finite if self._all_finite is None else self._all_finite & finite
-        return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, then stop the run if anything logged is not finite: the log still shows the NaN.

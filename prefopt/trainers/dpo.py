@@ -12,15 +12,13 @@ The algorithm, in the order of this file:
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import torch
 import transformers
-from packaging.version import Version
-from peft import PeftConfig, PeftModel, get_peft_model
+from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
@@ -28,13 +26,11 @@ from prefopt.errors import DataError, InputError
 from prefopt.losses.dpo import DPOOptions, PairStatistics, dpo_loss
 from prefopt.losses.logprobs import completion_logps
 from prefopt.models.batches import PairCollator, batches_by_length
-from prefopt.models.loading import resolve_dtype
 from prefopt.models.modes import evaluating
 from prefopt.models.roles import POLICY, reference_active
-from prefopt.trainers.checkpoints import CheckpointedTrainer
+from prefopt.trainers.opening import open_adapted, pad_token_of
+from prefopt.trainers.pairs import PairTrainer, Row, agreement
 from prefopt.trainers.rows import tokenised_pairs
-
-Row = Mapping[str, Any]
 
 
 @dataclass
@@ -49,7 +45,7 @@ class DPOConfig(TrainingArguments):  # type: ignore[misc]
     logging_nan_inf_filter: bool = field(default=False)
 
 
-class DPOTrainer(CheckpointedTrainer):
+class DPOTrainer(PairTrainer):
     """Trains a LoRA policy on preference pairs; usable without recipes, as TRL's trainers are.
 
     Args:
@@ -68,10 +64,6 @@ class DPOTrainer(CheckpointedTrainer):
         DataError: When no usable row is left.
     """
 
-    train_dataset: Sequence[Row]
-    eval_dataset: Sequence[Row] | None
-    loss_is_scaled_for_ga = True  # the loss is divided by the weight of all the step's pairs, see compute_loss
-
     def __init__(
         self,
         model: str | PreTrainedModel | PeftModel,
@@ -84,31 +76,17 @@ class DPOTrainer(CheckpointedTrainer):
         **kwargs: Any,
     ) -> None:
         transformers.set_seed(args.seed)  # a new adapter starts from random weights
-        if isinstance(model, str):
-            processing_class = processing_class or transformers.AutoTokenizer.from_pretrained(model)
-            model = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=resolve_dtype("auto"))
-        if peft_config is not None:
-            model = get_peft_model(model, peft_config, adapter_name=POLICY)
-        if not isinstance(model, PeftModel) or POLICY not in model.peft_config:
-            raise InputError("DPOTrainer trains an adapter named 'policy' and the model has none", "give a peft_config")
-        if processing_class is None:
-            raise InputError("DPOTrainer needs the tokenizer as processing_class")
-        pad = processing_class.pad_token_id
+        model, tokenizer = open_adapted(model, processing_class, peft_config, POLICY)
         super().__init__(
             model=model,
             args=args,
-            data_collator=PairCollator(pad if pad is not None else processing_class.eos_token_id),
-            train_dataset=tokenised_pairs(train_dataset, processing_class, args.max_length),
-            eval_dataset=tokenised_pairs(eval_dataset, processing_class, args.max_length) if eval_dataset else None,
-            processing_class=processing_class,
+            data_collator=PairCollator(pad_token_of(tokenizer)),
+            train_dataset=tokenised_pairs(train_dataset, tokenizer, args.max_length),
+            eval_dataset=tokenised_pairs(eval_dataset, tokenizer, args.max_length) if eval_dataset else None,
+            processing_class=tokenizer,
             **kwargs,
         )
-        if Version(transformers.__version__) < Version("5.19"):
-            # Older versions read these instead of `loss_is_scaled_for_ga`.
-            self.model_accepts_loss_kwargs = False
-            self.compute_loss_func = dpo_loss
         self._options = DPOOptions(args.beta, args.label_smoothing)
-        self._sums: dict[str, dict[str, Tensor]] = {"train": defaultdict(_zeros), "eval": defaultdict(_zeros)}
 
     # -- the reference -------------------------------------------------------------------------------------------------
 
@@ -168,26 +146,8 @@ class DPOTrainer(CheckpointedTrainer):
 
     # -- the step ------------------------------------------------------------------------------------------------------
 
-    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
-        """Total weight of the optimiser step's pairs over all ranks: the divisor that makes 1x8 equal 8x1."""
-        total = torch.stack([_weights(batch).sum() for batch in batch_samples]).sum().to(device)
-        return cast(Tensor, self.accelerator.gather(total).sum())
-
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Tensor],
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | None = None,
-    ) -> Any:
-        """Weighted mean of the pairs' losses; see `prefopt.losses.dpo`.
-
-        Args:
-            model: The wrapped module: calling anything else would leave gradients unsynchronised between ranks.
-            inputs: A batch of `PairCollator`, with the reference's log-probabilities.
-            return_outputs: Also return an empty mapping, as `Trainer` expects.
-            num_items_in_batch: Total weight of the step's pairs; the batch's own when None.
-        """
+    def pair_losses(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss that `loss_type` names, of every pair; see `prefopt.losses.dpo`."""
         policy_chosen, policy_rejected = self._completion_logps(model, inputs)
         lengths = inputs["completion_mask"].sum(-1).to(policy_chosen.dtype)
         chosen_length, rejected_length = lengths.chunk(2)
@@ -198,67 +158,18 @@ class DPOTrainer(CheckpointedTrainer):
             rejected_length,
         )
         output = dpo_loss(pair, self.args.loss_type, self._options, inputs.get("probability"))
-        weights = _weights(inputs).to(output.losses)
-        total = weights.sum() if num_items_in_batch is None else num_items_in_batch / self.accelerator.num_processes
-        # A step whose pairs all weigh nothing changes nothing.
-        loss = (weights * output.losses).sum() / total.clamp(min=torch.finfo(weights.dtype).tiny)
         margin = output.chosen_rewards - output.rejected_rewards
-        preferred = margin if "probability" not in inputs else margin * (inputs["probability"] - 0.5).sign()
-        self._record(
-            {
-                "dpo/accuracy": (preferred > 0).float() + 0.5 * (preferred == 0).float(),
-                "dpo/margin": margin,
-                "dpo/chosen_reward": output.chosen_rewards,
-                "dpo/rejected_reward": output.rejected_rewards,
-                "dpo/chosen_logp": policy_chosen.detach(),
-                "dpo/rejected_logp": policy_rejected.detach(),
-                "dpo/chosen_shift": pair.chosen_logratio.detach(),
-            }
-        )
-        return (loss, {}) if return_outputs else loss
+        return output.losses, {
+            "dpo/accuracy": agreement(margin, inputs),
+            "dpo/margin": margin,
+            "dpo/chosen_reward": output.chosen_rewards,
+            "dpo/rejected_reward": output.rejected_rewards,
+            "dpo/chosen_logp": policy_chosen.detach(),
+            "dpo/rejected_logp": policy_rejected.detach(),
+            "dpo/chosen_shift": pair.chosen_logratio.detach(),
+        }
 
     def _completion_logps(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
         chosen, rejected = completion_logps(logits, batch["input_ids"], batch["completion_mask"]).chunk(2)
         return chosen, rejected
-
-    def prediction_step(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        prediction_loss_only: bool,
-        ignore_keys: list[str] | None = None,
-    ) -> tuple[Tensor, None, None]:
-        """Loss of an evaluation batch; the metrics are summed up on the way."""
-        inputs = self._prepare_inputs(inputs)
-        with torch.no_grad(), self.compute_loss_context_manager():
-            loss = self.compute_loss(model, inputs)
-        return loss.detach(), None, None
-
-    # -- metrics -------------------------------------------------------------------------------------------------------
-
-    def _record(self, metrics: dict[str, Tensor]) -> None:
-        sums = self._sums["train" if self.model.training else "eval"]
-        for name, values in metrics.items():
-            pair = torch.stack([values.double().sum().cpu(), torch.tensor(float(values.numel()), dtype=torch.double)])
-            sums[name] = sums[name] + pair
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the averages over rows, not over batches, since the last log."""
-        mode, prefix = ("eval", "eval_") if any(name.startswith("eval_") for name in logs) else ("train", "")
-        for name, pair in self._sums[mode].items():
-            total, count = self.accelerator.reduce(pair.to(self.args.device), reduction="sum").tolist()
-            logs[prefix + name] = total / count
-        self._sums[mode].clear()
-        super().log(logs, start_time)
-
-
-def _zeros() -> Tensor:
-    return torch.zeros(2, dtype=torch.double)
-
-
-def _weights(batch: Mapping[str, Any]) -> Tensor:
-    """Weights of the pairs [B], 1 where the rows have none."""
-    if "weight" in batch:
-        return cast(Tensor, batch["weight"])
-    return torch.ones(batch["input_ids"].shape[0] // 2, device=batch["input_ids"].device)

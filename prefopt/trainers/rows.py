@@ -9,6 +9,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from prefopt.data import formats
+from prefopt.data.prompts import row_prompt
 from prefopt.data.sources import SourceRow
 from prefopt.data.templates import Encoder, ensure_chat_template
 from prefopt.errors import DataError
@@ -54,4 +55,33 @@ def tokenised_pairs(
     if not tokenised:
         reasons["too long"] += encoder.counts["dropped_too_long"]
         raise DataError(f"0 of {len(rows)} rows are usable: {dict(reasons)}")
+    return tokenised
+
+
+def tokenised_prompts(
+    rows: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, max_length: int, reserve: int
+) -> list[Mapping[str, Any]]:
+    """Tokenise prompts; rows that have `prompt` (messages) and `prompt_ids` are kept.
+
+    Args:
+        rows: With `prompt` as text or messages, or in any format of docs/concepts.md that holds prompts.
+        tokenizer: Gets the `transcript` chat template when it has none.
+        max_length: Tokens of prompt and completion together.
+        reserve: Tokens of them that completions need.
+
+    Raises:
+        DataError: When a row is wrong, or none is usable.
+    """
+    if len(rows) == 0 or "prompt_ids" in rows[0]:
+        return list(rows)
+    ensure_chat_template(tokenizer, "auto")
+    encoder = Encoder(tokenizer, max_length)
+    tokenised: list[Mapping[str, Any]] = []
+    for number, row in enumerate(rows, 1):
+        prompt = row_prompt(dict(row), f"row {number}")
+        ids = encoder.encode_prompt(prompt, reserve)
+        if ids is not None:
+            tokenised.append({"prompt": prompt, "prompt_ids": ids})
+    if not tokenised:
+        raise DataError(f"0 of {len(rows)} prompts fit into {max_length} tokens with {reserve} to answer")
     return tokenised

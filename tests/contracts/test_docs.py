@@ -16,9 +16,19 @@ from pydantic import BaseModel
 from prefopt.cli.app import VERBS, build_app
 from prefopt.data import formats
 from prefopt.data.sources import SourceRow
-from prefopt.recipe.layout import stage_specs
+from prefopt.recipe.layout import specs_in, stage_specs
 from prefopt.recipe.load import load
-from prefopt.recipe.schema import DataSpec, LoraSpec, ModelSpec, Recipe, WandbSpec
+from prefopt.recipe.schema import (
+    DataSpec,
+    LoraSpec,
+    ModelSpec,
+    OptimisationSpec,
+    Recipe,
+    RoundsSpec,
+    ScorerSpec,
+    TrainingSpec,
+    WandbSpec,
+)
 from prefopt.tracking.metrics import describe
 from tests.tiny import tiny_llama, tiny_tokenizer
 
@@ -29,7 +39,8 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 ROW = re.compile(r"^\| *`([^`]+)`[ *]*\| *(.*?) *\|", re.MULTILINE)
 SECTIONS = {"The recipe": Recipe, "model": ModelSpec, "model.lora": LoraSpec, "data.NAME": DataSpec,
-            "tracking.wandb": WandbSpec}  # fmt: skip
+            "tracking.wandb": WandbSpec, "rounds": RoundsSpec, "reward and judge": ScorerSpec}  # fmt: skip
+COMMON = {"Every training stage": OptimisationSpec, "Training on rows": TrainingSpec}
 
 
 def text_of(name: str) -> str:
@@ -161,6 +172,18 @@ def defaults(spec: type[BaseModel]) -> dict[str, str]:
     return found
 
 
+def options(spec: type[BaseModel]) -> dict[str, str]:
+    """As `defaults`, with the keys of mappings as `kl.coefficient`; those of every scorer have their own section."""
+    found = defaults(spec)
+    for key, field in spec.model_fields.items():
+        for inner in specs_in(field.annotation):
+            if isinstance(field.default, BaseModel):
+                del found[key]
+            below = defaults(inner).items()
+            found |= {f"{key}.{name}": value for name, value in below if name not in ScorerSpec.model_fields}
+    return found
+
+
 def same(written: str, default: str) -> bool:
     try:
         return float(written) == float(default)
@@ -168,8 +191,8 @@ def same(written: str, default: str) -> bool:
         return written == default
 
 
-def check_options(written: dict[str, str], spec: type[BaseModel]) -> None:
-    expected = {key: value for key, value in defaults(spec).items() if key != "kind"}
+def check_options(written: dict[str, str], known: dict[str, str]) -> None:
+    expected = {key: value for key, value in known.items() if key != "kind"}
     assert set(written) == set(expected)
     assert {key: value for key, value in written.items() if not same(value, expected[key])} == {}
 
@@ -177,13 +200,16 @@ def check_options(written: dict[str, str], spec: type[BaseModel]) -> None:
 def test_the_page_of_options_has_every_key_with_its_default():
     found = tables(text_of("docs/options.md"))
     for heading, spec in SECTIONS.items():
-        check_options(found[heading], spec)
+        check_options(found[heading], defaults(spec))
 
 
 @pytest.mark.parametrize("kind", list(stage_specs()))
 def test_the_page_of_an_algorithm_has_every_option_with_its_default(kind):
-    common = tables(text_of("docs/options.md"))["Every training stage"] if kind != "evaluate" else {}
-    check_options({**common, **tables(text_of(f"docs/algorithms/{kind}.md"))["Options"]}, stage_specs()[kind])
+    spec = stage_specs()[kind]
+    sections = tables(text_of("docs/options.md"))
+    common = [sections[heading] for heading, base in COMMON.items() if issubclass(spec, base)]
+    own = tables(text_of(f"docs/algorithms/{kind}.md"))["Options"]
+    check_options({key: value for table in (*common, own) for key, value in table.items()}, options(spec))
 
 
 @pytest.mark.parametrize("kind", list(stage_specs()))

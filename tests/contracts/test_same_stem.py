@@ -6,14 +6,15 @@ import pytest
 
 from prefopt.pipeline.revisions import REVISIONS
 from prefopt.recipe.bundled import bundled_recipes
+from prefopt.recipe.layout import stage_specs
 from prefopt.recipe.schema import KINDS, LATER_KINDS
 from prefopt.recipe.yaml import parse
 from tests.end_to_end.small import ROOT
 
 # TRL trains these behind one door, or nothing is trained.
-WITHOUT_TRAINER = ("sft", "evaluate")
-# The loss is the library's cross-entropy.
-WITHOUT_LOSS = ("pretrain", "sft", "evaluate")
+WITHOUT_TRAINER = ("sft", "collect", "evaluate")
+# The loss is the library's cross-entropy, or nothing is trained.
+WITHOUT_LOSS = ("pretrain", "sft", "collect", "evaluate")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -22,11 +23,9 @@ def test_a_kind_has_its_files(kind: str) -> None:
     if kind not in WITHOUT_TRAINER:
         wanted.append(f"prefopt/trainers/{kind}.py")
     if kind not in WITHOUT_LOSS:
-        wanted += [
-            f"prefopt/losses/{kind}.py",
-            f"tests/unit/losses/test_{kind}.py",
-            f"prefopt/recipe/options/{kind}.py",
-        ]
+        wanted += [f"prefopt/losses/{kind}.py", f"tests/unit/losses/test_{kind}.py"]
+    if "loss_type" in stage_specs()[kind].model_fields:
+        wanted.append(f"prefopt/recipe/options/{kind}.py")
     assert [path for path in wanted if not (ROOT / path).is_file()] == []
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from prefopt.data.load import load_pairs, load_prompts
 from prefopt.data.splits import position, prompt_key
@@ -14,12 +14,13 @@ from prefopt.evaluation.policy import PairIds, PolicyBench
 from prefopt.evaluation.summary import PolicyResult, policy_metrics, policy_table
 from prefopt.models.generate import Sampled, SamplingOptions
 from prefopt.models.roles import load_frozen
-from prefopt.pipeline.base_model import OpenBase, adapter_of, data_policy, load_weights, open_base
+from prefopt.pipeline.base_model import OpenBase, adapter_of, data_of, data_policy, load_weights, open_base
 from prefopt.pipeline.context import Inputs, StageContext, StageResult
+from prefopt.pipeline.scoring import open_scorer
 from prefopt.pipeline.training import tracked
-from prefopt.recipe.schema import EvaluateSpec
+from prefopt.recipe.schema import DataSpec, EvaluateSpec
 from prefopt.records import Prompt
-from prefopt.rewards.scorers import GoldScorer
+from prefopt.rewards.scorers import GoldScorer, Scorer
 from prefopt.store.files import write_atomic, write_json
 
 # Of the baseline and of the last policy; samples.jsonl has all.
@@ -34,12 +35,13 @@ class _Task:
     prompt_ids: Sequence[Sequence[int]]
     groups: Sequence[int]
     pairs: Sequence[PairIds]
+    scorer: Scorer | None
 
 
 def run(spec: EvaluateSpec, inputs: Inputs, context: StageContext) -> StageResult:
     """Measure the policies; writes `samples.jsonl`, `metrics.json` and `table.json`."""
     base = open_base(inputs, context)
-    task, details = _prepare(spec, base, context)
+    task, details = _prepare(spec, base, inputs, context)
     baseline = spec.baseline or spec.policies[0]
     names = [baseline, *(name for name in spec.policies if name != baseline)]
     folders = {name: folder for name in names if (folder := adapter_of(name, inputs)) is not None}
@@ -57,7 +59,8 @@ def run(spec: EvaluateSpec, inputs: Inputs, context: StageContext) -> StageResul
             raise Interrupted(f"stage {context.stage} stopped before {name} was measured")
         results[name], rows = _measure(name, spec, bench, task, roles, context)
         samples.extend(rows)
-    metrics = {name: policy_metrics(results[name], results[baseline], "gold") for name in names}
+    score_name = "gold" if isinstance(task.scorer, GoldScorer) else "reward"
+    metrics = {name: policy_metrics(results[name], results[baseline], score_name) for name in names}
     flat = {f"{name}:{key}": value for name, values in metrics.items() for key, value in values.items()}
     flat["evaluate/prompts"] = float(len(set(task.groups)))
     flat["evaluate/samples"] = float(len(task.groups))
@@ -73,9 +76,12 @@ def run(spec: EvaluateSpec, inputs: Inputs, context: StageContext) -> StageResul
     return StageResult(metrics=flat, outputs=outputs, details={**details, "baseline": baseline}, cost={})
 
 
-def _prepare(spec: EvaluateSpec, base: OpenBase, context: StageContext) -> tuple[_Task, dict[str, object]]:
+def _prepare(
+    spec: EvaluateSpec, base: OpenBase, inputs: Inputs, context: StageContext
+) -> tuple[_Task, dict[str, object]]:
     names = spec.prompts or spec.data
-    prompts = load_prompts(names, context.recipe.data, context.recipe.seed)
+    data = data_of(inputs, context)
+    prompts = load_prompts(names, data, context.recipe.seed)
     # In the order of the split, not of the files: a limit then takes from every data set alike.
     seed = context.recipe.seed
     held_out = sorted(prompts.eval, key=lambda prompt: position(prompt_key(prompt), seed))[: spec.max_prompts]
@@ -84,7 +90,7 @@ def _prepare(spec: EvaluateSpec, base: OpenBase, context: StageContext) -> tuple
             f"stage {context.stage}: no prompts of {', '.join(names)} are held out",
             "give the data an eval_fraction > 0",
         )
-    overlong, _ = data_policy(names, context)
+    overlong, _ = data_policy(names, data)
     encoder = base.encoder(spec.max_length, overlong)
     encoded = [(p, encoder.encode_prompt(p, spec.max_new_tokens)) for p in held_out]
     kept = [(p, ids) for p, ids in encoded if ids is not None]
@@ -93,8 +99,14 @@ def _prepare(spec: EvaluateSpec, base: OpenBase, context: StageContext) -> tuple
             f"stage {context.stage}: none of {len(encoded)} prompts fits into max_length", "raise max_length"
         )
     repeated = [(g, p, ids) for g, (p, ids) in enumerate(kept) for _ in range(spec.samples_per_prompt)]
-    pairs, pair_details = _pairs(spec, encoder, context)
-    task = _Task([p for _, p, _ in repeated], [ids for _, _, ids in repeated], [g for g, _, _ in repeated], pairs)
+    pairs, pair_details = _pairs(spec, encoder, data, context)
+    task = _Task(
+        prompts=[p for _, p, _ in repeated],
+        prompt_ids=[ids for _, _, ids in repeated],
+        groups=[g for g, _, _ in repeated],
+        pairs=pairs,
+        scorer=open_scorer(spec.reward, inputs, context) if spec.reward is not None else None,
+    )
     details = {
         "data": prompts.report.to_json(),
         "encoding": {"chat_template": base.template, **dict(encoder.counts)},
@@ -103,10 +115,12 @@ def _prepare(spec: EvaluateSpec, base: OpenBase, context: StageContext) -> tuple
     return task, details
 
 
-def _pairs(spec: EvaluateSpec, encoder: Encoder, context: StageContext) -> tuple[list[PairIds], dict[str, object]]:
+def _pairs(
+    spec: EvaluateSpec, encoder: Encoder, data: Mapping[str, DataSpec], context: StageContext
+) -> tuple[list[PairIds], dict[str, object]]:
     if not spec.data:
         return [], {}
-    pairs = load_pairs(spec.data, context.recipe.data, context.recipe.seed).eval
+    pairs = load_pairs(spec.data, data, context.recipe.seed).eval
     rows: list[PairIds] = []
     for pair in pairs:
         ids = encoder.encode_pair(pair) if pair.probability != 0.5 else None  # a tie prefers neither
@@ -128,13 +142,8 @@ def _measure(
     position = list(roles).index(name)
     total = len(roles) * len(task.prompts)
     baseline = next(iter(roles))
-    options = SamplingOptions(
-        max_new_tokens=spec.max_new_tokens,
-        temperature=spec.temperature,
-        top_p=spec.top_p,
-        batch_size=spec.per_device_eval_batch_size,
-        seed=context.seed,
-    )
+    options = _options(spec, context)
+    scorer = task.scorer
     context.log(f"sampling {len(task.prompts)} completions from {name}")
     samples = bench.sample(
         roles[name],
@@ -143,7 +152,8 @@ def _measure(
         lambda done: context.progress(position * len(task.prompts) + done, total, {}),
     )
     kl = bench.kl(roles[name], roles[baseline], task.prompt_ids, samples)
-    scores, violations = _gold(spec, task.prompts, samples)
+    scores = _rewards(scorer, task.prompts, samples)
+    violations = scorer.violations([s.text for s in samples]) if isinstance(scorer, GoldScorer) else []
     margins = [] if name == baseline else bench.preference_margins(roles[name], roles[baseline], task.pairs)
     result = PolicyResult(
         policy=name,
@@ -154,6 +164,7 @@ def _measure(
         scores=scores,
         violated=[bool(found) for found in violations],
         margins=margins,
+        ceiling=_ceiling(spec, bench, task, roles[name], context) if name == baseline else {},
     )
     rows: list[dict[str, object]] = [
         {
@@ -162,7 +173,8 @@ def _measure(
             "completion": sample.text,
             "finished": sample.finished,
             "tokens": len(sample.ids),
-            "gold": scores[i] if scores else None,
+            "reward": scores[i] if scores else None,
+            "gold": scores[i] if isinstance(scorer, GoldScorer) else None,
             "kl": kl[i],
             "violations": violations[i] if violations else [],
         }
@@ -171,11 +183,39 @@ def _measure(
     return result, rows
 
 
-def _gold(
-    spec: EvaluateSpec, prompts: Sequence[Prompt], samples: Sequence[Sampled]
-) -> tuple[list[float], list[list[str]]]:
-    if spec.reward != "gold":
-        return [], []
-    scorer = GoldScorer()
-    texts = [sample.text for sample in samples]
-    return [score.value for score in scorer.score(prompts, texts)], scorer.violations(texts)
+def _options(spec: EvaluateSpec, context: StageContext) -> SamplingOptions:
+    return SamplingOptions(
+        max_new_tokens=spec.max_new_tokens,
+        temperature=spec.temperature,
+        top_p=spec.top_p,
+        batch_size=spec.per_device_eval_batch_size,
+        seed=context.seed,
+    )
+
+
+def _rewards(scorer: Scorer | None, prompts: Sequence[Prompt], samples: Sequence[Sampled]) -> list[float]:
+    if scorer is None:
+        return []
+    return [score.value for score in scorer.score(prompts, [sample.text for sample in samples])]
+
+
+def _ceiling(
+    spec: EvaluateSpec,
+    bench: PolicyBench,
+    task: _Task,
+    role: str | None,
+    context: StageContext,
+) -> dict[Hashable, float]:
+    """For the first prompts, the reward of the best of n further answers of the baseline."""
+    if spec.best_of is None or task.scorer is None:
+        return {}
+    first = {group: index for index, group in reversed(list(enumerate(task.groups))) if group < spec.best_of_prompts}
+    rows = [(group, index) for group, index in sorted(first.items()) for _ in range(spec.best_of)]
+    context.log(f"sampling {spec.best_of} completions of {len(first)} prompts for the headroom")
+    options = replace(_options(spec, context), seed=context.seed + 1)
+    samples = bench.sample(role, [task.prompt_ids[index] for _, index in rows], options)
+    rewards = _rewards(task.scorer, [task.prompts[index] for _, index in rows], samples)
+    best: dict[Hashable, float] = {}
+    for (group, _), reward in zip(rows, rewards, strict=True):
+        best[group] = max(reward, best.get(group, reward))
+    return best

@@ -18,6 +18,14 @@ def test_check_json(capsys, recipe):
     assert document["stages"][1] == {"stage": "dpo", "kind": "dpo", "needs": {"model": ["base"]}}
 
 
+def test_check_shows_every_round(capsys, recipe):
+    rounds = "rounds={count: 2, stages: [dpo], carry: {sft: dpo}}"
+    assert run_command(["check", str(recipe), "--json", "--set", rounds]) == 0
+    stages = json.loads(capsys.readouterr().out)["stages"]
+    assert [stage["stage"] for stage in stages] == ["base", "sft", "dpo@1", "dpo@2"]
+    assert stages[-1]["needs"] == {"model": ["base"], "init": ["dpo@1"]}
+
+
 def test_check_lists_every_problem_on_stderr(capsys, recipe):
     recipe.write_text(recipe.read_text().replace("name: quickstart", "nam: q").replace("init: sft", "init: stf"))
     assert run_command(["check", str(recipe), "--set", "seed=-1"]) == 2

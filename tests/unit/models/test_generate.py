@@ -1,7 +1,8 @@
 import torch
 
+from prefopt.models import generate
 from prefopt.models.generate import SamplingOptions, end_token_ids, sample
-from tests.tiny import random_rows, tiny_llama, tiny_policy, tiny_tokenizer
+from tests.tiny import VOCABULARY, random_rows, tiny_llama, tiny_policy, tiny_tokenizer
 
 PROMPTS = [row["prompt_ids"] for row in random_rows(9)]
 
@@ -23,6 +24,23 @@ def test_greedy_does_not_depend_on_neighbours_or_padding() -> None:
     together = sample(model, tokenizer, PROMPTS, SamplingOptions(6, temperature=0.0, batch_size=9))
     alone = sample(model, tokenizer, PROMPTS, SamplingOptions(6, temperature=0.0, batch_size=1))
     assert together == alone
+
+
+def test_greedy_is_what_the_librarys_own_loop_gives(monkeypatch) -> None:
+    model, tokenizer = tiny_policy(), tiny_tokenizer()
+    model.get_base_model().generation_config.eos_token_id = list(range(0, VOCABULARY, 8))
+    options = SamplingOptions(24, temperature=0.0, batch_size=5)
+    ours = sample(model, tokenizer, PROMPTS, options)
+    monkeypatch.setattr(generate, "_keeps_a_plain_cache", lambda model: False)
+    assert sample(model, tokenizer, PROMPTS, options) == ours
+    assert len({len(answer.ids) for answer in ours}) > 1  # rows left the batch at different times
+
+
+def test_top_p_keeps_the_likeliest_tokens_that_reach_it() -> None:
+    logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log().expand(4000, 4)
+    drawn = generate.choose_tokens(logits, SamplingOptions(top_p=0.75))
+    assert set(drawn.tolist()) == {0, 1}
+    assert abs((drawn == 0).float().mean().item() - 0.5 / 0.8) < 0.03
 
 
 def test_sampled_frequencies_are_the_models_probabilities() -> None:

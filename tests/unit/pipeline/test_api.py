@@ -33,6 +33,24 @@ def test_a_recipe_made_in_python_gives_what_the_file_gives(
     assert states(again) == {"base": "skipped", "sft": "skipped", "other": "done", "dpo": "done"}
 
 
+def test_a_word_list_of_a_recipe_made_in_python_lies_in_the_working_folder(
+    experiment: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(experiment.folder)
+    Path("words.txt").write_text("good\t1.9\n")
+    ask = {"kind": "evaluate", "policies": "base", "prompts": "rows", "reward": {"lexicon": "words.txt"}}
+    recipe = prefopt.Recipe.model_validate(
+        {
+            "name": "fake",
+            "model": {"model_name_or_path": "base"},
+            "data": {"rows": {"path": "rows.jsonl", "format": "preference"}},
+            "stages": {"base": {"kind": "pretrain", "data": "rows"}, "ask": ask},
+        }
+    )
+    assert states(prefopt.run(recipe, options=OPTIONS, quiet=True)) == {"base": "done", "ask": "done"}
+    assert str(experiment.folder / "words.txt") in Path("runs/fake/recipe.yaml").read_text()
+
+
 def test_errors_are_raised_and_finished_work_is_kept(experiment: Experiment) -> None:
     experiment.behave({"sft": {"when": 2, "what": "diverge"}})
     with pytest.raises(TrainingDiverged, match="loss is nan"):

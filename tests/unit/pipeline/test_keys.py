@@ -66,6 +66,20 @@ def test_a_local_model_counts_by_content(experiment: Experiment) -> None:
     assert key(experiment, "sft").digest != before.digest
 
 
+def test_a_word_list_counts_by_content(experiment: Experiment) -> None:
+    ask = "  ask: {kind: evaluate, policies: [sft], data: rows, reward: {lexicon: words.txt}}\n"
+    experiment.recipe.write_text(experiment.recipe.read_text() + ask)
+    words = experiment.folder / "words.txt"
+    words.write_text("good\t1.9\n")
+    before = key(experiment, "ask")
+    assert str(experiment.folder) not in str(before.content)
+    (experiment.folder / "lists").mkdir()
+    words.rename(experiment.folder / "lists" / "moved.txt")
+    assert key(experiment, "ask", "stages.ask.reward.lexicon=lists/moved.txt").digest == before.digest
+    words.write_text("good\t2.1\n")
+    assert key(experiment, "ask").digest != before.digest
+
+
 def test_the_revision_of_the_code_and_major_versions_count(
     experiment: Experiment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -108,5 +122,5 @@ def test_every_stage_comes_after_what_it_reads(experiment: Experiment) -> None:
 
 
 def test_an_unknown_kind_is_refused() -> None:
-    with pytest.raises(InputError, match="'ppo'"):
-        Registry().revision("ppo")
+    with pytest.raises(InputError, match="'grpo'"):
+        Registry().revision("grpo")

@@ -23,6 +23,34 @@ stages:
   sft: {kind: sft, data: [demos], num_train_epochs: 1, max_length: 128}
   base: {kind: pretrain, data: corpus}
 """
+CHAIN = """\
+name: chain
+model: {model_name_or_path: base}
+data:
+  corpus: {path: toy, name: corpus}
+  demos: {path: toy, name: demonstrations}
+  asked: {path: toy, name: prompts}
+stages:
+  base: {kind: pretrain, data: corpus}
+  sft: {kind: sft, data: demos}
+  pairs: {kind: collect, policies: [sft], prompts: asked, judge: gold, max_prompts: 100}
+  rm: {kind: reward, init: sft, data: [pairs]}
+  dpo: {kind: dpo, init: sft, data: pairs}
+  policy: {kind: ppo, init: sft, prompts: asked, reward: rm}
+  eval: {kind: evaluate, policies: [sft, dpo, policy], baseline: sft, prompts: asked, data: pairs, reward: gold}
+"""
+ROUNDS = CHAIN + "rounds: {count: 3, stages: [pairs, rm, policy], carry: {sft: policy}}\n"
+
+
+@pytest.fixture
+def chain() -> str:
+    return CHAIN
+
+
+@pytest.fixture
+def rounds() -> str:
+    """The chain, iterated three times."""
+    return ROUNDS
 
 
 @pytest.fixture

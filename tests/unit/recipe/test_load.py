@@ -66,6 +66,14 @@ def test_every_foreign_name_is_recognised_and_leads_somewhere(problems, good, na
         ("micro_batch_size", "'per_device_train_batch_size'"),
         ("max_prompt_length", "no longer needed"),
         ("dataset_name", "data: NAME"),
+        ("ppo_epochs", "'num_ppo_epochs' is a key of ppo stages"),
+        ("init_kl_coef", "kl: {coefficient: 0.05}"),
+        ("kl_coef", "kl: {coefficient: 0.05}"),
+        ("response_length", "'max_new_tokens' is a key of collect, ppo and evaluate stages"),
+        ("non_eos_penalty", "'missing_eos_penalty' belongs under 'stages.NAME.reward'"),
+        ("num_sample_generations", "leave it out"),
+        ("reward_model_path", "reward: NAME"),
+        ("stage", "the kind for rm is reward"),
     ],
 )
 def test_foreign_names_are_translated(problems, good, name, ours):
@@ -106,7 +114,8 @@ def test_whole_foreign_file_is_recognised(problems):
         ("kind: pretrain, data: corpus", "kind: pretrain", "stages.base.data", "missing", "data set"),
         ("{kind: pretrain, data: corpus}", "later", "stages.base", "mapping", ""),
         ("beta: 0.1", "require: {x: 1}", "stages.dpo.require", "not in this version", ""),
-        ("stages:", "rounds: {count: 3}\nstages:", "rounds", "not in this version", ""),
+        ("stages:", "rounds: {count: 3}\nstages:", "rounds.stages", "missing", "a round"),
+        ("stages:", "rounds: 3\nstages:", "rounds", "must be a mapping", ""),
     ],
 )
 def test_values(problems, good, old, new, key, message, remedy):
@@ -114,6 +123,13 @@ def test_values(problems, good, old, new, key, message, remedy):
     assert message in found[key].message
     assert remedy in found[key].remedy
     assert "Input should" not in str(found[key]), "pydantic's words are not ours"
+
+
+@pytest.mark.parametrize(
+    ("kind", "ours"), [("rm", "reward"), ("reward_modeling", "reward"), ("rl", "ppo"), ("pp", "ppo")]
+)
+def test_kinds_of_others_are_translated(problems, good, kind, ours):
+    assert problems(good.replace("kind: sft", f"kind: {kind}"))["stages.sft.kind"].remedy == f"did you mean '{ours}'?"
 
 
 @pytest.mark.parametrize("kind", LATER_KINDS)
@@ -127,7 +143,7 @@ def test_later_kinds_are_refused_by_name(problems, good, kind):
     ("old", "new", "key", "message", "remedy"),
     [
         ("init: sft", "init: sfft", "stages.dpo.init", "no stage 'sfft'", "'sft'"),
-        ("init: sft", "init: eval", "stages.dpo.init", "'evaluate'", "sft or dpo"),
+        ("init: sft", "init: eval", "stages.dpo.init", "'evaluate'", "sft, dpo or ppo"),
         ("init: sft", "init: dpo", "stages.dpo.init", "names itself", ""),
         ("[base, sft, dpo]", "[sft, dop]", "stages.eval.policies[1]", "no stage 'dop'", "'dpo'"),
         ("baseline: sft", "baseline: sfft", "stages.eval.baseline", "not one of 'policies'", "'sft'"),
@@ -202,7 +218,7 @@ def test_all_problems_come_in_one_list_in_the_order_of_the_file(write, good):
     text = (
         text.replace("init: sft", "init: nope").replace("beta: 0.1", "pref_beta: 1").replace("name: corpus", "nme: 1")
     )
-    text += "  base: {kind: sft}\n  x: {kind: ppo}\n"
+    text += "  base: {kind: sft}\n  x: {kind: grpo}\n"
     with pytest.raises(RecipeError) as caught:
         load(write(text), ["stages.sft.max_steps=-5"])
     keys = [problem.path for problem in caught.value.problems]

@@ -1,0 +1,243 @@
+"""Proximal policy optimisation for language models: the arithmetic between a rollout and its gradient.
+
+Shape suffixes: B episodes, L completion positions. A mask [B, L] is 1 on completion tokens, the end-of-sequence token
+included, and 0 after them. `values[:, t]` is V(s_t), the value before token t is chosen. Everything is per token and
+nothing depends on padding. Order of use: `token_rewards`, `gae`, `masked_whiten`, then `ppo_loss` for every minibatch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+KLEstimator = Literal["k1", "k2", "k3"]
+Reduce = Callable[[Tensor], Tensor]
+
+
+def _alone(sums: Tensor) -> Tensor:
+    return sums
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean over the positions of the mask, a scalar; 0 where the mask is empty."""
+    return torch.where(mask.bool(), values, 0.0).sum() / mask.sum().clamp(min=1)
+
+
+def kl_tokens(
+    logps: Tensor,
+    reference_logps: Tensor,
+    mask: Tensor,
+    estimator: KLEstimator = "k1",
+    *,
+    for_reward: bool = False,
+) -> Tensor:
+    """Estimate of each token's KL(policy ‖ reference) from the token that was sampled (Schulman 2020).
+
+    With d = log π - log π_ref: k1 = d, k2 = d²/2, k3 = exp(-d) - 1 + d. All estimate the same number, but as part of
+    the reward only k1 has its gradient (arXiv 2506.09477): E[k3 ∇log π] = ∇KL(π ‖ ref) - ∇KL(ref ‖ π), which cancels
+    near the reference, and k2 fails in the same way.
+
+    Args:
+        logps: [B, L], of the policy, nats.
+        reference_logps: [B, L].
+        mask: [B, L].
+        estimator: Which of the three.
+        for_reward: Whether the result goes into the reward.
+
+    Returns:
+        [B, L], nats, 0 outside the mask.
+
+    Raises:
+        ValueError: For k2 or k3 in the reward.
+    """
+    if for_reward and estimator != "k1":
+        raise ValueError(f"{estimator} in the reward has the wrong gradient (arXiv 2506.09477); use k1")
+    # Log-probabilities of padding may be anything, infinite as well.
+    difference = torch.where(mask.bool(), logps - reference_logps, 0.0)
+    if estimator == "k1":
+        return difference
+    if estimator == "k2":
+        return 0.5 * difference.square()
+    return torch.expm1(-difference) + difference
+
+
+def token_rewards(scores: Tensor, kl: Tensor, coefficient: float, mask: Tensor) -> Tensor:
+    """Reward of every token: -coefficient · KL, and the completion's score at its last token (arXiv 1909.08593).
+
+    The score belongs to the last token of the completion, the end-of-sequence token where there is one, and not, as in
+    some implementations, to the padding after it, which would be a state with a value of its own.
+
+    Args:
+        scores: [B], of whole completions.
+        kl: [B, L], nats.
+        coefficient: Price of a nat in units of the score.
+        mask: [B, L]; every row has at least one token.
+
+    Returns:
+        [B, L]; a row sums to its score minus coefficient times its KL.
+    """
+    rewards = torch.where(mask.bool(), -coefficient * kl, 0.0)
+    last = mask.long().sum(1, keepdim=True) - 1
+    return rewards.scatter_add(1, last, scores.unsqueeze(1).to(rewards))
+
+
+def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
+    """Generalised advantage estimation (arXiv 1506.02438, equation 16).
+
+    δ_t = r_t + γ V_{t+1} - V_t and A_t = δ_t + γλ A_{t+1}, where V and A are 0 after the last token.
+
+    Args:
+        rewards: [B, L].
+        values: [B, L].
+        mask: [B, L].
+        gamma: Discount per token, in [0, 1].
+        lam: λ in [0, 1]: 1 is the Monte Carlo return minus the value, 0 the one-step error.
+
+    Returns:
+        Advantages and returns (advantage + value), [B, L] each, 0 outside the mask.
+    """
+    inside = mask.bool()
+    rewards, values = (torch.where(inside, x, 0.0) for x in (rewards, values))
+    advantages = torch.zeros_like(rewards)
+    following = rewards.new_zeros(rewards.shape[0])
+    for t in reversed(range(rewards.shape[1])):
+        next_value = values[:, t + 1] if t + 1 < values.shape[1] else torch.zeros_like(following)
+        delta = rewards[:, t] + gamma * next_value - values[:, t]
+        following = torch.where(inside[:, t], delta + gamma * lam * following, 0.0)
+        advantages[:, t] = following
+    return advantages, torch.where(inside, advantages + values, 0.0)
+
+
+def masked_whiten(values: Tensor, mask: Tensor, *, shift_mean: bool = True, reduce: Reduce = _alone) -> Tensor:
+    """Scale to unit variance, and to mean 0 unless told otherwise, over the mask.
+
+    Args:
+        values: [B, L].
+        mask: [B, L].
+        shift_mean: False keeps the mean, as for rewards, whose sign matters.
+        reduce: Sums a tensor over all ranks, so that every rank whitens by the same numbers.
+
+    Returns:
+        [B, L], 0 outside the mask.
+    """
+    inside = mask.bool()
+    kept = torch.where(inside, values, 0.0)
+    count, total = reduce(torch.stack([mask.sum().to(values), kept.sum()])).unbind()
+    mean = total / count.clamp(min=1)
+    centred = torch.where(inside, values - mean, 0.0)
+    variance = reduce(centred.square().sum()) / count.clamp(min=1)
+    scale = torch.rsqrt(variance + 1e-8)
+    return centred * scale if shift_mean else torch.where(inside, centred * scale + mean, 0.0)
+
+
+class PPOOptions(NamedTuple):
+    """Scalars of the loss.
+
+    Attributes:
+        cliprange: ε of the ratio.
+        cliprange_value: How far a value may move from the rollout's before its loss is clipped.
+        vf_coef: Weight of the value loss.
+    """
+
+    cliprange: float = 0.2
+    cliprange_value: float = 0.2
+    vf_coef: float = 0.1
+
+
+class PolicyLoss(NamedTuple):
+    """The policy's part, [B, L] each and 0 outside the mask.
+
+    Attributes:
+        losses: max(-A ratio, -A clip(ratio)).
+        ratio: π / π_old, without gradient.
+        clipped: 1 where the clip decides, and no gradient flows.
+        approx_kl: k3 estimate of KL(π_old ‖ π), nats, without gradient.
+    """
+
+    losses: Tensor
+    ratio: Tensor
+    clipped: Tensor
+    approx_kl: Tensor
+
+
+class ValueLoss(NamedTuple):
+    """The value's part, [B, L] each and 0 outside the mask.
+
+    Attributes:
+        losses: ½ max((V - G)², (clip(V) - G)²) with G the return.
+        clipped: 1 where the clip decides.
+    """
+
+    losses: Tensor
+    clipped: Tensor
+
+
+def policy_loss(logps: Tensor, old_logps: Tensor, advantages: Tensor, mask: Tensor, cliprange: float) -> PolicyLoss:
+    """Clipped surrogate of each token (arXiv 1707.06347, equation 7), to be minimised.
+
+    Args:
+        logps: [B, L], of the policy being trained, with gradient.
+        old_logps: [B, L], of the policy that sampled.
+        advantages: [B, L].
+        mask: [B, L].
+        cliprange: ε.
+    """
+    inside = mask.bool()
+    # Masked before the exponential: what stands after a completion may be infinitely unlikely.
+    log_ratio = torch.where(inside, logps - old_logps, 0.0)
+    ratio = log_ratio.exp()
+    plain, clipped = -advantages * ratio, -advantages * ratio.clamp(1 - cliprange, 1 + cliprange)
+    losses = torch.where(inside, torch.maximum(plain, clipped), 0.0)
+    detached = log_ratio.detach()
+    return PolicyLoss(
+        losses,
+        torch.where(inside, ratio.detach(), 0.0),
+        torch.where(inside, (clipped > plain).to(losses), 0.0),
+        torch.expm1(detached) - detached,
+    )
+
+
+def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, cliprange: float) -> ValueLoss:
+    """Clipped squared error of each token's value (arXiv 1909.08593; arXiv 2403.17031, detail 27).
+
+    Args:
+        values: [B, L], with gradient.
+        old_values: [B, L], at the time of the rollout.
+        returns: [B, L].
+        mask: [B, L].
+        cliprange: How far a value may move from the rollout's.
+    """
+    inside = mask.bool()
+    limited = old_values + (values - old_values).clamp(-cliprange, cliprange)
+    plain, clipped = (values - returns).square(), (limited - returns).square()
+    return ValueLoss(
+        0.5 * torch.where(inside, torch.maximum(plain, clipped), 0.0),
+        torch.where(inside, (clipped > plain).to(values), 0.0),
+    )
+
+
+def ppo_loss(
+    policy: PolicyLoss, value: ValueLoss, mask: Tensor, options: PPOOptions, tokens: Tensor | None = None
+) -> Tensor:
+    """Policy loss + vf_coef · value loss, each a mean over tokens: one scalar.
+
+    Args:
+        policy: See `policy_loss`.
+        value: See `value_loss`.
+        mask: [B, L].
+        options: `vf_coef` of them.
+        tokens: Divisor, a scalar: all tokens of the optimiser step, where these rows are a part of it, so that the
+            parts' losses add up to that of the whole. By default the tokens of these rows.
+    """
+    total = mask.sum().clamp(min=1) if tokens is None else tokens
+    return (policy.losses.sum() + options.vf_coef * value.losses.sum()) / total
+
+
+def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
+    """1 - Var(G - V) / Var(G) over the mask: 1 is perfect, 0 no better than a constant, a scalar."""
+    inside = mask.bool()
+    actual, error = returns[inside], (returns - values)[inside]
+    return 1 - error.var(correction=0) / actual.var(correction=0).clamp(min=1e-8)

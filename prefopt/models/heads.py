@@ -1,0 +1,202 @@
+"""Scores from a language model: the hidden state of a row's last token through a linear head.
+
+On disk a reward model is a PEFT folder of the task SEQ_CLS, with the head as `score` among its saved modules: other
+programs open it with `AutoPeftModelForSequenceClassification`. In memory the same weights hang on the causal language
+model that every other role shares, and the head stands beside it.
+
+Shape suffixes: B rows, T positions, H hidden size.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import cast
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.utils import load_peft_weights, set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from prefopt.errors import IntegrityError
+from prefopt.models.roles import save_adapter
+
+REWARD = "reward"
+HEAD_KEY = "base_model.model.score.weight"
+_WEIGHTS = "adapter_model.safetensors"
+_CONFIG = "adapter_config.json"
+
+
+class ScoreHead(nn.Linear):
+    """Hidden state to one number, in float32 whatever the base computes in.
+
+    New weights are drawn from N(0, 1 / (H + 1)) (arXiv 2009.01325; arXiv 2403.17031, detail 11).
+    """
+
+    def __init__(self, hidden_size: int, *, bias: bool = False) -> None:
+        super().__init__(hidden_size, 1, bias=bias, dtype=torch.float32)
+
+    def reset_parameters(self) -> None:
+        """Draw new weights."""
+        nn.init.normal_(self.weight, std=(self.in_features + 1) ** -0.5)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+
+def new_head(model: PeftModel | PreTrainedModel) -> ScoreHead:
+    """A new head for a model, on its device."""
+    hidden_size = int(model.config.get_text_config().hidden_size)
+    return ScoreHead(hidden_size).to(next(model.parameters()).device)
+
+
+def hidden_states(model: PeftModel | PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """Last hidden states of the decoder, without the language-model head.
+
+    Positions count real tokens, so it makes no difference on which side a row is padded.
+
+    Args:
+        model: A causal language model; the adapters that are active apply.
+        input_ids: [B, T].
+        attention_mask: [B, T], 0 on padding.
+
+    Returns:
+        [B, T, H].
+    """
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    positions = (attention_mask.cumsum(1) - 1).clamp(min=0)
+    output = base.get_decoder()(
+        input_ids=input_ids, attention_mask=attention_mask, position_ids=positions, use_cache=False
+    )
+    return cast(Tensor, output.last_hidden_state)
+
+
+def last_token(hidden: Tensor, attention_mask: Tensor) -> Tensor:
+    """The states of each row's last real token, found by the mask and never by a token's id: [B, T, H] to [B, H].
+
+    A padding token may be the end token as well.
+    """
+    positions = torch.arange(attention_mask.shape[1], device=attention_mask.device)
+    last = (attention_mask * positions).argmax(1)
+    return hidden[torch.arange(len(hidden), device=hidden.device), last]
+
+
+class RewardModel(nn.Module):
+    """A base with an adapter and a head: scores of whole rows.
+
+    Args:
+        peft: The base with the adapter that is to be used, active.
+        head: From the last token's state to the score.
+    """
+
+    def __init__(self, peft: PeftModel, head: ScoreHead) -> None:
+        super().__init__()
+        self.peft = peft
+        self.score = head
+        self.config = peft.config
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Scores, [B] float32, of rows [B, T] that are padded on either side."""
+        hidden = hidden_states(self.peft, input_ids, attention_mask)
+        scores: Tensor = self.score(last_token(hidden, attention_mask).float()).squeeze(-1)
+        return scores
+
+
+def new_reward_model(base: PreTrainedModel, lora: LoraConfig, init: Path | None) -> RewardModel:
+    """A reward model to be trained.
+
+    Args:
+        base: The frozen base.
+        lora: Shape of a new adapter.
+        init: Adapter folder to start from, such as that of an sft stage, whose shape is kept.
+    """
+    if init is None:
+        peft = get_peft_model(base, lora, adapter_name=REWARD)
+    else:
+        peft = PeftModel.from_pretrained(base, init, adapter_name=REWARD, is_trainable=True)
+    return RewardModel(peft, new_head(base))
+
+
+def save_reward(peft: PeftModel, adapter: str, head: ScoreHead, directory: Path, base_name: str) -> None:
+    """Write an adapter and its head as one SEQ_CLS folder.
+
+    Args:
+        peft: The model that has the adapter.
+        adapter: Its name on the model.
+        head: Without bias.
+        directory: Where the folder's files go.
+        base_name: See `prefopt.models.roles.save_adapter`.
+    """
+    save_adapter(peft, adapter, directory, base_name)
+    weights = load_file(directory / _WEIGHTS)
+    weights[HEAD_KEY] = head.weight.detach().cpu().contiguous()
+    save_file(weights, directory / _WEIGHTS, metadata={"format": "pt"})
+    config = json.loads((directory / _CONFIG).read_text(encoding="utf-8"))
+    config |= {"task_type": "SEQ_CLS", "modules_to_save": ["score"]}
+    (directory / _CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def read_reward(directory: Path) -> tuple[LoraConfig, dict[str, Tensor], Tensor]:
+    """What a folder of `save_reward` holds: the adapter's shape, its weights, and the head's.
+
+    Raises:
+        IntegrityError: When there is no head in it.
+    """
+    config = LoraConfig.from_pretrained(str(directory))
+    weights = load_peft_weights(str(directory), device="cpu")
+    head = weights.pop(HEAD_KEY, None)
+    if head is None:
+        raise IntegrityError(f"{directory}: there is no {HEAD_KEY}, so this is no reward model")
+    config.task_type, config.modules_to_save = "CAUSAL_LM", None
+    return config, weights, head
+
+
+def hang_reward(base: PreTrainedModel | PeftModel, folder: Path, name: str) -> tuple[PeftModel, ScoreHead]:
+    """Put a saved reward model on a causal language model, frozen, beside whatever adapters are there.
+
+    Args:
+        base: The frozen base, or the base with other adapters, which stay active as they were.
+        folder: Written by `save_reward`.
+        name: Of the adapter on the model.
+
+    Returns:
+        The model with the adapter, and the head on its device.
+
+    Raises:
+        IntegrityError: When the folder does not hold exactly such a model.
+    """
+    config, weights, head_weight = read_reward(folder)
+    if isinstance(base, PeftModel):
+        peft, active = base, base.active_adapter
+        trained = [parameter for parameter in peft.parameters() if parameter.requires_grad]
+        peft.add_adapter(name, config)
+        peft.set_adapter(active)
+        for parameter in trained:
+            parameter.requires_grad_(True)
+    else:
+        peft = get_peft_model(base, config, adapter_name=name)
+    load_reward_weights(peft, name, weights, folder)
+    for key, parameter in peft.named_parameters():
+        if f".{name}." in key:
+            parameter.requires_grad_(False)
+    head = ScoreHead(head_weight.shape[1])
+    with torch.no_grad():
+        head.weight.copy_(head_weight)
+    head.requires_grad_(False)
+    return peft, head.to(next(peft.parameters()).device)
+
+
+def load_reward_weights(peft: PeftModel, adapter: str, weights: dict[str, Tensor], folder: Path) -> None:
+    """Put the adapter's tensors of `read_reward` into an adapter that the model already has.
+
+    Raises:
+        IntegrityError: When they are not exactly this adapter's.
+    """
+    result = set_peft_model_state_dict(peft, weights, adapter_name=adapter)
+    missing = [key for key in result.missing_keys if f".{adapter}." in key]
+    if missing or result.unexpected_keys:
+        raise IntegrityError(
+            f"{folder}: does not hold the adapter {adapter!r}: {len(missing)} tensors missing, "
+            f"{len(result.unexpected_keys)} unknown"
+        )

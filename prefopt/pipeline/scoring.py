@@ -1,0 +1,41 @@
+"""From a recipe's scorer to something that scores: gold, a word list, or the reward model of an earlier stage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prefopt.errors import InputError
+from prefopt.models.heads import REWARD, RewardModel, hang_reward
+from prefopt.pipeline.base_model import load_weights, open_base
+from prefopt.pipeline.context import Inputs, StageContext
+from prefopt.recipe.schema import ScorerSpec
+from prefopt.rewards.model import RewardModelScorer
+from prefopt.rewards.scorers import GoldScorer, LexiconScorer, Scorer
+
+
+def open_scorer(spec: ScorerSpec, inputs: Inputs, context: StageContext) -> Scorer:
+    """Open what a stage is judged by.
+
+    Args:
+        spec: Names it.
+        inputs: Finished input stages, the reward stage among them.
+        context: The stage's context.
+
+    Raises:
+        InputError: When the stage that is named makes no reward model.
+    """
+    if spec.lexicon is not None:
+        return LexiconScorer(Path(spec.lexicon))
+    assert spec.model is not None  # the schema asks for one of the two
+    if spec.model == GoldScorer.name:
+        return GoldScorer()
+    return _reward_model(spec.model, inputs, context)
+
+
+def _reward_model(stage: str, inputs: Inputs, context: StageContext) -> Scorer:
+    if inputs[stage].kind != "reward":
+        raise InputError(f"stage {stage} is of kind {inputs[stage].kind}, which scores nothing", "name a reward stage")
+    base = open_base(inputs, context)
+    peft, head = hang_reward(load_weights(base, context), inputs[stage].directory / "adapter", REWARD)
+    encoder = base.encoder(None, "trim_prompt")
+    return RewardModelScorer(RewardModel(peft.eval(), head), encoder, base.pad_token_id, name=stage)

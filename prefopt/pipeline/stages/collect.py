@@ -1,0 +1,301 @@
+"""`kind: collect`: preference pairs from policies' own completions, sampled, judged and kept in the run's ledger."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from prefopt.data.load import load_prompts
+from prefopt.data.splits import position, prompt_key
+from prefopt.errors import DataError, Interrupted
+from prefopt.evaluation.policy import PolicyBench
+from prefopt.feedback.judges import label
+from prefopt.feedback.pairing import Candidate, pairs_of
+from prefopt.feedback.sampling import Asked, sample_into
+from prefopt.models.generate import SamplingOptions
+from prefopt.models.roles import load_frozen
+from prefopt.pipeline.base_model import (
+    PAIRS_FILE,
+    OpenBase,
+    adapter_of,
+    data_of,
+    data_policy,
+    load_weights,
+    open_base,
+)
+from prefopt.pipeline.context import Inputs, StageContext, StageResult
+from prefopt.pipeline.scoring import open_scorer
+from prefopt.pipeline.training import tracked
+from prefopt.recipe.schema import CollectSpec, JudgeSpec
+from prefopt.records import Prompt
+from prefopt.store.files import sha256_file, write_atomic
+from prefopt.store.ledger import Ledger, StoredSample, canonical_prompt, judgement_key, key_of
+
+QUESTION = "which answer is better?"
+SCORED_AT_ONCE = 512
+SAMPLES_TRACKED = 100
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """A completion with what the judge gave it."""
+
+    policy: str
+    sample: StoredSample
+    reward: float
+
+
+def run(spec: CollectSpec, inputs: Inputs, context: StageContext) -> StageResult:
+    """Sample, judge and pair; writes `pairs.jsonl` and `samples.jsonl`."""
+    base = open_base(inputs, context)
+    asked, details = _asked(spec, inputs, context, base)
+    with Ledger(context.ledger, context.stage) as ledger:
+        sampled = _sample(spec, inputs, context, base, asked, ledger)
+        answers = _score(spec, inputs, context, asked, sampled, ledger)
+        rows, found = _pairs(spec, inputs, context, asked, answers, ledger)
+    if not rows:
+        raise DataError(
+            f"stage {context.stage}: no pair in {len(asked)} prompts: {dict(found)}",
+            "raise samples_per_prompt or temperature, or choose another judge",
+        )
+    samples = [
+        _sample_row(prompt.prompt, answer) for prompt, each in zip(asked, answers, strict=True) for answer in each
+    ]
+    metrics = _metrics(asked, answers, rows, found)
+    if context.recipe.tracking.wandb is not None:
+        with tracked(spec, context, resume_step=None) as tracker:
+            tracker.summary(metrics)
+            tracker.table("samples", samples[:SAMPLES_TRACKED])
+    for name, lines in ((PAIRS_FILE, rows), ("samples.jsonl", samples)):
+        text = "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
+        write_atomic(context.directory / name, text)
+    return StageResult(
+        metrics=metrics,
+        outputs=[PAIRS_FILE, "samples.jsonl"],
+        details={**details, "without_a_pair": dict(found)},
+        cost={"tokens": float(sum(answer.sample.tokens for each in answers for answer in each))},
+    )
+
+
+def _asked(
+    spec: CollectSpec, inputs: Inputs, context: StageContext, base: OpenBase
+) -> tuple[list[Asked], dict[str, object]]:
+    """Prompts to answer; a limit takes of training and held-out prompts alike, so that both have pairs."""
+    data = data_of(inputs, context)
+    prompts = load_prompts(spec.prompts, data, context.recipe.seed)
+    overlong, max_dropped = data_policy(spec.prompts, data)
+    encoder = base.encoder(spec.max_length, overlong)
+    seed = context.recipe.seed
+    total = len(prompts.train) + len(prompts.eval)
+    chosen: list[Prompt] = []
+    for part in (prompts.train, prompts.eval):
+        ranked = sorted(part, key=lambda prompt: position(prompt_key(prompt), seed))
+        if spec.max_prompts is None or not ranked:
+            chosen += ranked
+            continue
+        size = max(1, round(spec.max_prompts * len(ranked) / total))
+        start = round(spec.prompt_offset * len(ranked) / total) % len(ranked)
+        chosen += [*ranked[start:], *ranked[:start]][:size]
+    encoded = [(prompt, encoder.encode_prompt(prompt, spec.max_new_tokens)) for prompt in chosen]
+    encoder.check_drop_share(max_dropped)
+    asked = [Asked(prompt, ids) for prompt, ids in encoded if ids is not None]
+    if not asked:
+        raise DataError(f"stage {context.stage}: no prompt of {', '.join(spec.prompts)} can be answered")
+    return asked, {
+        "data": prompts.report.to_json(),
+        "encoding": {"chat_template": base.template, **dict(encoder.counts)},
+    }
+
+
+def _sample(
+    spec: CollectSpec,
+    inputs: Inputs,
+    context: StageContext,
+    base: OpenBase,
+    asked: Sequence[Asked],
+    ledger: Ledger,
+) -> list[list[tuple[str, StoredSample]]]:
+    """Completions of every prompt by every policy. The model is let go of before the judge's is loaded."""
+    folders = {name: folder for name in spec.policies if (folder := adapter_of(name, inputs)) is not None}
+    # Not the stages' names: a stage may be called what PEFT's modules are called, or have a dot in its name.
+    roles = {name: f"policy{index}" if name in folders else None for index, name in enumerate(spec.policies)}
+    weights = load_weights(base, context)
+    adapters = {role: folders[name] for name, role in roles.items() if role is not None}
+    bench = PolicyBench(load_frozen(weights, adapters) if adapters else weights.eval(), base.tokenizer)
+    options = SamplingOptions(
+        max_new_tokens=spec.max_new_tokens,
+        temperature=spec.temperature,
+        top_p=spec.top_p,
+        batch_size=spec.per_device_eval_batch_size,
+        seed=context.seed,
+    )
+    each = len(asked) * spec.samples_per_prompt
+    found: list[list[tuple[str, StoredSample]]] = [[] for _ in asked]
+    for number, name in enumerate(spec.policies):
+        context.log(f"{each} completions of {len(asked)} prompts from {name}")
+
+        def progress(done: int, before: int = number * each) -> None:
+            context.progress(before + done, each * len(spec.policies), {})
+            if context.stop():
+                raise Interrupted(f"stage {context.stage} stopped; what was sampled is in the ledger")
+
+        role = roles[name]
+        answers = sample_into(
+            ledger,
+            name,
+            inputs[name].manifest.sha256,
+            asked,
+            spec.samples_per_prompt,
+            partial(bench.sample, role),
+            options,
+            progress,
+        )
+        for into, samples in zip(found, answers, strict=True):
+            into += [(name, sample) for sample in samples]
+    return found
+
+
+def _judge_identity(judge: JudgeSpec, inputs: Inputs) -> list[object]:
+    """What decides a score: the artefact, the file, or the name; never where it lies."""
+    if judge.lexicon is not None:
+        return ["lexicon", sha256_file(Path(judge.lexicon))]
+    if judge.model is not None and judge.model in inputs:
+        return ["reward", inputs[judge.model].manifest.sha256]
+    return ["function", judge.model]
+
+
+def _score(
+    spec: CollectSpec,
+    inputs: Inputs,
+    context: StageContext,
+    asked: Sequence[Asked],
+    sampled: Sequence[Sequence[tuple[str, StoredSample]]],
+    ledger: Ledger,
+) -> list[list[_Answer]]:
+    identity = _judge_identity(spec.judge, inputs)
+    keys = [
+        [key_of("score", canonical_prompt(prompt.prompt), sample.completion, identity) for _, sample in each]
+        for prompt, each in zip(asked, sampled, strict=True)
+    ]
+    texts: dict[str, tuple[Prompt, str]] = {
+        key: (prompt.prompt, sample.completion)
+        for prompt, each, named in zip(asked, sampled, keys, strict=True)
+        for (_, sample), key in zip(each, named, strict=True)
+    }
+    known = ledger.scores(list(texts))
+    missing = [key for key in texts if key not in known]
+    if missing:
+        scorer = open_scorer(spec.judge, inputs, context)
+        context.log(f"{scorer.name} scores {len(missing)} completions")
+        for start in range(0, len(missing), SCORED_AT_ONCE):
+            part = missing[start : start + SCORED_AT_ONCE]
+            scores = scorer.score([texts[key][0] for key in part], [texts[key][1] for key in part])
+            found = {key: (score.value, score.std) for key, score in zip(part, scores, strict=True)}
+            ledger.add_scores(scorer.name, found)
+            known |= {key: value for key, (value, _) in found.items()}
+            if context.stop():
+                raise Interrupted(f"stage {context.stage} stopped; what was judged is in the ledger")
+    return [
+        [_Answer(policy, sample, known[key]) for (policy, sample), key in zip(each, named, strict=True)]
+        for each, named in zip(sampled, keys, strict=True)
+    ]
+
+
+def _pairs(
+    spec: CollectSpec,
+    inputs: Inputs,
+    context: StageContext,
+    asked: Sequence[Asked],
+    answers: Sequence[Sequence[_Answer]],
+    ledger: Ledger,
+) -> tuple[list[dict[str, object]], Counter[str]]:
+    """Pairs with labels, and why prompts gave none."""
+    judge = [
+        *_judge_identity(spec.judge, inputs),
+        spec.judge.model_dump(mode="json", exclude={"model", "lexicon"}),
+        context.seed,
+    ]
+    name = spec.judge.model or "lexicon"
+    rows: list[dict[str, object]] = []
+    found: Counter[str] = Counter()
+    fresh: dict[str, float | None] = {}
+    for prompt, each in zip(asked, answers, strict=True):
+        candidates = [Candidate(answer.sample.completion, answer.reward, answer.policy) for answer in each]
+        text = canonical_prompt(prompt.prompt)
+        rng = random.Random(key_of("pairs", context.seed, text))
+        pairs = pairs_of(candidates, spec.pairing, spec.pairs_per_prompt, rng)
+        if not pairs:
+            texts = {candidate.text for candidate in candidates if candidate.text.strip()}
+            found["all answers alike" if len(texts) < 2 else "all rewards alike"] += 1
+        for better, worse in pairs:
+            key, in_order = judgement_key(prompt.prompt, better.text, worse.text, QUESTION, judge)
+            if key not in (known := ledger.judgements([key])):
+                drawn = random.Random(key_of("label", key))
+                gap = better.reward - worse.reward
+                probability = label(gap, spec.judge.labels, spec.judge.noise, spec.judge.scale, drawn)
+                known[key] = fresh[key] = probability if in_order else 1 - probability
+            stored = known[key]
+            assert stored is not None  # these judges do not abstain
+            probability = stored if in_order else 1 - stored
+            rows.append(_pair_row(prompt.prompt, better, worse, probability, name, key))
+    ledger.add_judgements(name, QUESTION, fresh)
+    return rows, found
+
+
+def _pair_row(
+    prompt: Prompt, better: Candidate, worse: Candidate, probability: float, judge: str, key: str
+) -> dict[str, object]:
+    """One line of `pairs.jsonl`: chosen is what the label prefers, which may be the lower reward."""
+    chosen, rejected = (better, worse) if probability >= 0.5 else (worse, better)
+    return {
+        "prompt": _messages(prompt),
+        "chosen": chosen.text,
+        "rejected": rejected.text,
+        "probability": max(probability, 1 - probability),
+        "id": key[:16],
+        "annotator": judge,
+        "policy_chosen": chosen.policy,
+        "policy_rejected": rejected.policy,
+        "reward_chosen": chosen.reward,
+        "reward_rejected": rejected.reward,
+    }
+
+
+def _sample_row(prompt: Prompt, answer: _Answer) -> dict[str, object]:
+    return {
+        "policy": answer.policy,
+        "prompt": _messages(prompt),
+        "completion": answer.sample.completion,
+        "finished": answer.sample.finished,
+        "tokens": answer.sample.tokens,
+        "reward": answer.reward,
+    }
+
+
+def _messages(prompt: Prompt) -> list[dict[str, str]]:
+    return [{"role": message.role, "content": message.content} for message in prompt]
+
+
+def _metrics(
+    asked: Sequence[Asked],
+    answers: Sequence[Sequence[_Answer]],
+    rows: Sequence[Mapping[str, object]],
+    found: Counter[str],
+) -> dict[str, float]:
+    flat = [answer for each in answers for answer in each]
+    different = sum(len({answer.sample.completion for answer in each}) for each in answers)
+    agree = sum(float(str(row["reward_chosen"])) > float(str(row["reward_rejected"])) for row in rows)
+    return {
+        "collect/prompts": float(len(asked)),
+        "collect/samples": float(len(flat)),
+        "collect/pairs": float(len(rows)),
+        "collect/reward": sum(answer.reward for answer in flat) / len(flat),
+        "collect/tie_rate": found["all rewards alike"] / len(asked),
+        "collect/duplicate_rate": 1 - different / len(flat),
+        "collect/label_agreement": agree / len(rows),
+    }

@@ -1,0 +1,190 @@
+"""What was sampled and judged in a run, kept for good: sampling costs time, and people and paid judges cost money.
+
+The ledger lies in `runs/NAME/ledger/`, outside every stage's folder: a collect stage is a view of it. A row is known by
+a hash of everything that decides it, so a restart, or another stage, finds it and nothing is sampled or judged twice.
+
+It is one SQLite file in WAL mode: a transaction is there as a whole or not at all, however the process ends.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from prefopt.errors import EnvironmentFault, IntegrityError
+from prefopt.records import Prompt
+from prefopt.store.files import make_folder
+
+LEDGER_FILE = "ledger.sqlite3"
+SCHEMA_VERSION = 1
+_KEYS_AT_ONCE = 500  # SQLite's limit on variables of a statement is 999 in old versions
+_SCHEMA = """
+CREATE TABLE samples (
+    key TEXT PRIMARY KEY, prompt TEXT NOT NULL, completion TEXT NOT NULL, finished INTEGER NOT NULL,
+    tokens INTEGER NOT NULL, policy TEXT NOT NULL, stage TEXT NOT NULL, created TEXT NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE scores (
+    key TEXT PRIMARY KEY, judge TEXT NOT NULL, value REAL NOT NULL, std REAL NOT NULL, stage TEXT NOT NULL,
+    created TEXT NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE judgements (
+    key TEXT PRIMARY KEY, judge TEXT NOT NULL, question TEXT NOT NULL, probability REAL, stage TEXT NOT NULL,
+    created TEXT NOT NULL
+) WITHOUT ROWID;
+"""
+
+
+def canonical_prompt(prompt: Prompt) -> str:
+    """A prompt as JSON, the same for the same messages."""
+    return json.dumps([[message.role, message.content] for message in prompt], ensure_ascii=False)
+
+
+def key_of(*parts: object) -> str:
+    """Sha256 of parts that JSON can hold, 64 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(parts, ensure_ascii=False, sort_keys=True).encode("utf-8")).hexdigest()
+
+
+def judgement_key(prompt: Prompt, first: str, second: str, question: str, judge: object) -> tuple[str, bool]:
+    """Key of a judgement, the same whichever completion is named first.
+
+    Returns:
+        The key, and whether the judgement's probability is that of `first` (else of `second`).
+    """
+    in_order = first <= second
+    low, high = (first, second) if in_order else (second, first)
+    return key_of("judgement", canonical_prompt(prompt), low, high, question, judge), in_order
+
+
+@dataclass(frozen=True)
+class StoredSample:
+    """A completion in the ledger.
+
+    Attributes:
+        completion: Its text.
+        finished: Whether the policy ended it.
+        tokens: How long it is, the end token included.
+    """
+
+    completion: str
+    finished: bool
+    tokens: int
+
+
+class Ledger:
+    """The ledger of a run; a context manager.
+
+    Args:
+        folder: `runs/NAME/ledger`; made where it is missing.
+        stage: Name of the stage that writes, kept with every row.
+
+    Raises:
+        IntegrityError: When the file is no ledger, damaged, or of another version.
+        EnvironmentFault: When it cannot be opened or written.
+    """
+
+    def __init__(self, folder: Path, stage: str) -> None:
+        make_folder(folder)
+        self.path = folder / LEDGER_FILE
+        self._stage = stage
+        with self._faults():
+            self._db = sqlite3.connect(self.path, isolation_level=None, timeout=30)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=FULL")
+            version = self._db.execute("PRAGMA user_version").fetchone()[0]
+            if version == 0:
+                self._db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;")
+            elif version != SCHEMA_VERSION:
+                raise IntegrityError(
+                    f"{self.path}: written by another version of prefopt (ledger {version}, this is {SCHEMA_VERSION})",
+                    "use that version, or move the file away: everything is then sampled and judged anew",
+                )
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._db.close()
+
+    def samples(self, keys: Sequence[str]) -> dict[str, StoredSample]:
+        """The samples among the keys that are there."""
+        rows = self._select("SELECT key, completion, finished, tokens FROM samples", keys)
+        return {key: StoredSample(text, bool(done), tokens) for key, text, done, tokens in rows}
+
+    def scores(self, keys: Sequence[str]) -> dict[str, float]:
+        """The scores among the keys that are there."""
+        return dict(self._select("SELECT key, value FROM scores", keys))
+
+    def judgements(self, keys: Sequence[str]) -> dict[str, float | None]:
+        """The judgements among the keys that are there; None is an abstention."""
+        return dict(self._select("SELECT key, probability FROM judgements", keys))
+
+    def add_samples(self, policy: str, rows: Mapping[str, tuple[Prompt, StoredSample]]) -> None:
+        """Add samples in one transaction; what is there already stays as it is.
+
+        Args:
+            policy: Name of the stage that answered.
+            rows: By key.
+        """
+        self._insert(
+            "samples",
+            (
+                (key, canonical_prompt(prompt), sample.completion, sample.finished, sample.tokens, policy)
+                for key, (prompt, sample) in rows.items()
+            ),
+        )
+
+    def add_scores(self, judge: str, rows: Mapping[str, tuple[float, float]]) -> None:
+        """Add scores (value, deviation) by key in one transaction; what is there already stays as it is."""
+        self._insert("scores", ((key, judge, value, std) for key, (value, std) in rows.items()))
+
+    def add_judgements(self, judge: str, question: str, rows: Mapping[str, float | None]) -> None:
+        """Add judgements by key in one transaction; what is there already stays as it is."""
+        self._insert("judgements", ((key, judge, question, probability) for key, probability in rows.items()))
+
+    def _select(self, statement: str, keys: Sequence[str]) -> list[tuple[Any, ...]]:
+        found: list[tuple[Any, ...]] = []
+        with self._faults():
+            for start in range(0, len(keys), _KEYS_AT_ONCE):
+                part = keys[start : start + _KEYS_AT_ONCE]
+                places = ",".join("?" * len(part))
+                found += self._db.execute(f"{statement} WHERE key IN ({places})", list(part)).fetchall()
+        return found
+
+    def _insert(self, table: str, rows: Iterable[tuple[object, ...]]) -> None:
+        created = datetime.now(UTC).isoformat(timespec="seconds")
+        complete = [(*row, self._stage, created) for row in rows]
+        if not complete:
+            return
+        places = ",".join("?" * len(complete[0]))
+        with self._faults():
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                self._db.executemany(f"INSERT OR IGNORE INTO {table} VALUES ({places})", complete)
+                self._db.execute("COMMIT")
+            finally:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+
+    @contextmanager
+    def _faults(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            raise EnvironmentFault(
+                f"{self.path}: {error}", "free some space, close other programs that use the file, and run again"
+            ) from error
+        except sqlite3.DatabaseError as error:
+            raise IntegrityError(
+                f"{self.path}: damaged ({error})",
+                "restore it from a copy, or move it away: everything is then sampled and judged anew",
+            ) from error

@@ -1,0 +1,33 @@
+"""Weighted averages of what a trainer saw since it last logged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+class Averages:
+    """Sums of values and of their weights, by name."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+
+    def add(self, name: str, value: Tensor | float, weight: float = 1.0) -> None:
+        """Count a value, which may be an average itself, with the weight of what it is an average of."""
+        pair = torch.tensor([float(value) * weight, weight], dtype=torch.float64)
+        self._sums[name] = self._sums[name] + pair if name in self._sums else pair
+
+    def take(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        """The averages by name, and begin anew.
+
+        Args:
+            reduce: Sums a tensor over all ranks; every rank has counted the same names.
+        """
+        found: dict[str, float] = {}
+        for name in sorted(self._sums):
+            total, weight = reduce(self._sums[name]).tolist()
+            found[name] = total / weight
+        self._sums.clear()
+        return found

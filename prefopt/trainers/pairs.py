@@ -1,0 +1,126 @@
+"""What trainers on preference pairs share: how a step's loss is divided, and metrics that are averages over rows."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import torch
+import transformers
+from packaging.version import Version
+from torch import Tensor, nn
+from torch.utils.data import Sampler
+from transformers.trainer_pt_utils import LengthGroupedSampler
+
+from prefopt.trainers.checkpoints import CheckpointedTrainer
+
+Row = Mapping[str, Any]
+
+
+class PairTrainer(CheckpointedTrainer):
+    """A trainer whose rows are pairs with weights and soft labels; a subclass gives `pair_losses`."""
+
+    train_dataset: Sequence[Row]
+    eval_dataset: Sequence[Row] | None
+    loss_is_scaled_for_ga = True  # the loss is divided by the weight of all the step's pairs, see compute_loss
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if Version(transformers.__version__) < Version("5.19"):
+            # Older versions read these instead of `loss_is_scaled_for_ga`.
+            self.model_accepts_loss_kwargs = False
+            self.compute_loss_func = self.pair_losses
+        self._sums: dict[str, dict[str, Tensor]] = {"train": defaultdict(_zeros), "eval": defaultdict(_zeros)}
+
+    def pair_losses(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss and metrics of every pair, [B] each.
+
+        Args:
+            model: The wrapped module: calling anything else would leave gradients unsynchronised between ranks.
+            inputs: A batch of `prefopt.models.batches.PairCollator`.
+        """
+        raise TypeError(f"{type(self).__name__} has no pair_losses")
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
+        """Total weight of the optimiser step's pairs over all ranks: the divisor that makes 1x8 equal 8x1."""
+        total = torch.stack([weights(batch).sum() for batch in batch_samples]).sum().to(device)
+        return cast(Tensor, self.accelerator.gather(total).sum())
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | None = None,
+    ) -> Any:
+        """Weighted mean of the pairs' losses.
+
+        Args:
+            model: The wrapped module.
+            inputs: A batch of pairs.
+            return_outputs: Also return an empty mapping, as `Trainer` expects.
+            num_items_in_batch: Total weight of the step's pairs; the batch's own when None.
+        """
+        losses, metrics = self.pair_losses(model, inputs)
+        each = weights(inputs).to(losses)
+        total = each.sum() if num_items_in_batch is None else num_items_in_batch / self.accelerator.num_processes
+        # A step whose pairs all weigh nothing changes nothing.
+        loss = (each * losses).sum() / total.clamp(min=torch.finfo(each.dtype).tiny)
+        self._record(metrics)
+        return (loss, {}) if return_outputs else loss
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor, None, None]:
+        """Loss of an evaluation batch; the metrics are summed up on the way."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss = self.compute_loss(model, inputs)
+        return loss.detach(), None, None
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
+        """Pairs of like length together, where the arguments ask for it: less padding in every batch."""
+        if self.args.train_sampling_strategy != "group_by_length":
+            usual: Sampler[int] | None = super()._get_train_sampler(train_dataset)
+            return usual
+        rows = self.train_dataset if train_dataset is None else train_dataset
+        lengths = [len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in rows]
+        size = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return cast("Sampler[int]", LengthGroupedSampler(size, lengths=lengths))
+
+    def _record(self, metrics: dict[str, Tensor]) -> None:
+        sums = self._sums["train" if self.model.training else "eval"]
+        for name, values in metrics.items():
+            pair = torch.stack([values.double().sum().cpu(), torch.tensor(float(values.numel()), dtype=torch.double)])
+            sums[name] = sums[name] + pair
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the averages over rows, not over batches, since the last log."""
+        mode, prefix = ("eval", "eval_") if any(name.startswith("eval_") for name in logs) else ("train", "")
+        for name, pair in self._sums[mode].items():
+            total, count = self.accelerator.reduce(pair.to(self.args.device), reduction="sum").tolist()
+            logs[prefix + name] = total / count
+        self._sums[mode].clear()
+        super().log(logs, start_time)
+
+
+def agreement(margin: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
+    """1 where a margin [B] prefers what the label prefers, 0 where it does not, one half for a tie of either."""
+    preferred = margin if "probability" not in inputs else margin * (inputs["probability"] - 0.5).sign()
+    return (preferred > 0).float() + 0.5 * (preferred == 0).float()
+
+
+def weights(batch: Mapping[str, Any]) -> Tensor:
+    """Weights of the pairs [B], 1 where the rows have none."""
+    if "weight" in batch:
+        return cast(Tensor, batch["weight"])
+    return torch.ones(batch["input_ids"].shape[0] // 2, device=batch["input_ids"].device)
+
+
+def _zeros() -> Tensor:
+    return torch.zeros(2, dtype=torch.double)

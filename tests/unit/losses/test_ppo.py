@@ -1,0 +1,190 @@
+"""Known answers and invariants of PPO's arithmetic (docs/algorithms/ppo.md)."""
+
+import math
+
+import pytest
+import torch
+
+from prefopt.losses import ppo
+
+MASK = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1], [1, 0, 0, 0]])
+
+
+def random_rollout(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    rewards, values = torch.randn(2, 3, 4, generator=generator, dtype=torch.float64).unbind()
+    return rewards, values
+
+
+def gae_by_loops(rewards, values, mask, gamma: float, lam: float):
+    """Equation 16 of arXiv 1506.02438, as it is written: a sum over what follows."""
+    advantages = torch.zeros_like(rewards)
+    for row in range(len(rewards)):
+        length = int(mask[row].sum())
+        v = [*values[row, :length].tolist(), 0.0]
+        delta = [rewards[row, t].item() + gamma * v[t + 1] - v[t] for t in range(length)]
+        for t in range(length):
+            advantages[row, t] = sum((gamma * lam) ** (u - t) * delta[u] for u in range(t, length))
+    return advantages
+
+
+@pytest.mark.parametrize(("gamma", "lam"), [(1.0, 0.95), (0.9, 0.5), (1.0, 1.0), (0.99, 0.0)])
+def test_gae_is_the_sum_of_the_paper(gamma: float, lam: float) -> None:
+    rewards, values = random_rollout()
+    advantages, returns = ppo.gae(rewards, values, MASK, gamma, lam)
+    assert torch.allclose(advantages, gae_by_loops(rewards, values, MASK, gamma, lam), atol=1e-12)
+    assert torch.allclose(returns, torch.where(MASK.bool(), advantages + values, 0.0), atol=1e-12)
+
+
+def test_lambda_one_gives_the_reward_to_go_and_lambda_zero_the_one_step_error() -> None:
+    rewards, values = random_rollout()
+    inside = torch.where(MASK.bool(), rewards, 0.0)
+    to_go = inside.flip(1).cumsum(1).flip(1)
+    _, returns = ppo.gae(rewards, values, MASK, 1.0, 1.0)
+    assert torch.allclose(returns, torch.where(MASK.bool(), to_go, 0.0), atol=1e-12)
+    advantages, _ = ppo.gae(rewards, values, MASK, 1.0, 0.0)
+    following = torch.cat([torch.where(MASK.bool(), values, 0.0)[:, 1:], torch.zeros(3, 1)], 1)
+    assert torch.allclose(advantages, torch.where(MASK.bool(), rewards + following - values, 0.0), atol=1e-12)
+
+
+def test_without_value_and_kl_the_advantage_of_every_token_is_the_score() -> None:
+    scores = torch.tensor([2.0, -1.0, 0.5])
+    rewards = ppo.token_rewards(scores, torch.zeros(3, 4), 0.0, MASK)
+    advantages, _ = ppo.gae(rewards, torch.zeros(3, 4), MASK, 1.0, 0.95)
+    assert advantages[0, 2] == 2.0
+    advantages, _ = ppo.gae(rewards, torch.zeros(3, 4), MASK, 1.0, 1.0)
+    assert torch.equal(advantages, MASK * scores[:, None])
+
+
+def test_a_row_of_token_rewards_sums_to_its_score_minus_the_price_of_its_kl() -> None:
+    generator = torch.Generator().manual_seed(3)
+    scores, kl = torch.randn(3, generator=generator), torch.randn(3, 4, generator=generator)
+    rewards = ppo.token_rewards(scores, kl, 0.3, MASK)
+    assert torch.allclose(rewards.sum(1), scores - 0.3 * (kl * MASK).sum(1), atol=1e-6)
+    assert torch.equal(rewards * (1 - MASK), torch.zeros(3, 4))
+    assert torch.isclose(rewards[0, 2], scores[0] - 0.3 * kl[0, 2])  # at the last token, not after it
+
+
+def test_padding_changes_nothing() -> None:
+    rewards, values = random_rollout()
+    wide = [torch.nn.functional.pad(x, (0, 3), value=float("inf")) for x in (rewards, values)]
+    mask = torch.nn.functional.pad(MASK, (0, 3))
+    advantages, returns = ppo.gae(*wide, mask, 1.0, 0.95)
+    narrow, narrow_returns = ppo.gae(rewards, values, MASK, 1.0, 0.95)
+    assert torch.equal(advantages[:, :4], narrow) and torch.equal(returns[:, :4], narrow_returns)
+    assert torch.equal(advantages[:, 4:], torch.zeros(3, 3, dtype=torch.float64))
+    assert torch.allclose(ppo.masked_whiten(advantages, mask)[:, :4], ppo.masked_whiten(narrow, MASK), atol=1e-12)
+    kl = ppo.kl_tokens(*wide, mask)
+    assert torch.isfinite(kl).all() and torch.equal(kl[:, :4], ppo.kl_tokens(rewards, values, MASK))
+    losses = ppo.policy_loss(*wide, advantages, mask, 0.2).losses
+    assert torch.equal(losses[:, :4], ppo.policy_loss(rewards, values, narrow, MASK, 0.2).losses)
+
+
+def test_the_policy_that_sampled_has_ratio_one_no_kl_and_the_plain_gradient() -> None:
+    logps, advantages = random_rollout(1)
+    trained = logps.clone().requires_grad_()
+    out = ppo.policy_loss(trained, logps, advantages, MASK, 0.2)
+    assert torch.equal(out.ratio, MASK.double()) and not out.approx_kl.any() and not out.clipped.any()
+    out.losses.sum().backward()
+    assert torch.allclose(trained.grad, -advantages * MASK)
+    whitened = ppo.masked_whiten(advantages, MASK)
+    assert abs(ppo.masked_mean(ppo.policy_loss(logps, logps, whitened, MASK, 0.2).losses, MASK)) < 1e-12
+
+
+@pytest.mark.parametrize(("log_ratio", "advantage", "expected", "flows"), [
+    (math.log(1.5), 1.0, -1.2, False), (math.log(1.5), -1.0, 1.5, True),
+    (math.log(0.5), 1.0, -0.5, True), (math.log(0.5), -1.0, 0.8, False),
+    (math.log(1.1), 1.0, -1.1, True),
+])  # fmt: skip
+def test_the_clip_is_pessimistic(log_ratio: float, advantage: float, expected: float, flows: bool) -> None:
+    logps = torch.tensor([[log_ratio]], dtype=torch.float64, requires_grad=True)
+    one = torch.ones(1, 1, dtype=torch.float64)
+    out = ppo.policy_loss(logps, torch.zeros_like(one), advantage * one, one, 0.2)
+    out.losses.sum().backward()
+    assert out.losses.item() == pytest.approx(expected)
+    assert bool(logps.grad.any()) is flows and bool(out.clipped.item()) is not flows
+
+
+def test_gradients_agree_with_finite_differences() -> None:
+    old, advantages = random_rollout(4)
+    logps = (old + 0.3 * torch.randn_like(old)).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: ppo.policy_loss(x, old, advantages, MASK, 0.2).losses, logps)
+    assert torch.autograd.gradcheck(lambda x: ppo.value_loss(x, old, advantages, MASK, 0.2).losses, logps)
+
+
+def test_the_value_loss_is_half_the_square_until_the_value_has_moved_too_far() -> None:
+    one = torch.ones(1, 3)
+    out = ppo.value_loss(torch.tensor([[0.1, 0.5, -0.5]]), 0 * one, one, one, 0.2)
+    assert out.losses.tolist()[0] == pytest.approx([0.405, 0.32, 1.125])  # clipped at 0.2; -0.5 is worse than its clip
+    assert out.clipped.tolist() == [[0.0, 1.0, 0.0]]
+
+
+def test_the_loss_of_parts_adds_up_to_the_loss_of_the_whole() -> None:
+    old, advantages = random_rollout(5)
+    logps, options = old + 0.1, ppo.PPOOptions()
+
+    def loss(rows: slice, tokens=None):
+        policy = ppo.policy_loss(logps[rows], old[rows], advantages[rows], MASK[rows], 0.2)
+        value = ppo.value_loss(logps[rows], old[rows], advantages[rows], MASK[rows], 0.2)
+        return ppo.ppo_loss(policy, value, MASK[rows], options, tokens)
+
+    parts = loss(slice(0, 1), MASK.sum()) + loss(slice(1, 3), MASK.sum())
+    assert torch.allclose(parts, loss(slice(0, 3)), atol=1e-12)
+
+
+def test_whitening_has_mean_zero_and_variance_one_over_the_mask_and_can_keep_the_mean() -> None:
+    _, values = random_rollout(6)
+    for shift in (True, False):
+        out = ppo.masked_whiten(values, MASK, shift_mean=shift)[MASK.bool()]
+        assert out.var(correction=0).item() == pytest.approx(1, abs=1e-6)
+        assert out.mean().item() == pytest.approx(0 if shift else values[MASK.bool()].mean().item(), abs=1e-9)
+
+
+def test_a_constant_added_to_all_scores_leaves_whitened_advantages_unchanged_without_a_value() -> None:
+    scores = torch.tensor([2.0, -1.0, 0.5], dtype=torch.float64)
+    # All of one length: with different lengths a constant per episode is not a constant per token.
+    mask, kl = torch.ones(3, 4), torch.zeros(3, 4, dtype=torch.float64)
+
+    def advantages(shift: float) -> torch.Tensor:
+        rewards = ppo.token_rewards(scores + shift, kl, 0.1, mask)
+        return ppo.masked_whiten(ppo.gae(rewards, kl, mask, 1.0, 1.0)[0], mask)
+
+    assert torch.allclose(advantages(0.0), advantages(7.0), atol=1e-9)
+
+
+def enumerated(theta: torch.Tensor, reference: torch.Tensor, estimator: str) -> torch.Tensor:
+    """Exact expectation over the vocabulary of the score-function gradient with the estimator as reward."""
+    logp = theta.log_softmax(-1)
+    kl = ppo.kl_tokens(logp.detach()[:, None], reference[:, None], torch.ones(7, 1), estimator)[:, 0]
+    (gradient,) = torch.autograd.grad((logp.exp().detach() * kl * logp).sum(), theta)
+    return gradient
+
+
+def test_only_k1_in_the_reward_has_the_gradient_of_the_kl() -> None:
+    generator = torch.Generator().manual_seed(0)
+    theta = torch.randn(7, generator=generator, dtype=torch.float64, requires_grad=True)
+    reference = torch.randn(7, generator=generator, dtype=torch.float64).log_softmax(-1)
+    logp = theta.log_softmax(-1)
+    (forward,) = torch.autograd.grad((logp.exp() * (logp - reference)).sum(), theta, retain_graph=True)
+    (backward,) = torch.autograd.grad((reference.exp() * (reference - logp)).sum(), theta)
+    assert torch.allclose(enumerated(theta, reference, "k1"), forward, atol=1e-12)
+    assert torch.allclose(enumerated(theta, reference, "k3"), forward - backward, atol=1e-12)
+    assert not torch.allclose(enumerated(theta, reference, "k2"), forward, atol=1e-2)
+    for wrong in ("k2", "k3"):
+        with pytest.raises(ValueError, match="wrong gradient"):
+            ppo.kl_tokens(logp, reference, torch.ones(7), wrong, for_reward=True)
+
+
+def test_all_estimators_have_the_kl_as_their_mean_or_near_it() -> None:
+    generator = torch.Generator().manual_seed(1)
+    logp, reference = torch.randn(2, 7, 1, generator=generator, dtype=torch.float64).log_softmax(1).unbind()
+    exact = (logp.exp() * (logp - reference)).sum()
+    for estimator in ("k1", "k3"):
+        mean = (logp.exp() * ppo.kl_tokens(logp, reference, torch.ones(7, 1), estimator)).sum()
+        assert torch.isclose(mean, exact)
+
+
+def test_explained_variance_is_one_for_the_returns_and_zero_for_a_constant() -> None:
+    returns, values = random_rollout(8)
+    assert ppo.explained_variance(returns, returns, MASK).item() == pytest.approx(1)
+    assert ppo.explained_variance(torch.full_like(values, 3.0), returns, MASK).item() == pytest.approx(0)

@@ -1,0 +1,270 @@
+"""PPO as a whole: its invariants, its resume, and that it learns."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from prefopt.errors import DataError, InputError
+from prefopt.losses.ppo import kl_tokens, masked_mean
+from prefopt.models.actor_critic import ActorCritic
+from prefopt.models.roles import POLICY, REFERENCE, save_adapter
+from prefopt.trainers.ppo import PPOTrainer
+from prefopt.trainers.ppo_config import PPOConfig
+from tests.tiny import tiny_llama, tiny_policy, tiny_tokenizer
+
+PROMPTS = [{"prompt": text} for text in ("the lamp", "the chair costs", "is", "nine euro", "red lamp is the")]
+
+
+def config(directory: Path, **more) -> PPOConfig:
+    fields = {
+        "total_episodes": 48,
+        "rollout_batch_size": 16,
+        "num_ppo_epochs": 2,
+        "num_mini_batches": 2,
+        "per_device_train_batch_size": 4,
+        "per_device_eval_batch_size": 8,
+        "max_new_tokens": 6,
+        "max_length": 64,
+        "learning_rate": 5e-3,
+        "save_steps": 4,
+        "logging_steps": 1,
+        "save_strategy": "steps",
+        "use_cpu": True,
+        "report_to": [],
+        "disable_tqdm": True,
+        "seed": 5,
+        "dataloader_pin_memory": False,
+    }
+    return PPOConfig(output_dir=str(directory), **{**fields, **more})
+
+
+def many_the(prompts, completions) -> list[float]:
+    """A reward that a tiny model can learn in seconds: the letter e."""
+    return [float(text.count("e")) for text in completions]
+
+
+def trainer(directory: Path, model=None, callbacks=None, reward=many_the, **more) -> PPOTrainer:
+    return PPOTrainer(
+        model or tiny_policy(),
+        config(directory, **more),
+        reward=reward,
+        train_dataset=PROMPTS,
+        processing_class=tiny_tokenizer(),
+        callbacks=callbacks,
+    )
+
+
+def with_reference(tmp_path: Path):
+    """A policy that starts from an adapter which is not the base, with a frozen copy beside it."""
+    from peft import PeftModel
+
+    first = tiny_policy()
+    with torch.no_grad():
+        for name, parameter in first.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.05)
+    save_adapter(first, POLICY, tmp_path / "init", "tiny")
+    model = PeftModel.from_pretrained(tiny_llama(), tmp_path / "init", adapter_name=POLICY, is_trainable=True)
+    model.load_adapter(tmp_path / "init", REFERENCE, is_trainable=False)
+    model.set_adapter(POLICY)
+    return model
+
+
+def weights_hash(model: ActorCritic) -> str:
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        if ".policy." in name or ".value." in name or "value_head" in name:
+            digest.update(name.encode() + parameter.detach().numpy().tobytes())
+    return digest.hexdigest()
+
+
+class Recorder(TrainerCallback):
+    def __init__(self) -> None:
+        self.logs: list[dict[str, float]] = []
+
+    def on_log(self, args, state, control, logs=None, **kwargs) -> None:
+        self.logs.append({"step": state.global_step, **logs})
+
+
+class StopAt(TrainerCallback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        if state.global_step == self.step:
+            control.should_save = control.should_training_stop = True
+
+
+@pytest.mark.parametrize("value", ["adapter", "shared"])
+def test_before_the_first_update_nothing_is_clipped_and_the_policy_is_the_reference(tmp_path: Path, value: str) -> None:
+    recorder = Recorder()
+    trained = trainer(
+        tmp_path, with_reference(tmp_path), [recorder], value=value, num_mini_batches=1, per_device_train_batch_size=16
+    )
+    trained.train()
+    first = next(row for row in recorder.logs if row["step"] == 1)
+    assert first["ppo/ratio"] == pytest.approx(1, abs=1e-5)
+    assert first["ppo/approx_kl"] == pytest.approx(0, abs=1e-9)
+    assert first["ppo/clip_fraction"] == 0
+    assert first["ppo/policy_loss"] == pytest.approx(0, abs=1e-5)  # whitened advantages
+    assert first["ppo/kl"] == pytest.approx(0, abs=1e-4)
+    second = next(row for row in recorder.logs if row["step"] == 2)
+    assert second["ppo/approx_kl"] > 1e-7
+
+
+@pytest.mark.parametrize("value", ["adapter", "shared"])
+def test_every_trained_role_gets_a_gradient_and_nothing_else_does(tmp_path: Path, value: str) -> None:
+    trained = trainer(tmp_path, with_reference(tmp_path), value=value, total_episodes=32)
+    before = {name: parameter.detach().clone() for name, parameter in trained.model.named_parameters()}
+    trained.train()
+    moved = {name for name, parameter in trained.model.named_parameters() if not torch.equal(parameter, before[name])}
+    roles = {".policy.": any(".policy." in n for n in moved), ".value.": any(".value." in n for n in moved)}
+    assert roles == {".policy.": True, ".value.": value == "adapter"}
+    assert {"value_head.weight", "value_head.bias"} <= moved
+    frozen = moved - {n for n in moved if ".policy." in n or ".value." in n or n.startswith("value_head")}
+    assert not frozen
+
+
+def test_with_its_adapters_off_the_model_is_the_base(tmp_path: Path) -> None:
+    trained = trainer(tmp_path, total_episodes=16)
+    trained.train()
+    ids = torch.randint(6, 300, (2, 9))
+    with torch.no_grad():
+        ours = trained.model(ids, torch.ones_like(ids), 4, "reference").logits
+        assert torch.equal(ours, tiny_llama()(ids, position_ids=torch.arange(9)[None]).logits[:, 3:-1])
+        policy = trained.model(ids, torch.ones_like(ids), 4, "policy").logits
+    assert not torch.allclose(ours, policy)
+
+
+def test_a_pass_does_not_depend_on_padding_or_neighbours(tmp_path: Path) -> None:
+    model = trainer(tmp_path, with_reference(tmp_path)).model
+    ids, mask = torch.randint(6, 300, (3, 10)), torch.ones(3, 10, dtype=torch.long)
+    wide = torch.cat([torch.zeros(3, 4, dtype=torch.long), ids, torch.zeros(3, 2, dtype=torch.long)], 1)
+    wide_mask = torch.cat([torch.zeros(3, 4, dtype=torch.long), mask, torch.zeros(3, 2, dtype=torch.long)], 1)
+    with torch.no_grad():
+        for role in ("policy", "reference"):
+            alone = model(ids[:1], mask[:1], 5, role).logits
+            padded = model(wide, wide_mask, 9, role).logits[:1, :5]
+            assert torch.allclose(alone, padded, atol=1e-5)
+        assert torch.allclose(
+            model(ids[:1], mask[:1], 5, "value").values, model(wide, wide_mask, 9, "value").values[:1, :5], atol=1e-5
+        )
+
+
+@pytest.mark.parametrize("value", ["adapter", "shared"])
+def test_one_pass_of_eight_equals_eight_passes_of_one(tmp_path: Path, value: str) -> None:
+    whole = trainer(tmp_path / "a", value=value, rollout_batch_size=8, num_mini_batches=1, total_episodes=8,
+                    per_device_train_batch_size=8, max_grad_norm=1e9)  # fmt: skip
+    parts = trainer(tmp_path / "b", value=value, rollout_batch_size=8, num_mini_batches=1, total_episodes=8,
+                    per_device_train_batch_size=1, max_grad_norm=1e9)  # fmt: skip
+    whole.train()
+    parts.train()
+    for (name, a), (_, b) in zip(whole.model.named_parameters(), parts.model.named_parameters(), strict=True):
+        # AdamW's first steps are the gradient's sign: where that is about 0 they differ by rounding.
+        assert torch.allclose(a, b, atol=2e-4), name
+
+
+@pytest.mark.parametrize("value", ["adapter", "shared"])
+def test_a_run_that_stopped_goes_on_as_if_it_had_not(tmp_path: Path, value: str) -> None:
+    whole = trainer(tmp_path / "whole", with_reference(tmp_path), value=value)
+    whole.train()
+    stopped = trainer(tmp_path / "parts", with_reference(tmp_path), [StopAt(6)], value=value)
+    stopped.train()
+    assert stopped.state.global_step == 8  # put off to the end of the rollout
+    resumed = trainer(tmp_path / "parts", with_reference(tmp_path), value=value)
+    resumed.train(resume_from_checkpoint=True)
+    assert weights_hash(resumed.model) == weights_hash(whole.model)
+    assert resumed.latest == whole.latest
+
+
+def test_a_run_that_was_killed_inside_a_rollout_makes_it_again(tmp_path: Path) -> None:
+    class KilledError(Exception):
+        pass
+
+    class Kill(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs) -> None:
+            if state.global_step == 7:
+                raise KilledError
+
+    whole = trainer(tmp_path / "whole")
+    whole.train()
+    with pytest.raises(KilledError):
+        trainer(tmp_path / "parts", callbacks=[Kill()]).train()
+    assert [path.name for path in sorted((tmp_path / "parts").glob("checkpoint-*"))] == ["checkpoint-4"]
+    resumed = trainer(tmp_path / "parts")
+    resumed.train(resume_from_checkpoint=True)
+    assert weights_hash(resumed.model) == weights_hash(whole.model)
+
+
+def test_checkpoints_fall_between_rollouts(tmp_path: Path) -> None:
+    trainer(tmp_path, save_steps=3, save_total_limit=None).train()  # 4 steps a rollout
+    assert sorted(int(path.name.split("-")[1]) for path in tmp_path.glob("checkpoint-*")) == [4, 8, 12]
+
+
+def test_it_learns_and_a_dearer_kl_keeps_it_nearer(tmp_path: Path) -> None:
+    ends: dict[float, tuple[float, float]] = {}
+    for coefficient in (0.0, 1.0):
+        recorder = Recorder()
+        options = {"kl_coefficient": coefficient, "total_episodes": 16 * 24, "missing_eos_penalty": 0.0}
+        trainer(tmp_path / str(coefficient), callbacks=[recorder], **options).train()
+        rows = [row for row in recorder.logs if "ppo/score" in row]
+        ends[coefficient] = (rows[-1]["ppo/score"] - rows[0]["ppo/score"], rows[-1]["ppo/kl"])
+    assert ends[0.0][0] > 1.0, ends
+    assert ends[0.0][1] > ends[1.0][1] >= -0.5, ends
+
+
+def test_training_ends_where_the_policy_has_gone_too_far(tmp_path: Path) -> None:
+    trained = trainer(tmp_path, kl_coefficient=0.0, kl_stop_above=1e-4, total_episodes=160)
+    trained.train()
+    # The first rollout is the reference's own. An estimate may be below 0 by chance, so not always the second.
+    assert 8 <= trained.state.global_step <= 24 and trained.state.global_step % 4 == 0
+    assert trained._kl > 1e-4
+
+
+def test_scores_are_centred_and_scaled_by_the_references_own(tmp_path: Path) -> None:
+    trained = trainer(tmp_path, total_episodes=16)
+    trained.train()
+    mean, std = trained._score_mean, trained._score_std
+    assert 0 < mean < 6 and 0 < std < 3
+    raw = trainer(tmp_path / "raw", total_episodes=16, normalise="none")
+    raw.train()
+    assert (raw._score_mean, raw._score_std) == (0.0, 1.0)
+    kl, mask = torch.zeros(2, 3), torch.ones(2, 3)
+    from prefopt.models.generate import Sampled
+
+    samples = [Sampled((3, 2), "x", True), Sampled((3, 4), "y", False)]
+    rewards = trained.rewards(torch.tensor([mean + std, mean + std]), samples, kl, mask)
+    assert rewards.sum(1).tolist() == pytest.approx([1.0, 0.0], abs=1e-5)  # the second did not end
+
+
+def test_the_kl_of_the_log_is_the_one_in_the_reward(tmp_path: Path) -> None:
+    trained = trainer(tmp_path, total_episodes=16)
+    rollout = trained.collect_rollout(0)
+    reference = trained._say_of_every_token(rollout)[1]
+    kl = kl_tokens(rollout.logps, reference, rollout.mask, for_reward=True)
+    assert trained._kl == pytest.approx(float(kl.sum(1).mean()), abs=1e-6)
+    assert abs(float(masked_mean(rollout.advantages, rollout.mask))) < 1e-5
+
+
+def test_a_rollout_follows_from_its_number_alone(tmp_path: Path) -> None:
+    trained = trainer(tmp_path)
+    first = trained.collect_rollout(1)
+    torch.manual_seed(99)
+    again = trained.collect_rollout(1)
+    assert torch.equal(first.input_ids, again.input_ids) and torch.equal(first.advantages, again.advantages)
+    assert not torch.equal(trained.collect_rollout(2).input_ids[:, :4], first.input_ids[:, :4])
+
+
+def test_what_cannot_work_is_said_at_once(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be cut"):
+        config(tmp_path, rollout_batch_size=10, num_mini_batches=3)
+    with pytest.raises(InputError, match="peft_config"):
+        trainer(tmp_path, tiny_llama())
+    with pytest.raises(DataError, match="finite"):
+        trainer(tmp_path, reward=lambda prompts, completions: [float("nan")] * len(completions)).train()
+    with pytest.raises(DataError, match="no prompts"):
+        PPOTrainer(tiny_policy(), config(tmp_path), reward=many_the, train_dataset=[],
+                   processing_class=tiny_tokenizer())  # fmt: skip
