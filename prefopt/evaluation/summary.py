@@ -79,13 +79,13 @@ def policy_metrics(result: PolicyResult, baseline: PolicyResult, score_name: str
 def headroom(result: PolicyResult, baseline: PolicyResult) -> Interval:
     """Share of the way from the baseline to the best of n of its own answers that a policy has gone.
 
-    (policy - baseline) / (best of n - baseline), means over the same prompts; 1 is as good as always picking the best
-    of n by the reward itself. The interval is a bootstrap over prompts of the ratio of means.
+    (policy - baseline) / (best of n - baseline): 1 is as good as always picking the best of n by the reward itself. The
+    gain is the mean over all prompts, the room above the baseline that over the prompts it was measured on. The
+    interval is a bootstrap over prompts of the ratio of means.
     """
-    prompts = list(baseline.ceiling)
     policy, start = _by_prompt(result), _by_prompt(baseline)
-    gained = [policy[prompt] - start[prompt] for prompt in prompts]
-    possible = [baseline.ceiling[prompt] - start[prompt] for prompt in prompts]
+    gained = [policy[prompt] - start[prompt] for prompt in start]
+    possible = [baseline.ceiling.get(prompt, float("nan")) - start[prompt] for prompt in start]
     return bootstrap_ratio(gained, possible)
 
 

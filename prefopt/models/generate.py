@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, PreTrainedTokenizerBase, TopPLogitsWarper
 
 from prefopt.models.batches import pad_rows
-from prefopt.models.modes import evaluating, plain_sampling
+from prefopt.models.modes import evaluating, merged, plain_sampling
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def sample(
     results: dict[int, Sampled] = {}
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     rng_devices = [device] if device.type == "cuda" else []
-    with evaluating(model), plain_sampling(model), torch.random.fork_rng(devices=rng_devices):
+    with evaluating(model), plain_sampling(model), merged(model), torch.random.fork_rng(devices=rng_devices):
         torch.manual_seed(options.seed)
         for start in range(0, len(order), options.batch_size):
             indices = order[start : start + options.batch_size]

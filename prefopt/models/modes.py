@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import GenerationConfig
 
 
@@ -35,3 +36,27 @@ def plain_sampling(model: torch.nn.Module) -> Iterator[None]:
         yield
     finally:
         target.generation_config = own
+
+
+@contextmanager
+def merged(model: torch.nn.Module) -> Iterator[None]:
+    """Within the block the active adapter is part of the base's weights, which afterwards are what they were, to the bit.
+
+    A token costs a small model about half the time so: an adapter is three more operations in every layer. Only in
+    float32, where merging changes logits by rounding alone; nothing is merged in half precision or a quantised base.
+    """
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    weights = [layer.get_base_layer().weight for layer in layers]
+    exact = all(weight.dtype is torch.float32 for weight in weights)
+    if not isinstance(model, PeftModel) or not exact or any(layer.disable_adapters or layer.merged for layer in layers):
+        yield
+        return
+    kept = [weight.detach().clone() for weight in weights]
+    model.merge_adapter()
+    try:
+        yield
+    finally:
+        model.unmerge_adapter()
+        with torch.no_grad():
+            for weight, original in zip(weights, kept, strict=True):
+                weight.copy_(original)

@@ -13,6 +13,7 @@ from prefopt.data.templates import Encoder, ensure_chat_template
 from prefopt.errors import InputError
 from prefopt.models.loading import BaseLocation, load_base, load_tokenizer, locate_base
 from prefopt.pipeline.context import Inputs, StageContext
+from prefopt.recipe.references import BASE
 from prefopt.recipe.schema import CollectSpec, DataSpec
 
 DEFAULT_MAX_LENGTH = 1024
@@ -98,8 +99,8 @@ def _trusts_code(context: StageContext) -> bool:
 
 
 def adapter_of(stage: str | None, inputs: Inputs) -> Path | None:
-    """Adapter folder of an input stage; None for no stage and for a pretrain stage, which is the base itself."""
-    if stage is None or inputs[stage].kind == "pretrain":
+    """Adapter folder of an input stage; None for no stage, for a pretrain stage, and for `base`: the base itself."""
+    if stage is None or (stage == BASE and stage not in inputs) or inputs[stage].kind == "pretrain":
         return None
     return inputs[stage].directory / "adapter"
 

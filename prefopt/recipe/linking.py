@@ -7,7 +7,17 @@ from typing import Any
 
 from prefopt.errors import Problem
 from prefopt.recipe.layout import closest
-from prefopt.recipe.references import GOLD, SCORER_ROLES, STAGE_ROLES, cycles, graph_of, named_in, names_in, scorer_of
+from prefopt.recipe.references import (
+    BASE,
+    GOLD,
+    SCORER_ROLES,
+    STAGE_ROLES,
+    cycles,
+    graph_of,
+    named_in,
+    names_in,
+    scorer_of,
+)
 from prefopt.recipe.references import split_round as split
 from prefopt.recipe.rounds import ADAPTER_KINDS, Repeated
 from prefopt.recipe.schema import KINDS
@@ -127,6 +137,8 @@ class _Linker:
         self._model_stage(path, name, "a stage starts from")
 
     def _policy(self, path: KeyPath, name: str) -> None:
+        if name == BASE and name not in self.stages and self._base not in self.stages:
+            return
         self._model_stage(path, name, "policies are")
 
     def _model_stage(self, path: KeyPath, name: str, verb: str) -> None:

@@ -18,6 +18,9 @@ Graph = Mapping[str, Sequence[str]]
 # The name of the toy world's own reward, so no stage can have it.
 GOLD = "gold"
 SCORER_ROLES = ("reward", "judge")
+# In `policies`, where no stage is called so: the recipe's model itself, without any adapter.
+BASE = "base"
+
 STAGE_ROLES = ("init", "policies", "data", "prompts", *SCORER_ROLES)
 
 

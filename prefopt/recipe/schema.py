@@ -130,6 +130,9 @@ class TrainingSpec(OptimisationSpec):
         -1, ge=-1, description="optimiser steps; -1: as many as the epochs give"
     )
     gradient_accumulation_steps: int = Field(1, ge=1)
+    train_sampling_strategy: Literal["random", "group_by_length"] = Field(
+        "random", description="'group_by_length': rows of like length together, in a random order: less padding"
+    )
     eval_steps: int | None = quiet(None, ge=1, description="optimiser steps between evaluations; None: at the end only")
 
 

@@ -103,23 +103,25 @@ def bootstrap_ratio(
 
     Args:
         numerators: One finite value for each cluster, such as a prompt.
-        denominators: As many.
+        denominators: As many; NaN where the cluster's was not measured, so that the mean is that of the others.
         level: Confidence level in (0, 1).
         resamples: Number of bootstrap samples.
         seed: Of the resampling.
 
     Raises:
-        ValueError: For no values, values that are not finite, different numbers of them, or a mean denominator of 0.
+        ValueError: For no values, numerators that are not finite, different numbers of values, or denominators that
+            are nowhere measured, infinite, or 0 on average.
     """
     _check_level(level)
     upper, lower = np.asarray(numerators, dtype=np.float64), np.asarray(denominators, dtype=np.float64)
-    if upper.size == 0 or upper.shape != lower.shape or not np.isfinite([*upper, *lower]).all():
+    measured = ~np.isnan(lower)
+    if upper.size == 0 or upper.shape != lower.shape or not np.isfinite([*upper, *lower[measured]]).all():
         raise ValueError("need as many numerators as denominators, at least one, all finite")
-    if lower.mean() == 0:
-        raise ValueError("the denominators have mean 0")
+    below = np.where(measured, lower, 0.0)
+    if not measured.any() or below.sum() == 0:
+        raise ValueError("the denominators are not measured, or 0 on average")
     picks = np.random.default_rng(seed).integers(upper.size, size=(resamples, upper.size))
-    below = lower[picks].mean(1)
     with np.errstate(divide="ignore", invalid="ignore"):
-        ratios = upper[picks].mean(1) / below
+        ratios = upper[picks].mean(1) / (below[picks].sum(1) / measured[picks].sum(1))
     low, high = np.quantile(ratios[np.isfinite(ratios)], [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(upper.mean() / lower.mean()), float(low), float(high))
+    return Interval(float(upper.mean() / (below.sum() / measured.sum())), float(low), float(high))

@@ -24,6 +24,7 @@ _SAME = (
     "per_device_train_batch_size",
     "per_device_eval_batch_size",
     "gradient_accumulation_steps",
+    "train_sampling_strategy",
     "weight_decay",
     "adam_beta1",
     "adam_beta2",

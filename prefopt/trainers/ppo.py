@@ -157,24 +157,24 @@ class PPOTrainer(CheckpointedTrainer):
     @torch.no_grad()
     def _say_of_every_token(self, rollouts: Rollouts) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Log-probabilities of policy and reference, values, and the policy's entropy, [N, L] each, on the CPU."""
-        parts: list[tuple[Tensor, ...]] = []
-        for indices in torch.split(torch.arange(len(rollouts)), self.args.per_device_eval_batch_size):
+        found = torch.zeros(4, *rollouts.mask.shape)
+        by_length = rollouts.attention_mask.sum(1).argsort(stable=True)
+        for indices in torch.split(by_length, self.args.per_device_eval_batch_size):
             batch = self._on_device(rollouts.select(indices))
             inputs = (batch.input_ids, batch.attention_mask, batch.prompt_length)
             with self.accelerator.autocast():
                 policy = self.model(*inputs, "policy")
                 reference = self.model(*inputs, "reference")
                 values = policy.values if self.model.shared else self.model(*inputs, "value").values
-            found = (
+            said = (
                 token_logps(policy.logits, batch.completions, self.args.temperature),
                 token_logps(reference.logits, batch.completions, self.args.temperature),
                 values,
                 entropy(policy.logits / self.args.temperature),
             )
-            width = rollouts.mask.shape[1] - batch.mask.shape[1]
-            parts.append(tuple(nn.functional.pad(tensor.float().cpu(), (0, width)) for tensor in found))
-        logps, reference, values, entropies = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-        return logps, reference, values, entropies
+            found[:, indices, : batch.mask.shape[1]] = torch.stack([tensor.float().cpu() for tensor in said])
+        logps, reference_logps, all_values, entropies = found.unbind()
+        return logps, reference_logps, all_values, entropies
 
     def rewards(self, scores: Tensor, samples: Sequence[Sampled], kl: Tensor, mask: Tensor) -> Tensor:
         """Reward of every token, [N, L].
@@ -248,7 +248,7 @@ class PPOTrainer(CheckpointedTrainer):
         self._rollouts = self.collect_rollout(number)
         self.state.num_input_tokens_seen += int(self._rollouts.attention_mask.sum())
         self._passes = micro_batches(
-            self._rollouts.mask,
+            self._rollouts,
             self.args.num_ppo_epochs,
             self.args.num_mini_batches,
             self.args.train_batch_size,

@@ -120,20 +120,22 @@ class MicroBatch:
     tokens: Tensor
 
 
-def micro_batches(mask: Tensor, epochs: int, mini_batches: int, size: int, seed: int) -> Iterator[MicroBatch]:
+def micro_batches(rollouts: Rollouts, epochs: int, mini_batches: int, size: int, seed: int) -> Iterator[MicroBatch]:
     """Every episode once per epoch, in a new order, cut into minibatches and these into passes.
 
+    Within a minibatch the order makes no difference, so a pass has episodes of like length, which need less padding.
+
     Args:
-        mask: [N, L].
+        rollouts: N episodes.
         epochs: How often each episode is used.
         mini_batches: Optimiser steps of an epoch.
         size: Most episodes of a pass.
         seed: Of the orders.
     """
     generator = torch.Generator().manual_seed(seed)
-    lengths = mask.sum(1)
+    lengths, tokens = rollouts.attention_mask.sum(1), rollouts.mask.sum(1)
     for _ in range(epochs):
-        for mini_batch in torch.randperm(len(mask), generator=generator).chunk(mini_batches):
-            tokens = lengths[mini_batch].sum()
-            for indices in torch.split(mini_batch, size):
-                yield MicroBatch(indices, tokens)
+        for mini_batch in torch.randperm(len(rollouts), generator=generator).chunk(mini_batches):
+            by_length = mini_batch[lengths[mini_batch].argsort(stable=True)]
+            for indices in torch.split(by_length, size):
+                yield MicroBatch(indices, tokens[mini_batch].sum())

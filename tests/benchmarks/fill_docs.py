@@ -1,9 +1,10 @@
-"""What the documentation says of a run of the quickstart, as Markdown to paste between its `measured` markers.
+"""Writes what a run of the quickstart measured into the pages, between their `measured` markers.
 
 usage: python tests/benchmarks/fill_docs.py RUN_DIR
 
-RUN_DIR is a finished run of recipes/quickstart.yaml. Nothing is trained and no page is written: where a stage of the
-run is not done, the script ends with exit code 2. Ranges are those of the rows of `metrics.jsonl`.
+RUN_DIR is a finished run of recipes/quickstart.yaml. Nothing is trained: where a stage of the run is not done, the
+script ends with exit code 2. In tables of metrics the last column is replaced; ranges are those of the rows of
+`metrics.jsonl`. What no function here makes is left as it stands.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import re
 import subprocess
 import sys
 from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +25,10 @@ sys.path.insert(0, str(ROOT))
 from prefopt.data.toy.gold import gold_terms  # noqa: E402 - the package beside this script
 from prefopt.records import Message  # noqa: E402
 
-STAGES = {"base": "pretrain", "sft": "sft", "dpo": "dpo"}
-ROW = re.compile(r"^\| (`([^`]+)` \| [^|]+) \|.*$", re.MULTILINE)
+STAGES = {"base": "pretrain", "sft": "sft", "reward": "reward", "dpo": "dpo", "ppo": "ppo"}
+POLICIES = ("sft", "dpo", "ppo")
+BLOCK = re.compile(r"(<!-- measured: [^\n]*-->\n)(.*?)(<!-- /measured -->)", re.DOTALL)
+ROW = re.compile(r"^\| (`([^`]+)` \| [^|]+) \|[^\n]*$", re.MULTILINE)
 WITH_INTERVAL = ("win_rate/mean", "preference/accuracy/mean")
 
 
@@ -46,30 +51,37 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def print_costs(run: Path) -> None:
-    for stage in (*STAGES, "eval"):
+def costs(run: Path) -> str:
+    told = ["| stage | kind | rows: trained on, held out | time | peak memory |", "|---|---|---|---|---|"]
+    for stage in (*list(STAGES)[:2], "pairs", *list(STAGES)[2:], "eval"):
         content = manifest(run, stage)
         data, cost = content["details"].get("data", {}), content["cost"]
         minutes, seconds = divmod(round(cost["wall_seconds"]), 60)
-        rows = f"{data.get('kept_train', 0):,}, {data.get('kept_eval', 0):,}"
-        print(f"| `{stage}` | … | {rows} | {minutes} min {seconds:02} s | {cost['peak_host_bytes'] / 1e9:.1f} GB |")
+        trained = "–" if stage == "eval" else f"{data.get('kept_train', 0):,}"
+        rows = f"{trained}, {data.get('kept_eval', 0):,}"
+        time = f"{minutes} min {seconds:02} s" if minutes else f"{seconds} s"
+        memory = f"{cost['peak_host_bytes'] / 1e9:.1f} GB"
+        told.append(f"| `{stage}` | {content['kind']} | {rows} | {time} | {memory} |")
+    return "\n".join(told)
 
 
-def print_policies(run: Path) -> None:
-    table = json.loads((folder(run, "eval") / "table.json").read_text(encoding="utf-8"))
-    for cells in (table["columns"], ["---"] * len(table["columns"]), *table["rows"]):
-        print(f"| {' | '.join(cells)} |".replace("| --- ", "|---").replace("--- |", "---|"))
+def table(run: Path, stage: str) -> str:
+    content = json.loads((folder(run, stage) / "table.json").read_text(encoding="utf-8"))
+    rows = [content["columns"], ["---"] * len(content["columns"]), *content["rows"]]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows).replace("| --- ", "|---").replace("--- |", "---|")
 
 
-def print_gold_terms(run: Path) -> None:
+def gold_table(run: Path) -> str:
     sums: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
     counts: dict[str, int] = defaultdict(int)
     for row in lines(folder(run, "eval") / "samples.jsonl"):
         counts[row["policy"]] += 1
         for term, value in gold_terms(tuple(Message(**turn) for turn in row["prompt"]), row["completion"]).items():
             sums[term][row["policy"]] += value
+    told = [f"| term | {' | '.join(counts)} |", "|---" * (len(counts) + 1) + "|"]
     for term, totals in sums.items():
-        print(f"| {term} | {' | '.join(f'{totals[policy] / count:+.2f}' for policy, count in counts.items())} |")
+        told.append(f"| {term} | {' | '.join(f'{totals[policy] / count:+.2f}' for policy, count in counts.items())} |")
+    return "\n".join(told)
 
 
 def healthy(name: str, rows: list[dict[str, Any]]) -> str:
@@ -77,7 +89,7 @@ def healthy(name: str, rows: list[dict[str, Any]]) -> str:
     if not values:
         return "–"
     if name == "train/learning_rate":
-        return f"rises to {max(values):.2g}, then falls to 0"
+        return f"rises to {float(f'{max(values):.1g}'):g}, then falls to 0"
     if name == "train/grad_norm":
         return f"{min(values):.2f} to {max(values):.2f}"
     if name.startswith("eval/") or name in ("train/epoch", "train/tokens"):
@@ -87,9 +99,9 @@ def healthy(name: str, rows: list[dict[str, Any]]) -> str:
 
 def of_policies(name: str, metrics: dict[str, float]) -> str:
     if name in metrics:
-        return f"{metrics[name]:.0f}"
+        return f"{metrics[name]:,.3g}" if abs(metrics[name]) < 100 else f"{metrics[name]:,.0f}"
     cells = []
-    for policy in ("sft", "dpo"):
+    for policy in POLICIES:
         mean = metrics.get(f"{policy}:{name}")
         cell = "–" if mean is None else f"{mean:.3g}"
         if mean is not None and name in WITH_INTERVAL:
@@ -99,32 +111,44 @@ def of_policies(name: str, metrics: dict[str, float]) -> str:
     return ", ".join(cells)
 
 
-def names_of(page: str) -> list[tuple[str, str]]:
-    text = (ROOT / "docs" / "algorithms" / f"{page}.md").read_text(encoding="utf-8").partition("| metric |")[2]
-    return ROW.findall(text)
+def capture(run: Path) -> str:
+    tables = prefopt("run", str(run / "recipe.yaml"), "--out", str(run)).partition("\nreward\n")[2]
+    text = prefopt("status", str(run)) + "\nreward\n" + tables
+    kept = "\n".join(line.rstrip() for line in text.replace(str(run), "runs/quickstart").splitlines())
+    return f"```\n{kept}\n```"
+
+
+def replace_block(page: str, index: int, content: str) -> None:
+    path = ROOT / page
+    text = path.read_text(encoding="utf-8")
+    block = list(BLOCK.finditer(text))[index]
+    path.write_text(text[: block.start(2)] + content + "\n" + text[block.end(2) :], encoding="utf-8")
+
+
+def fill_metrics(page: str, told: Callable[[str], str]) -> None:
+    """The last column of the table of metrics, which is in the page's first block."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    content = BLOCK.search(text)
+    assert content is not None, f"{page} has no measured block"
+    replace_block(page, 0, ROW.sub(lambda row: f"| {row[1]} | {told(row[2])} |", content[2]).rstrip("\n"))
 
 
 def main() -> int:
     run = Path(sys.argv[1]).absolute()
-    again = ("run", str(run / "recipe.yaml"), "--out", str(run))
-    planned = json.loads(prefopt(*again, "--dry-run", "--json"))
+    planned = json.loads(prefopt("run", str(run / "recipe.yaml"), "--out", str(run), "--dry-run", "--json"))
     waiting = [stage["stage"] for stage in planned["stages"] if stage["state"] != "done"]
     if waiting:
         print(f"{run} is not finished: {', '.join(waiting)} would run", file=sys.stderr)
         return 2
-    captured = prefopt("status", str(run)) + "\neval\n" + prefopt(*again).partition("\neval\n")[2]
-    print("README.md\n\n" + captured.replace(str(run), "runs/quickstart"))
-    print("docs/recipes/quickstart.md\n")
-    for part in (print_costs, print_policies, print_gold_terms):
-        part(run)
-        print()
+    replace_block("README.md", 0, capture(run))
+    for index, content in enumerate((costs(run), table(run, "eval"), table(run, "reward"), gold_table(run))):
+        replace_block("docs/recipes/quickstart.md", index, content)
     for stage, page in STAGES.items():
-        print(f"docs/algorithms/{page}.md\n")
         rows = lines(folder(run, stage) / "metrics.jsonl")
-        print("\n".join(f"| {start} | {healthy(name, rows)} |" for start, name in names_of(page)) + "\n")
-    print("docs/algorithms/evaluate.md\n")
-    metrics = manifest(run, "eval")["metrics"]
-    print("\n".join(f"| {start} | {of_policies(name, metrics)} |" for start, name in names_of("evaluate")))
+        fill_metrics(f"docs/algorithms/{page}.md", partial(healthy, rows=rows))
+    for stage, page in (("pairs", "collect"), ("eval", "evaluate")):
+        metrics = manifest(run, stage)["metrics"]
+        fill_metrics(f"docs/algorithms/{page}.md", partial(of_policies, metrics=metrics))
     return 0
 
 

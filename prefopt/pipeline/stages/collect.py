@@ -148,7 +148,8 @@ def _sample(
         answers = sample_into(
             ledger,
             name,
-            inputs[name].manifest.sha256,
+            # The key of this stage covers what the base is.
+            inputs[name].manifest.sha256 if name in inputs else context.key,
             asked,
             spec.samples_per_prompt,
             partial(bench.sample, role),

@@ -1,3 +1,5 @@
+import contextlib
+
 import torch
 
 from prefopt.models import generate
@@ -34,6 +36,22 @@ def test_greedy_is_what_the_librarys_own_loop_gives(monkeypatch) -> None:
     monkeypatch.setattr(generate, "_keeps_a_plain_cache", lambda model: False)
     assert sample(model, tokenizer, PROMPTS, options) == ours
     assert len({len(answer.ids) for answer in ours}) > 1  # rows left the batch at different times
+
+
+def test_sampling_leaves_every_weight_as_it_was_and_merging_changes_no_answer(monkeypatch) -> None:
+    model, tokenizer = tiny_policy(), tiny_tokenizer()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.1)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    options = SamplingOptions(24, temperature=0.0, batch_size=5)
+    ours = sample(model, tokenizer, PROMPTS, options)
+    assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
+    with model.disable_adapter():
+        assert sample(model, tokenizer, PROMPTS, options) != ours
+    monkeypatch.setattr(generate, "merged", lambda model: contextlib.nullcontext())
+    assert sample(model, tokenizer, PROMPTS, options) == ours
 
 
 def test_top_p_keeps_the_likeliest_tokens_that_reach_it() -> None:
