@@ -26,10 +26,13 @@ class Candidate:
 
 
 def distinct(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """The first of every text, blank ones left out: a pair needs two different answers."""
+    """The first of every text: a pair needs two different answers.
+
+    Blank ones are left out, and those with a NUL, which a model that writes bytes may sample and no data set may hold.
+    """
     seen: dict[str, Candidate] = {}
     for candidate in candidates:
-        if candidate.text.strip():
+        if candidate.text.strip() and "\0" not in candidate.text:
             seen.setdefault(candidate.text, candidate)
     return list(seen.values())
 

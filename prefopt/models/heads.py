@@ -149,6 +149,7 @@ def read_reward(directory: Path) -> tuple[LoraConfig, dict[str, Tensor], Tensor]
     if head is None:
         raise IntegrityError(f"{directory}: there is no {HEAD_KEY}, so this is no reward model")
     config.task_type, config.modules_to_save = "CAUSAL_LM", None
+    config.base_model_name_or_path = None  # PEFT warns where the folder was renamed since
     return config, weights, head
 
 

@@ -32,6 +32,7 @@ class Part:
     def __init__(self, spec: type[BaseModel], raw: Mapping[str, Any], path: KeyPath, bad: set[KeyPath]) -> None:
         self.path = path
         self._spec = spec
+        self._written = frozenset(key for key, value in raw.items() if value is not None)
         self._valid = {key: value for key, value in raw.items() if not _touched((*path, key), bad)}
 
     def get(self, key: str) -> Any:
@@ -41,6 +42,10 @@ class Part:
     def has(self, key: str) -> bool:
         """Whether there is such a key here at all."""
         return key in self._spec.model_fields
+
+    def written(self, key: str) -> bool:
+        """Whether the recipe says it, validly or not."""
+        return key in self._written
 
     def given(self, key: str) -> bool:
         """Whether the recipe says it, and validly."""

@@ -62,7 +62,7 @@ def _pairs(part: Part) -> Iterator[Fault]:
 
 def _headroom(part: Part) -> Iterator[Fault]:
     """The best of many is the best by a reward."""
-    if part.given("best_of") and not part.given("reward"):
+    if part.given("best_of") and not part.written("reward"):
         yield Fault("best_of", "the best completions are chosen by a reward, and the stage has none", "add 'reward'")
 
 

@@ -10,7 +10,7 @@ import torch
 import transformers
 from packaging.version import Version
 from torch import Tensor, nn
-from torch.utils.data import Sampler
+from torch.utils.data import Sampler, SequentialSampler
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from prefopt.trainers.checkpoints import CheckpointedTrainer
@@ -92,6 +92,10 @@ class PairTrainer(CheckpointedTrainer):
         lengths = [len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in rows]
         size = self.args.train_batch_size * self.args.gradient_accumulation_steps
         return cast("Sampler[int]", LengthGroupedSampler(size, lengths=lengths))
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[int] | None:
+        """In order: the usual sampler groups by the length of `input_ids`, which pairs do not have."""
+        return SequentialSampler(eval_dataset)
 
     def _record(self, metrics: dict[str, Tensor]) -> None:
         sums = self._sums["train" if self.model.training else "eval"]

@@ -150,15 +150,17 @@ class RewardTrainer(PairTrainer):
     @torch.no_grad()
     def _require_equal_scores(self, directory: Path) -> None:
         batch = self._prepare_inputs(self.data_collator(self.train_dataset[:_PROBE]))
-        with evaluating(self.model), self.accelerator.autocast():
+        devices = [self.args.device] if self.args.device.type == "cuda" else []
+        # A second adapter begins with random numbers, which must not be missing in training.
+        with evaluating(self.model), self.accelerator.autocast(), torch.random.fork_rng(devices=devices):
             expected = self.model(batch["input_ids"], batch["attention_mask"])
             peft, head = hang_reward(self.model.peft, directory, _SAVED)
             peft.set_adapter(_SAVED, inference_mode=True)
             try:
                 found = RewardModel(peft, head)(batch["input_ids"], batch["attention_mask"])
             finally:
-                peft.delete_adapter(_SAVED)
                 peft.set_adapter(REWARD)
+                peft.delete_adapter(_SAVED)
         if not torch.allclose(found, expected, rtol=1e-4, atol=1e-4):
             gap = float((found - expected).abs().max())
             raise IntegrityError(f"{directory}: the saved reward model scores differently, by up to {gap:.1e}")

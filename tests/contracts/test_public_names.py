@@ -10,7 +10,16 @@ import pytest
 PUBLIC = {
     "prefopt": ["Recipe", "__version__", "run"],
     "prefopt.api": ["RunOptions", "RunSummary", "run"],
-    "prefopt.trainers": ["DPOConfig", "DPOTrainer", "PretrainTrainer", "SFTTrainer"],
+    "prefopt.trainers": [
+        "DPOConfig",
+        "DPOTrainer",
+        "PPOConfig",
+        "PPOTrainer",
+        "PretrainTrainer",
+        "RewardConfig",
+        "RewardTrainer",
+        "SFTTrainer",
+    ],
     "prefopt.losses.dpo": [
         "DPOLossOutput",
         "DPOOptions",
@@ -24,8 +33,25 @@ PUBLIC = {
         "sigmoid_loss",
     ],
     "prefopt.losses.logprobs": ["completion_logps", "entropy", "exact_kl", "token_logps"],
+    "prefopt.losses.ppo": [
+        "KLEstimator",
+        "PPOOptions",
+        "PolicyLoss",
+        "ValueLoss",
+        "explained_variance",
+        "gae",
+        "kl_tokens",
+        "masked_mean",
+        "masked_whiten",
+        "policy_loss",
+        "ppo_loss",
+        "token_rewards",
+        "value_loss",
+    ],
+    "prefopt.losses.reward": ["reward_loss"],
     "prefopt.rewards": [],
-    "prefopt.rewards.scorers": ["GoldScorer", "Scorer"],
+    "prefopt.rewards.model": ["RewardModelScorer"],
+    "prefopt.rewards.scorers": ["GoldScorer", "LexiconScorer", "Scorer"],
 }
 
 

@@ -23,6 +23,8 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "stories260k-hf" / "config.json").write_text("{}")
     (tmp_path / "hh-rlhf-harmless").mkdir()
     (tmp_path / "hh-rlhf-harmless" / "test.jsonl.gz").write_bytes(b"")
+    (tmp_path / "vader-sentiment").mkdir()
+    (tmp_path / "vader-sentiment" / "vader_lexicon.txt").write_text("good\t1.9\n")
     for name in ("PREFOPT_DATA", "PREFOPT_MODELS"):
         monkeypatch.setenv(name, str(tmp_path))
 

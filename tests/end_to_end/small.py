@@ -19,18 +19,25 @@ from prefopt.store.files import sha256_file
 
 ROOT = Path(__file__).parents[2]
 QUICKSTART = ROOT / "recipes" / "quickstart.yaml"
-STAGES = ("base", "sft", "dpo", "eval")
-STEPS = {"base": 8, "sft": 7, "dpo": 7}
+STAGES = ("base", "sft", "pairs", "reward", "dpo", "ppo", "eval")
+STEPS = {"base": 8, "sft": 7, "reward": 7, "dpo": 7}
 SAVE_STEPS = 3
+ROLLOUTS, STEPS_PER_ROLLOUT = 3, 2
 SMALL = (
-    *(f"data.{name}.max_samples=120" for name in ("conversations", "demonstrations", "preferences")),
+    *(f"data.{name}.max_samples=120" for name in ("conversations", "demonstrations")),
+    "data.prompts.max_samples=60",
     *(f"stages.base.{key}" for key in ("vocab_size=320", "hidden_size=32", "intermediate_size=32")),
     *("stages.base.num_hidden_layers=1", "stages.base.warmup_steps=0"),
     *(f"stages.{stage}.max_steps={steps}" for stage, steps in STEPS.items()),
     *(f"stages.{stage}.save_steps={SAVE_STEPS}" for stage in STEPS),
     *(f"stages.{stage}.logging_steps=1" for stage in STEPS),
     *(f"stages.{stage}.per_device_train_batch_size=4" for stage in STEPS),
-    *("stages.eval.max_prompts=6", "stages.eval.samples_per_prompt=1", "stages.eval.max_new_tokens=8"),
+    *("stages.pairs.samples_per_prompt=2", "stages.pairs.judge.noise=0.1", "stages.pairs.max_new_tokens=8"),
+    *("stages.pairs.per_device_eval_batch_size=8", "stages.ppo.max_new_tokens=8", "stages.ppo.logging_steps=1"),
+    *(f"stages.ppo.{key}" for key in ("rollout_batch_size=8", "num_ppo_epochs=2", "per_device_train_batch_size=4")),
+    *(f"stages.ppo.{key}" for key in (f"total_episodes={8 * ROLLOUTS}", "save_steps=1")),
+    *("stages.eval.max_prompts=6", "stages.eval.best_of=4", "stages.eval.best_of_prompts=4"),
+    *("stages.eval.samples_per_prompt=1", "stages.eval.max_new_tokens=8"),
 )
 Snapshot = dict[str, tuple[int, str]]
 
@@ -151,8 +158,8 @@ def results(out: Path) -> dict[str, str]:
 
 def weights(out: Path) -> dict[str, str]:
     """sha256 of the model and of the final adapters."""
-    files = {"base": "model/model.safetensors", "sft": "adapter/adapter_model.safetensors"}
-    files["dpo"] = files["sft"]
+    adapter = "adapter/adapter_model.safetensors"
+    files = {"base": "model/model.safetensors", **dict.fromkeys(("sft", "reward", "dpo", "ppo"), adapter)}
     found = {}
     for stage, name in files.items():
         directory = folder(out, stage)

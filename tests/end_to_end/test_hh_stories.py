@@ -18,8 +18,9 @@ STORIES = RECIPES / "hh_stories.yaml"
 ROWS = 80
 FEW = (
     f"data.hh.max_samples={ROWS}",
-    *(f"stages.{stage}.max_steps=3" for stage in ("sft", "dpo")),
-    *(f"stages.{stage}.per_device_train_batch_size=4" for stage in ("sft", "dpo")),
+    *(f"stages.{stage}.max_steps=3" for stage in ("sft", "reward", "dpo")),
+    *(f"stages.{stage}.per_device_train_batch_size=4" for stage in ("sft", "reward", "dpo", "ppo")),
+    *(f"stages.ppo.{key}" for key in ("total_episodes=16", "rollout_batch_size=8", "max_new_tokens=8")),
     "stages.eval.max_prompts=4",
     "stages.eval.max_new_tokens=8",
 )
@@ -52,7 +53,7 @@ def stories(
 @pytest.mark.shared
 @pytest.mark.slow
 def test_what_was_trimmed_and_dropped_is_counted_in_the_manifest(stories: Stories) -> None:
-    for stage in ("sft", "dpo"):
+    for stage in ("sft", "reward", "dpo"):
         details = stories.details(stage)
         data, encoding = details["data"], details["encoding"]
         assert encoding["chat_template"] == "transcript"

@@ -6,9 +6,11 @@ the same command goes on with it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +24,7 @@ from tests.end_to_end.small import (
     SAVE_STEPS,
     STAGES,
     STEPS,
+    STEPS_PER_ROLLOUT,
     Finished,
     Snapshot,
     Warm,
@@ -85,7 +88,8 @@ def trains(stage: str, step: int) -> Point:
 
 
 def saves(stage: str, step: int) -> Point:
-    return _in(stage, f"saves step {step}", f"checkpoints/tmp-{step}", step - SAVE_STEPS)
+    before = step - (STEPS_PER_ROLLOUT if stage == "ppo" else SAVE_STEPS)
+    return _in(stage, f"saves step {step}", f"checkpoints/tmp-{step}", before)
 
 
 def saved(stage: str, step: int = LAST_SAVED) -> Point:
@@ -102,6 +106,22 @@ def samples(policy: str) -> Point:
         return log.is_file() and f"completions from {policy}" in log.read_text()
 
     return Point("eval", f"samples from {policy}", reached)
+
+
+def collects(count: int) -> Point:
+    """So many completions are in the ledger."""
+
+    def reached(out: Path) -> bool:
+        path = out / "ledger" / "ledger.sqlite3"
+        if not path.exists():
+            return False
+        with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as ledger:
+            try:
+                return int(ledger.execute("SELECT COUNT(*) FROM samples").fetchone()[0]) >= count
+            except sqlite3.OperationalError:  # the tables are not there yet
+                return False
+
+    return Point("pairs", f"has collected {count} completions", reached)
 
 
 def after(stage: str) -> Point:
@@ -235,10 +255,15 @@ OF_THE_RUNNER = (
     after("base"),
     saved("sft"),
     replace(commits("sft", "adapter/adapter_model.safetensors"), alone=True),
+    collects(8),
+    commits("pairs", "pairs.jsonl"),
     starts("dpo"),
     trains("dpo", 2),
     replace(saved("dpo"), alone=True),
     commits("dpo", "adapter/adapter_model.safetensors"),
+    saves("ppo", 4),
+    trains("ppo", 5),
+    commits("ppo", "adapter/adapter_model.safetensors"),
     samples("dpo"),
     reports(),
 )
@@ -250,11 +275,18 @@ OF_THE_WORKER = (
     starts("sft"),
     saves("sft", LAST_SAVED),
     commits("sft", "metrics.json"),
+    starts("pairs"),
+    collects(40),
+    saved("reward"),
+    commits("reward", "scores.jsonl"),
     trains("dpo", 4),
     saves("dpo", LAST_SAVED),
     commits("dpo", "adapter/adapter_model.safetensors"),
+    trains("ppo", 1),
+    trains("ppo", 3),
+    saved("ppo", 4),
     starts("eval"),
-    samples("dpo"),
+    samples("ppo"),
     commits("eval", "samples.jsonl"),
 )
 
@@ -301,7 +333,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_serves(
 
 
 def test_ctrl_c_saves_and_names_the_command_that_goes_on(quickstart: Finished, out: Path, warm: Warm) -> None:
-    copy_run(quickstart.out, out, without=("sft", "dpo", "eval"))
+    copy_run(quickstart.out, out, without=STAGES[1:])
     before = finished(out)
     with _program(out) as (process, said):
         worker = reach(out, trains("sft", 1), lambda: process.poll() is not None)
@@ -321,6 +353,6 @@ def test_ctrl_c_saves_and_names_the_command_that_goes_on(quickstart: Finished, o
     resumed = warm.run(words(out))
     assert resumed.returncode == 0, resumed.stderr
     assert f"sft: resuming from step {stopped[1]}" in resumed.stderr
-    assert states(resumed) == dict(zip(STAGES, ("skipped", "done", "done", "done"), strict=True))
+    assert states(resumed) == {stage: "skipped" if stage == "base" else "done" for stage in STAGES}
     assert finished(out).items() >= before.items()
     assert results(out) == results(quickstart.out)

@@ -45,13 +45,14 @@ def test_a_run_ends_with_a_table_and_a_report(quickstart: Finished) -> None:
     done, out = quickstart.done, quickstart.out
     assert done.returncode == 0, done.stderr
     assert states(quickstart.done) == dict.fromkeys(STAGES, "done")
-    assert "win rate" in done.stdout and "sft (baseline)" in done.stdout
+    for shown in ("win rate", "sft (baseline)", "share of headroom", "reward model", "held-out pairs"):
+        assert shown in done.stdout, shown
     assert done.stdout.rstrip().endswith(f"report: {out / 'report' / 'index.html'}")
     page = (out / "report" / "index.html").read_text()
     assert page.lower().startswith("<!doctype html") and all(f">{stage}<" in page for stage in STAGES)
     assert "Traceback" not in done.stderr and "Warning" not in done.stderr
     for number, stage in enumerate(STAGES, start=1):
-        assert f"[{number}/4] {stage}" in done.stderr
+        assert f"[{number}/{len(STAGES)}] {stage}" in done.stderr
 
 
 def test_every_artefact_verifies_and_every_number_is_explained(quickstart: Finished) -> None:
@@ -63,10 +64,11 @@ def test_every_artefact_verifies_and_every_number_is_explained(quickstart: Finis
         assert measured and measured == manifest.metrics
         explained(measured)
         assert manifest.cost["wall_seconds"] > 0 and manifest.cost["peak_host_bytes"] > 2**20
-        if stage != "eval":
+        if stage not in ("pairs", "eval"):
             rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
             names = {name for row in rows for name in row} - {"step", "time", "summary"}
-            assert {"train/loss", "train/learning_rate", "eval/loss"} <= names
+            held_out = set() if stage == "ppo" else {"eval/loss"}
+            assert {"train/loss", "train/learning_rate"} | held_out <= names
             explained(dict.fromkeys(names, 0.0))
     assert json.loads((quickstart.out / "fingerprint.json").read_text())
 
@@ -113,11 +115,12 @@ def test_a_changed_learning_rate_runs_what_depends_on_it(quickstart: Finished, o
     before = finished(out)
     change = ("--set", "stages.dpo.learning_rate=1.7e-3")
     planned = warm.run(words(out, *change, "--dry-run"))
-    assert states(planned) == {"base": "done", "sft": "done", "dpo": "would", "eval": "would"}
+    changing = ("dpo", "eval")
+    assert states(planned) == {stage: "would" if stage in changing else "done" for stage in STAGES}
     assert re.search(r"changed: learning_rate \S+ → 0.0017", planned.stdout)
     changed = warm.run(words(out, *change))
     assert changed.returncode == 0, changed.stderr
-    assert states(changed) == {"base": "skipped", "sft": "skipped", "dpo": "done", "eval": "done"}
+    assert states(changed) == {stage: "done" if stage in changing else "skipped" for stage in STAGES}
     assert re.search(r"dpo: changed: learning_rate \S+ → 0.0017", changed.stderr)
     assert finished(out).items() >= before.items()
     old, new = weights(quickstart.out), weights(out)
@@ -132,11 +135,12 @@ def test_from_makes_a_stage_and_what_follows_again_with_the_same_result(
 ) -> None:
     copy_run(quickstart.out, out)
     before = {stage: snapshot(folder(out, stage) or out) for stage in STAGES}
-    again = warm.run(words(out, "--from", "dpo"))
-    assert states(again) == {"base": "skipped", "sft": "skipped", "dpo": "done", "eval": "done"}, again.stderr
-    assert "dpo: --from asks for it" in again.stderr
+    again = warm.run(words(out, "--from", "pairs"))
+    remade = ["pairs", "reward", "dpo", "ppo", "eval"]
+    assert states(again) == {stage: "done" if stage in remade else "skipped" for stage in STAGES}, again.stderr
+    assert "pairs: --from asks for it" in again.stderr
     after = {stage: snapshot(folder(out, stage) or out) for stage in STAGES}
-    assert [stage for stage in STAGES if after[stage] != before[stage]] == ["dpo", "eval"]
+    assert [stage for stage in STAGES if after[stage] != before[stage]] == remade
     assert results(out) == results(quickstart.out)
 
 
@@ -147,7 +151,7 @@ def test_only_runs_one_stage_and_says_what_it_lacks(out: Path, warm: Warm) -> No
     base = warm.run(words(out, "--only", "base", "--json"))
     assert base.returncode == 0, base.stderr
     found = {stage["stage"]: stage["state"] for stage in json.loads(base.stdout)["stages"]}
-    assert found == {"base": "done", "sft": "not selected", "dpo": "not selected", "eval": "not selected"}
+    assert found == {stage: "done" if stage == "base" else "not selected" for stage in STAGES}
     assert folder(out, "sft") is None
 
 

@@ -15,7 +15,7 @@ from prefopt.data.splits import position, prompt_key
 from prefopt.errors import DataError, Interrupted
 from prefopt.evaluation.policy import PolicyBench
 from prefopt.feedback.judges import label
-from prefopt.feedback.pairing import Candidate, pairs_of
+from prefopt.feedback.pairing import Candidate, distinct, pairs_of
 from prefopt.feedback.sampling import Asked, sample_into
 from prefopt.models.generate import SamplingOptions
 from prefopt.models.roles import load_frozen
@@ -231,8 +231,7 @@ def _pairs(
         rng = random.Random(key_of("pairs", context.seed, text))
         pairs = pairs_of(candidates, spec.pairing, spec.pairs_per_prompt, rng)
         if not pairs:
-            texts = {candidate.text for candidate in candidates if candidate.text.strip()}
-            found["all answers alike" if len(texts) < 2 else "all rewards alike"] += 1
+            found["all answers alike" if len(distinct(candidates)) < 2 else "all rewards alike"] += 1
         for better, worse in pairs:
             key, in_order = judgement_key(prompt.prompt, better.text, worse.text, QUESTION, judge)
             if key not in (known := ledger.judgements([key])):
