@@ -81,13 +81,13 @@ def _show(summary: RunSummary) -> None:
     ]  # fmt: skip
     print_table(("stage", "kind", "state", "time", ""), rows, title=f"{summary.name}: {summary.directory}")
     for outcome in summary.stages:
-        if outcome.kind == "evaluate" and outcome.state in ("done", "skipped") and outcome.directory is not None:
-            _show_policies(outcome.stage, outcome.directory)
+        if outcome.state in ("done", "skipped") and outcome.directory is not None:
+            _show_table(outcome.stage, outcome.directory)
     if summary.report is not None:
         say(f"report: {summary.report}")
 
 
-def _show_policies(stage: str, directory: Path) -> None:
+def _show_table(stage: str, directory: Path) -> None:
     from prefopt.cli.output import print_table, say
     from prefopt.store.files import read_json
 

@@ -2,8 +2,22 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch.nn.functional as F
 from torch import Tensor
+
+
+class RewardLoss(NamedTuple):
+    """Loss and score differences of a batch, each [B].
+
+    Attributes:
+        losses: In nats, one value per pair; average them with the pairs' weights.
+        margins: r(chosen) - r(rejected), without gradient; a margin that was asked for is not subtracted.
+    """
+
+    losses: Tensor
+    margins: Tensor
 
 
 def reward_loss(
@@ -13,7 +27,7 @@ def reward_loss(
     probability: Tensor | None = None,
     margin: Tensor | None = None,
     center_rewards_coefficient: float = 0.0,
-) -> Tensor:
+) -> RewardLoss:
     """Negative log-likelihood of each label under the Bradley-Terry model (arXiv 2203.02155, equation 1).
 
     With d = r(chosen) - r(rejected) - margin and p the probability that chosen is preferred:
@@ -31,9 +45,10 @@ def reward_loss(
         center_rewards_coefficient: c, not negative.
 
     Returns:
-        [B], nats, one value per pair; average them with the pairs' weights.
+        Losses and score differences, [B] each.
     """
     difference = chosen_scores - rejected_scores
+    margins = difference.detach()
     if margin is not None:
         difference = difference - margin
     losses = -F.logsigmoid(difference)
@@ -41,4 +56,4 @@ def reward_loss(
         losses = probability * losses - (1 - probability) * F.logsigmoid(-difference)
     if center_rewards_coefficient:
         losses = losses + center_rewards_coefficient * (chosen_scores + rejected_scores).square()
-    return losses
+    return RewardLoss(losses, margins)

@@ -40,7 +40,7 @@ def plain_sampling(model: torch.nn.Module) -> Iterator[None]:
 
 @contextmanager
 def merged(model: torch.nn.Module) -> Iterator[None]:
-    """Within the block the active adapter is part of the base's weights, which afterwards are what they were, to the bit.
+    """Within the block the active adapter is part of the base's weights, which afterwards are exactly as before.
 
     A token costs a small model about half the time so: an adapter is three more operations in every layer. Only in
     float32, where merging changes logits by rounding alone; nothing is merged in half precision or a quantised base.

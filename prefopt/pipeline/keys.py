@@ -196,7 +196,7 @@ def changes(directory: Path, key: StageKey) -> list[str]:
 
 
 def _flat(value: object, prefix: str) -> dict[str, object]:
-    if not isinstance(value, dict) or not value:
+    if not isinstance(value, dict):
         return {prefix.removeprefix("spec."): value}
     flat: dict[str, object] = {}
     for name, part in value.items():

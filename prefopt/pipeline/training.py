@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from prefopt.errors import Interrupted
 from prefopt.pipeline.context import StageContext
@@ -14,6 +14,8 @@ from prefopt.tracking.jsonl import RESERVED, read_jsonl
 from prefopt.tracking.tracker import METRICS_FILE, Tracker, open_tracker
 from prefopt.trainers.callbacks import StageCallback
 from prefopt.trainers.checkpoints import CheckpointedTrainer
+
+Trained = TypeVar("Trained", bound=CheckpointedTrainer)
 
 
 def checkpoint_step(context: StageContext) -> int | None:
@@ -45,14 +47,18 @@ def tracked(spec: StageSpec, context: StageContext, resume_step: int | None) -> 
 
 
 def train(
-    build: Callable[[list[Any]], CheckpointedTrainer], spec: StageSpec, context: StageContext
-) -> CheckpointedTrainer:
+    build: Callable[[list[Any]], Trained],
+    spec: StageSpec,
+    context: StageContext,
+    samples: Callable[[Trained], Sequence[Mapping[str, object]]] = lambda trainer: (),
+) -> Trained:
     """Build a trainer, train it to the end and evaluate it.
 
     Args:
         build: Makes the trainer from its callbacks.
         spec: The stage's options, for the tracker's configuration.
         context: The stage's context.
+        samples: Rows of a table of samples that the tracker shows beside the numbers.
 
     Returns:
         The trained trainer.
@@ -76,6 +82,8 @@ def train(
         if trainer.eval_dataset is not None:
             trainer.evaluate()
         tracker.summary(final_metrics(context))
+        if rows := samples(trainer):
+            tracker.table("samples", rows)
     return trainer
 
 

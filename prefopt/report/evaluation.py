@@ -9,10 +9,23 @@ from prefopt.report.format import decimals
 from prefopt.report.rundata import RunData, StageData
 
 # Columns in this order; others follow by name.
-_ORDER = ("win_rate", "gold", "reward", "preference/accuracy", "kl", "length", "eos_rate", "violation_rate")
+_ORDER = (
+    "win_rate",
+    "gold",
+    "reward",
+    "best_of_n",
+    "headroom",
+    "preference/accuracy",
+    "kl",
+    "length",
+    "eos_rate",
+    "violation_rate",
+)
 _TITLES = {
     "win_rate": "win rate",
     "gold": "gold reward",
+    "best_of_n": "best of n",
+    "headroom": "share of headroom",
     "preference/accuracy": "preference accuracy",
     "kl": "KL",
     "eos_rate": "ended itself",

@@ -20,7 +20,21 @@ from prefopt.store.run import RunDirectory
 from prefopt.tracking.metrics import Metric, describe
 from prefopt.tracking.redaction import redact
 
-_HEADLINES = ("eval/loss", "eval/dpo/accuracy", "eval/dpo/margin", "train/loss", "dpo/accuracy", "eval/perplexity")
+_HEADLINES = (
+    "ppo/score",
+    "ppo/kl",
+    "ppo/entropy",
+    "reward/accuracy/mean",
+    "collect/pairs",
+    "collect/reward",
+    "collect/label_agreement",
+    "eval/loss",
+    "eval/dpo/accuracy",
+    "eval/dpo/margin",
+    "train/loss",
+    "dpo/accuracy",
+    "eval/perplexity",
+)
 _MOST_HEADLINES = 3
 _TOTALS = ("rows_read", "kept_train", "kept_eval", "dropped")
 _ARROWS = {"higher": "↑ higher is better", "lower": "↓ lower is better", None: ""}

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from prefopt.report.rundata import Point, RunData, StageData
+from prefopt.report.rundata import Point, RunData, StageData, reward_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -101,6 +101,67 @@ _CURVES = (
         "share of pairs",
         (("dpo/accuracy", "training"), ("eval/dpo/accuracy", "held out")),
         0.5,
+    ),
+    _Curves(
+        "reward-accuracy",
+        "Accuracy of the reward model",
+        "Share of pairs where the preferred answer has the higher score; 0.5 is guessing. A gap between training and "
+        "held-out pairs is learning by heart.",
+        "share of pairs",
+        (("reward/accuracy", "training"), ("eval/reward/accuracy", "held out")),
+        0.5,
+    ),
+    _Curves(
+        "reward-scores",
+        "Scores",
+        "Only their difference means something; it should grow and level off.",
+        "score",
+        (("reward/chosen_score", "chosen"), ("reward/rejected_score", "rejected")),
+    ),
+    _Curves(
+        "score",
+        "Reward of the rollouts",
+        "What the reward says of the policy's samples, before it is scaled. Rising is the aim; whether people would "
+        "agree, it does not know.",
+        "reward",
+        (("ppo/score", "score"),),
+    ),
+    _Curves(
+        "kl",
+        "Distance from the reference",
+        "The price of the reward. A few nats are usual; growth without end is over-optimisation.",
+        "nats per answer",
+        (("ppo/kl", "KL"),),
+        0.0,
+    ),
+    _Curves(
+        "entropy",
+        "Entropy",
+        "How undecided the policy is about the next token. Near 0 it answers every prompt in one way only.",
+        "nats per token",
+        (("ppo/entropy", "entropy"),),
+    ),
+    _Curves(
+        "length",
+        "Length of the answers",
+        "A jump means that the reward can be had by writing more, or less.",
+        "tokens",
+        (("ppo/length", "length"),),
+    ),
+    _Curves(
+        "update",
+        "Size of the updates",
+        "Share of tokens whose ratio or value was clipped; above 0.2 the updates are too large for their rollout.",
+        "share of tokens",
+        (("ppo/clip_fraction", "ratio clipped"), ("ppo/value_clip_fraction", "value clipped")),
+    ),
+    _Curves(
+        "value",
+        "What the value foresees",
+        "Share of the returns' variance that is explained; 1 is all, 0 nothing. PPO works at 0, and slower.",
+        "explained variance",
+        (("ppo/explained_variance", "explained variance"),),
+        0.0,
     ),
     _Curves(
         "margin",
@@ -220,9 +281,9 @@ def _curves(curves: _Curves, present: Sequence[tuple[Sequence[Point], str]]) -> 
 def _scores(stage: StageData) -> dict[str, list[float]]:
     scores: dict[str, list[float]] = {}
     for row in stage.samples:
-        value = row.get("gold")
-        if isinstance(value, int | float):
-            scores.setdefault(str(row.get("policy", "")), []).append(float(value))
+        value = reward_of(row)
+        if value is not None:
+            scores.setdefault(str(row.get("policy", "")), []).append(value)
     return scores
 
 
@@ -240,7 +301,7 @@ def _distributions(scores: Mapping[str, Sequence[float]]) -> Callable[[Axes], No
                 values, bins=edges, weights=shares, color=colour, histtype="step", linewidth=1.4, label=_plain(policy)
             )
             axes.axvline(sum(values) / len(values), color=colour, linewidth=1.2, linestyle=(0, (4, 3)))
-        axes.set_xlabel("gold reward")
+        axes.set_xlabel("reward")
         axes.set_ylabel("share of answers")
         _legend(axes)
 

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from prefopt.errors import InputError, PrefoptError
+from prefopt.recipe.rounds import unrolled_blocks
 from prefopt.store import manifest as manifests
 from prefopt.store.files import read_json
 from prefopt.store.manifest import Manifest
@@ -92,8 +93,7 @@ def read_run(root: Path) -> RunData:
     warnings: list[str] = []
     text = _text(run.recipe, warnings)
     recipe = _parse_recipe(text, warnings)
-    blocks = recipe.get("stages")
-    blocks = blocks if isinstance(blocks, dict) else {}
+    blocks = unrolled_blocks(recipe)
     folders = sorted(path.name for path in (root / "stages").glob("*") if path.is_dir())
     names = [str(name) for name in blocks] + [name for name in folders if name not in blocks]
     stages = tuple(_read_stage(run, name, blocks.get(name), warnings) for name in names)
@@ -105,6 +105,15 @@ def read_run(root: Path) -> RunData:
         fingerprint=_fingerprint(run.fingerprint, warnings),
         warnings=tuple(warnings),
     )
+
+
+def reward_of(row: Mapping[str, Any]) -> float | None:
+    """The reward of a sample: gold where there is one, else that of whatever scored it; None where nothing did."""
+    for name in ("gold", "reward"):
+        value = row.get(name)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+    return None
 
 
 def _text(path: Path, warnings: list[str]) -> str:

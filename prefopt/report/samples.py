@@ -9,7 +9,7 @@ from typing import Any
 
 from prefopt.report.evaluation import baseline_of
 from prefopt.report.format import Segment, segments
-from prefopt.report.rundata import StageData
+from prefopt.report.rundata import StageData, reward_of
 
 SHOWN = 12
 
@@ -20,7 +20,8 @@ class Answer:
 
     policy: str
     text: list[Segment]
-    gold: float | None
+    reward: float | None
+    judged: str
     tokens: int | None
     finished: bool
     violations: list[list[Segment]]
@@ -47,7 +48,7 @@ Answers = dict[str, Mapping[str, Any]]
 
 
 def samples_of(stage: StageData, count: int = SHOWN) -> Samples | None:
-    """The prompts of an evaluate stage to show.
+    """The prompts of a stage to show: evaluate's, or what collect or the last rollout of ppo sampled.
 
     With a reward they are evenly spaced from the largest loss to the largest gain against the baseline, so that the
     worst, the middle and the best are all seen; without one they are evenly spaced in the order of the file.
@@ -70,7 +71,7 @@ def samples_of(stage: StageData, count: int = SHOWN) -> Samples | None:
         if any(gain is not None for gain in gains.values()):
             ordered = [item for item in ordered if gains[item[0]] is not None]
             ordered.sort(key=lambda item: (gains[item[0]], item[0]))
-            rule = f"from the largest loss to the largest gain of {challenger} over {baseline} in gold reward"
+            rule = f"from the largest loss to the largest gain of {challenger} over {baseline} in reward"
     chosen = _spaced(len(ordered), count)
     everything = len(chosen) == len(prompts)
     share = f"all {len(prompts)} prompts" if everything else f"{len(chosen)} of {len(prompts)} prompts, evenly spaced"
@@ -86,13 +87,12 @@ def _by_prompt(stage: StageData) -> dict[str, Answers]:
     return prompts
 
 
-def _gold(row: Mapping[str, Any] | None) -> float | None:
-    value = None if row is None else row.get("gold")
-    return float(value) if isinstance(value, int | float) else None
+def _reward(row: Mapping[str, Any] | None) -> float | None:
+    return None if row is None else reward_of(row)
 
 
 def _gain(answers: Answers, challenger: str, baseline: str) -> float | None:
-    ours, theirs = _gold(answers.get(challenger)), _gold(answers.get(baseline))
+    ours, theirs = _reward(answers.get(challenger)), _reward(answers.get(baseline))
     return None if ours is None or theirs is None else ours - theirs
 
 
@@ -122,7 +122,8 @@ def _answer(policy: str, row: Mapping[str, Any]) -> Answer:
     return Answer(
         policy=policy,
         text=segments(str(row.get("completion", "")), violations),
-        gold=_gold(row),
+        reward=_reward(row),
+        judged="gold" if isinstance(row.get("gold"), int | float) else "reward",
         tokens=tokens if isinstance(tokens, int) else None,
         finished=bool(row.get("finished", True)),
         violations=[segments(item) for item in violations],

@@ -100,16 +100,15 @@ class RewardTrainer(PairTrainer):
     def pair_losses(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Bradley-Terry loss of every pair; see `prefopt.losses.reward`."""
         chosen, rejected = model(inputs["input_ids"], inputs["attention_mask"]).chunk(2)
-        losses = reward_loss(
+        output = reward_loss(
             chosen,
             rejected,
             probability=inputs.get("probability"),
             center_rewards_coefficient=self.args.center_rewards_coefficient,
         )
-        margin = (chosen - rejected).detach()
-        return losses, {
-            "reward/accuracy": agreement(margin, inputs),
-            "reward/margin": margin,
+        return output.losses, {
+            "reward/accuracy": agreement(output.margins, inputs),
+            "reward/margin": output.margins,
             "reward/chosen_score": chosen.detach(),
             "reward/rejected_score": rejected.detach(),
         }

@@ -34,7 +34,6 @@ PUBLIC = {
     ],
     "prefopt.losses.logprobs": ["completion_logps", "entropy", "exact_kl", "token_logps"],
     "prefopt.losses.ppo": [
-        "KLEstimator",
         "PPOOptions",
         "PolicyLoss",
         "ValueLoss",
@@ -48,7 +47,7 @@ PUBLIC = {
         "token_rewards",
         "value_loss",
     ],
-    "prefopt.losses.reward": ["reward_loss"],
+    "prefopt.losses.reward": ["RewardLoss", "reward_loss"],
     "prefopt.rewards": [],
     "prefopt.rewards.model": ["RewardModelScorer"],
     "prefopt.rewards.scorers": ["GoldScorer", "LexiconScorer", "Scorer"],

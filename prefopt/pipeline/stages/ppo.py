@@ -34,6 +34,7 @@ _SAME = (
     "value",
     "whiten_rewards",
 )
+SAMPLES_TRACKED = 100
 
 
 def run(spec: PPOSpec, inputs: Inputs, context: StageContext) -> StageResult:
@@ -73,8 +74,7 @@ def run(spec: PPOSpec, inputs: Inputs, context: StageContext) -> StageResult:
         trainer.base_name = base.location.name
         return trainer
 
-    trained = train(build, spec, context)
-    assert isinstance(trained, PPOTrainer)
+    trained = train(build, spec, context, samples=lambda trainer: trainer.latest[:SAMPLES_TRACKED])
     save_adapter(model, POLICY, context.directory / "adapter", base.location.name)
     base.tokenizer.save_pretrained(context.directory / "tokenizer")
     lines = [

@@ -49,7 +49,6 @@ def run(spec: RewardSpec, inputs: Inputs, context: StageContext) -> StageResult:
         return trainer
 
     trained = train(build, spec, context)
-    assert isinstance(trained, RewardTrainer)
     trained.save_weights(context.directory / "adapter")
     base.tokenizer.save_pretrained(context.directory / "tokenizer")
     metrics = {**final_metrics(context), **_measure(trained, rows.evaluation, context)}

@@ -5,7 +5,11 @@ import math
 import pytest
 import torch
 
-from prefopt.losses.reward import reward_loss
+from prefopt.losses.reward import reward_loss as loss_and_margins
+
+
+def reward_loss(*scores: torch.Tensor, **more) -> torch.Tensor:
+    return loss_and_margins(*scores, **more).losses
 
 
 def scores(seed: int = 0, count: int = 7) -> tuple[torch.Tensor, torch.Tensor]:
@@ -69,3 +73,9 @@ def test_gradients_agree_with_finite_differences() -> None:
 def test_large_differences_stay_finite() -> None:
     out = reward_loss(torch.tensor([-1e4, 1e4]), torch.zeros(2), probability=torch.tensor([1.0, 0.5]))
     assert out.tolist() == pytest.approx([1e4, 5e3])
+
+
+def test_the_margins_are_plain_differences_without_gradient() -> None:
+    chosen, rejected = scores(4)
+    found = loss_and_margins(chosen.requires_grad_(), rejected, margin=torch.ones_like(rejected)).margins
+    assert torch.equal(found, chosen.detach() - rejected) and not found.requires_grad

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from prefopt.stats.intervals import bootstrap_mean, wilson
+from prefopt.stats.intervals import bootstrap_mean, bootstrap_ratio, wilson
 
 
 def test_wilson_known_answer() -> None:
@@ -62,3 +62,31 @@ def test_bootstrap_of_a_constant_is_a_point() -> None:
 def test_what_is_out_of_range_is_refused(call) -> None:
     with pytest.raises(ValueError, match=r"need|level|clusters"):
         call()
+
+
+def test_a_ratio_of_means_known_answer_and_its_limits() -> None:
+    ratio, low, high = bootstrap_ratio([1.0, 2.0, 3.0], [2.0, 4.0, 6.0])
+    assert ratio == low == high == 0.5  # the same ratio everywhere leaves nothing to chance
+    # Denominators that were not measured are left out of the mean, not counted as 0.
+    ratio, low, high = bootstrap_ratio([1.0, 1.0, 1.0, 1.0], [4.0, np.nan, 2.0, np.nan])
+    assert ratio == pytest.approx(1 / 3) and 0.25 - 1e-9 <= low <= ratio <= high <= 0.5 + 1e-9
+
+
+def test_a_ratio_of_means_covers_at_its_level() -> None:
+    generator = np.random.default_rng(2)
+    hits = 0
+    for trial in range(400):
+        room = generator.normal(1.5, 0.4, size=80)
+        gain = 0.3 * room + generator.normal(0, 0.8, size=80)
+        room[40:] = np.nan
+        _, low, high = bootstrap_ratio(gain.tolist(), room.tolist(), resamples=600, seed=trial)
+        hits += low <= 0.3 <= high
+    assert 0.92 <= hits / 400 <= 0.98
+
+
+@pytest.mark.parametrize(
+    ("above", "below"), [([], []), ([1.0], [1.0, 2.0]), ([np.nan], [1.0]), ([1.0], [np.nan]), ([1.0, 1.0], [1.0, -1.0])]
+)
+def test_a_ratio_of_what_is_not_there_is_refused(above: list[float], below: list[float]) -> None:
+    with pytest.raises(ValueError, match=r"need as many|not measured"):
+        bootstrap_ratio(above, below)

@@ -1,0 +1,140 @@
+"""The middle of the chain as a user sees it: pairs and their ledger, the reward model, ppo, rounds, and wandb."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from prefopt.data.load import load_pairs, load_prompts
+from prefopt.data.splits import prompt_key
+from prefopt.recipe.load import load
+from prefopt.recipe.schema import DataSpec
+from prefopt.store import manifest as manifests
+from prefopt.tracking.metrics import describe
+from tests.end_to_end.small import STAGES, Finished, Warm, copy_run, folder, results, states, words
+from tests.wandb_file import OfflineRun
+
+pytestmark = pytest.mark.slow
+
+
+def lines(out: Path, stage: str, name: str) -> list[dict[str, object]]:
+    directory = folder(out, stage)
+    assert directory is not None
+    return [json.loads(line) for line in (directory / name).read_text().splitlines()]
+
+
+def rows_of(out: Path, table: str) -> int:
+    ledger = sqlite3.connect(out / "ledger" / "ledger.sqlite3")
+    count = ledger.execute(f"SELECT COUNT(*) FROM {table}").fetchone()[0]
+    ledger.close()
+    return int(count)
+
+
+def test_pairs_of_held_out_prompts_are_the_held_out_pairs(quickstart: Finished) -> None:
+    recipe = load(quickstart.out / "recipe.yaml").recipe
+    prompts = load_prompts(("prompts",), recipe.data, recipe.seed)
+    held_out = {prompt_key(prompt) for prompt in prompts.eval}
+    directory = folder(quickstart.out, "pairs")
+    assert directory is not None and held_out
+    fraction = recipe.data["prompts"].eval_fraction
+    spec = DataSpec(path=str(directory / "pairs.jsonl"), format="preference", eval_fraction=fraction)
+    pairs = load_pairs(("pairs",), {**recipe.data, "pairs": spec}, recipe.seed)
+    assert pairs.train and pairs.eval
+    assert {prompt_key(pair.prompt) for pair in pairs.eval} <= held_out
+    assert not {prompt_key(pair.prompt) for pair in pairs.train} & held_out
+    for stage in ("reward", "dpo"):
+        trained = folder(quickstart.out, stage)
+        assert trained is not None
+        account = manifests.verify(trained, full=True).details["data"]
+        assert (account["kept_train"], account["kept_eval"]) == (len(pairs.train), len(pairs.eval))
+
+
+def test_a_pair_says_where_it_comes_from(quickstart: Finished) -> None:
+    sampled = {row["completion"]: row["reward"] for row in lines(quickstart.out, "pairs", "samples.jsonl")}
+    pairs = lines(quickstart.out, "pairs", "pairs.jsonl")
+    assert pairs and len({row["id"] for row in pairs}) == len(pairs)
+    for row in pairs:
+        assert row["annotator"] == "gold" and row["policy_chosen"] == row["policy_rejected"] == "sft"
+        assert row["chosen"] in sampled and row["rejected"] in sampled and row["chosen"] != row["rejected"]
+        assert row["probability"] == 1.0 and row["reward_chosen"] != row["reward_rejected"]
+
+
+def test_what_is_in_the_ledger_is_neither_sampled_nor_judged_again(quickstart: Finished, out: Path, warm: Warm) -> None:
+    copy_run(quickstart.out, out, without=("pairs", "reward", "dpo", "ppo", "eval"))
+    before = {table: rows_of(out, table) for table in ("samples", "scores", "judgements")}
+    assert before["samples"] == 60 * 2 and before["judgements"] == len(lines(quickstart.out, "pairs", "pairs.jsonl"))
+    again = warm.run(words(out, "--only", "pairs"))
+    assert again.returncode == 0, again.stderr
+    assert "gold scores" not in again.stderr
+    assert {table: rows_of(out, table) for table in before} == before
+    assert lines(out, "pairs", "pairs.jsonl") == lines(quickstart.out, "pairs", "pairs.jsonl")
+    more = warm.run(words(out, "--only", "pairs", "--set", "stages.pairs.judge.noise=0.5"))
+    assert more.returncode == 0, more.stderr
+    after = {table: rows_of(out, table) for table in before}
+    # Another judge of the same answers: nothing is sampled or scored anew, and every label is given anew.
+    assert after["samples"] == before["samples"] and after["scores"] == before["scores"]
+    assert after["judgements"] == 2 * before["judgements"]
+
+
+def test_the_reward_model_is_measured_with_an_interval(quickstart: Finished) -> None:
+    directory = folder(quickstart.out, "reward")
+    assert directory is not None
+    metrics = manifests.verify(directory, full=True).metrics
+    scored = lines(quickstart.out, "reward", "scores.jsonl")
+    right = sum(float(str(row["chosen"])) > float(str(row["rejected"])) for row in scored)
+    assert metrics["reward/accuracy/mean"] == pytest.approx(right / len(scored))
+    assert metrics["reward/accuracy/ci_low"] <= right / len(scored) <= metrics["reward/accuracy/ci_high"]
+    assert metrics["reward/accuracy/ci_high"] - metrics["reward/accuracy/ci_low"] > 0.1
+    config = json.loads((directory / "adapter" / "adapter_config.json").read_text())
+    assert config["task_type"] == "SEQ_CLS" and config["modules_to_save"] == ["score"]
+
+
+def test_ppo_leaves_an_adapter_and_its_last_rollout(quickstart: Finished) -> None:
+    samples = lines(quickstart.out, "ppo", "samples.jsonl")
+    assert len(samples) == 8 and all(isinstance(row["reward"], float) and row["prompt"] for row in samples)
+    page = (quickstart.out / "report" / "index.html").read_text()
+    assert "Distance from the reference" in page and "Reward of the rollouts" in page
+
+
+def test_rounds_unroll_and_each_samples_from_the_policy_before(quickstart: Finished, out: Path, warm: Warm) -> None:
+    copy_run(quickstart.out, out, without=("pairs", "reward", "dpo", "ppo", "eval"))
+    rounds = ("--set", "rounds={count: 2, stages: [pairs, dpo], carry: {sft: dpo}}")
+    done = warm.run(words(out, *rounds, "--only", "pairs@1", "--only", "dpo@1", "--only", "pairs@2", "--only", "dpo@2"))
+    assert done.returncode == 0, done.stderr
+    first, second = (lines(out, f"pairs@{n}", "samples.jsonl") for n in (1, 2))
+    assert {row["policy"] for row in first} == {"sft"} and {row["policy"] for row in second} == {"dpo@1"}
+    last = folder(out, "dpo@2")
+    assert last is not None
+    assert set(manifests.verify(last, full=True).inputs) == {"base", "dpo@1", "pairs@2"}
+
+
+def test_wandb_gets_groups_job_types_numbers_and_tables_of_samples(quickstart: Finished, out: Path, warm: Warm) -> None:
+    copy_run(quickstart.out, out, without=("pairs", "reward", "dpo", "ppo", "eval"))
+    done = warm.run(words(out, "--set", "tracking={wandb: {project: proj, mode: offline}}"))
+    assert done.returncode == 0, done.stderr
+    assert states(done)["sft"] == "skipped" and results(out) == results(quickstart.out)
+    for stage, kind in (
+        ("pairs", "collect"),
+        ("reward", "reward"),
+        ("dpo", "dpo"),
+        ("ppo", "ppo"),
+        ("eval", "evaluate"),
+    ):
+        directory = folder(out, stage)
+        assert directory is not None
+        run = OfflineRun(directory)
+        assert (run.run.run_group, run.run.job_type, run.run.display_name) == ("small", kind, stage)
+        names = {name for row in run.history for name in row if not name.startswith("_")} | set(run.summary)
+        names = {name for name in names if not name.startswith(("_", "samples")) and name != "step"}
+        assert names and all(describe(name).meaning for name in names)
+        if stage in ("pairs", "ppo", "eval"):
+            [table] = run.path.parent.glob("files/media/table/samples_*.table.json")
+            shown = json.loads(table.read_text())
+            assert {"prompt", "completion", "reward"} <= set(shown["columns"]) and shown["data"]
+
+
+def test_all_stages_are_named_in_the_recipes_order(quickstart: Finished) -> None:
+    assert list(load(quickstart.out / "recipe.yaml").recipe.stages) == list(STAGES)
