@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from prefopt.models.heads import ScoreHead, hang_reward, hidden_states
 from prefopt.models.roles import POLICY, REFERENCE
+from prefopt.models.wrapped import HoldsPeft
 
 VALUE = "value"
 Role = Literal["policy", "reference", "value"]
@@ -38,7 +39,7 @@ class TokenOutputs(NamedTuple):
     values: Tensor | None
 
 
-class ActorCritic(nn.Module):
+class ActorCritic(HoldsPeft):
     """Policy and value to be trained, and the frozen reference.
 
     Args:
@@ -48,10 +49,8 @@ class ActorCritic(nn.Module):
     """
 
     def __init__(self, peft: PeftModel, value_head: ScoreHead) -> None:
-        super().__init__()
-        self.peft = peft
+        super().__init__(peft)
         self.value_head = value_head
-        self.config = peft.config
         self.shared = VALUE not in peft.peft_config
         self._trained = [parameter for name, parameter in peft.named_parameters() if _is_trained(name)]
         for parameter in self.value_head.parameters():

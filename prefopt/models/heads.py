@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 
 from prefopt.errors import IntegrityError
 from prefopt.models.roles import save_adapter
+from prefopt.models.wrapped import HoldsPeft
 
 REWARD = "reward"
 HEAD_KEY = "base_model.model.score.weight"
@@ -82,7 +83,7 @@ def last_token(hidden: Tensor, attention_mask: Tensor) -> Tensor:
     return hidden[torch.arange(len(hidden), device=hidden.device), last]
 
 
-class RewardModel(nn.Module):
+class RewardModel(HoldsPeft):
     """A base with an adapter and a head: scores of whole rows.
 
     Args:
@@ -91,10 +92,8 @@ class RewardModel(nn.Module):
     """
 
     def __init__(self, peft: PeftModel, head: ScoreHead) -> None:
-        super().__init__()
-        self.peft = peft
+        super().__init__(peft)
         self.score = head
-        self.config = peft.config
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Scores, [B] float32, of rows [B, T] that are padded on either side."""

@@ -36,8 +36,8 @@ CREATE TABLE scores (
     created TEXT NOT NULL
 ) WITHOUT ROWID;
 CREATE TABLE judgements (
-    key TEXT PRIMARY KEY, judge TEXT NOT NULL, question TEXT NOT NULL, probability REAL, stage TEXT NOT NULL,
-    created TEXT NOT NULL
+    key TEXT PRIMARY KEY, prompt TEXT NOT NULL, first TEXT NOT NULL, second TEXT NOT NULL, probability REAL,
+    judge TEXT NOT NULL, question TEXT NOT NULL, stage TEXT NOT NULL, created TEXT NOT NULL
 ) WITHOUT ROWID;
 """
 
@@ -76,6 +76,23 @@ class StoredSample:
     completion: str
     finished: bool
     tokens: int
+
+
+@dataclass(frozen=True)
+class StoredJudgement:
+    """A judgement in the ledger, so that it can be read without what asked for it.
+
+    Attributes:
+        prompt: What was answered.
+        first: The completion that comes first in alphabetical order.
+        second: The other.
+        probability: That the first is preferred; None is an abstention.
+    """
+
+    prompt: Prompt
+    first: str
+    second: str
+    probability: float | None
 
 
 class Ledger:
@@ -147,9 +164,15 @@ class Ledger:
         """Add scores (value, deviation) by key in one transaction; what is there already stays as it is."""
         self._insert("scores", ((key, judge, value, std) for key, (value, std) in rows.items()))
 
-    def add_judgements(self, judge: str, question: str, rows: Mapping[str, float | None]) -> None:
+    def add_judgements(self, judge: str, question: str, rows: Mapping[str, StoredJudgement]) -> None:
         """Add judgements by key in one transaction; what is there already stays as it is."""
-        self._insert("judgements", ((key, judge, question, probability) for key, probability in rows.items()))
+        self._insert(
+            "judgements",
+            (
+                (key, canonical_prompt(row.prompt), row.first, row.second, row.probability, judge, question)
+                for key, row in rows.items()
+            ),
+        )
 
     def _select(self, statement: str, keys: Sequence[str]) -> list[tuple[Any, ...]]:
         found: list[tuple[Any, ...]] = []

@@ -4,7 +4,7 @@ usage: python tests/gpu/chain.py [OUT_DIR]
 
 Prints one JSON document with the hardware, the versions, the date, and each variant's times, peak memory and final
 table; writes the same to OUT_DIR/gpu.json. Ends with exit code 3 where there is no CUDA device, and with 1 when a
-variant fails or its dpo policy does not beat its sft policy.
+variant fails or its dpo or ppo policy does not beat its sft policy.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ VARIANTS: dict[str, list[str]] = {
     "bf16, activation checkpointing": [
         "model.dtype=bfloat16",
         "stages.sft.activation_checkpointing=true",
+        "stages.reward.activation_checkpointing=true",
         "stages.dpo.activation_checkpointing=true",
+        "stages.ppo.activation_checkpointing=true",
     ],
     "4-bit base": ["model.dtype=bfloat16", "model.load_in_4bit=true"],
 }
@@ -56,7 +58,11 @@ def run(name: str, overrides: list[str], out: Path) -> dict[str, object]:
         content = json.loads(manifest.read_text(encoding="utf-8"))
         stages[content["stage"]] = content["cost"]
         metrics.update({k: v for k, v in content["metrics"].items() if content["kind"] == "evaluate"})
-    return {"cost": stages, "metrics": metrics, "passed": metrics["dpo:gold/ci_low"] > metrics["sft:gold/mean"]}
+    return {
+        "cost": stages,
+        "metrics": metrics,
+        "passed": all(metrics[f"{policy}:gold/ci_low"] > metrics["sft:gold/mean"] for policy in ("dpo", "ppo")),
+    }
 
 
 def main() -> int:

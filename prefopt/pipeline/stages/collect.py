@@ -34,7 +34,7 @@ from prefopt.pipeline.training import tracked
 from prefopt.recipe.schema import CollectSpec, JudgeSpec
 from prefopt.records import Prompt
 from prefopt.store.files import sha256_file, write_atomic
-from prefopt.store.ledger import Ledger, StoredSample, canonical_prompt, judgement_key, key_of
+from prefopt.store.ledger import Ledger, StoredJudgement, StoredSample, canonical_prompt, judgement_key, key_of
 
 QUESTION = "which answer is better?"
 SCORED_AT_ONCE = 512
@@ -224,7 +224,7 @@ def _pairs(
     name = spec.judge.model or "lexicon"
     rows: list[dict[str, object]] = []
     found: Counter[str] = Counter()
-    fresh: dict[str, float | None] = {}
+    fresh: dict[str, StoredJudgement] = {}
     for prompt, each in zip(asked, answers, strict=True):
         candidates = [Candidate(answer.sample.completion, answer.reward, answer.policy) for answer in each]
         text = canonical_prompt(prompt.prompt)
@@ -238,7 +238,9 @@ def _pairs(
                 drawn = random.Random(key_of("label", key))
                 gap = better.reward - worse.reward
                 probability = label(gap, spec.judge.labels, spec.judge.noise, spec.judge.scale, drawn)
-                known[key] = fresh[key] = probability if in_order else 1 - probability
+                known[key] = probability if in_order else 1 - probability
+                first, second = sorted((better.text, worse.text))
+                fresh[key] = StoredJudgement(prompt.prompt, first, second, known[key])
             stored = known[key]
             assert stored is not None  # these judges do not abstain
             probability = stored if in_order else 1 - stored

@@ -6,7 +6,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSequenceClassification
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from prefopt.errors import IntegrityError
 from prefopt.models.heads import (
@@ -77,6 +77,32 @@ def test_the_hidden_states_are_those_that_logits_come_from_with_the_active_adapt
     assert torch.allclose(logits, model(ids).logits, atol=1e-5)
     with model.disable_adapter():
         assert not torch.allclose(logits, model(ids).logits, atol=1e-3)
+
+
+@pytest.mark.parametrize("architecture", ["qwen2", "qwen3", "gemma2", "gemma3_text", "mistral", "gpt_neox"])
+def test_other_architectures_apply_the_adapter_and_ignore_padding(architecture: str) -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    more = {"head_dim": 8, "num_key_value_heads": 2} if architecture != "gpt_neox" else {}
+    tokens = {"vocab_size": 300, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    torch.manual_seed(0)
+    base = AutoModelForCausalLM.from_config(CONFIG_MAPPING[architecture](**sizes, **more, **tokens))
+    lora = LoraConfig(r=4, target_modules="all-linear")
+    model = new_reward_model(base.requires_grad_(False), lora, None).eval()
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    ids = rows()[2][None]
+    mask = torch.ones_like(ids)
+    hidden = hidden_states(model.peft, ids, mask)
+    assert torch.allclose(hidden, model.peft(ids, output_hidden_states=True).hidden_states[-1], atol=1e-5)
+    with model.peft.disable_adapter():
+        assert not torch.allclose(hidden, hidden_states(model.peft, ids, mask), atol=1e-3)
+    score = model(ids, mask)
+    for sides in ((3, 0), (0, 3)):
+        assert torch.allclose(model(*padded(rows()[2], *sides)), score, atol=1e-5)
+    score.sum().backward()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    assert trained and all(parameter.grad is not None and parameter.grad.any() for parameter in trained)
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ import pytest
 
 from prefopt.errors import EnvironmentFault, IntegrityError
 from prefopt.records import Message
-from prefopt.store.ledger import LEDGER_FILE, Ledger, StoredSample, judgement_key, key_of
+from prefopt.store.ledger import LEDGER_FILE, Ledger, StoredJudgement, StoredSample, judgement_key, key_of
 
 ROOT = Path(__file__).parents[3]
 PROMPT = (Message("user", "what does it cost?"),)
@@ -34,7 +34,8 @@ def test_what_was_added_is_found_again_and_stays_as_it_was_first(tmp_path: Path)
 def test_scores_and_judgements_keep_their_numbers(tmp_path: Path) -> None:
     with Ledger(tmp_path, "pairs") as ledger:
         ledger.add_scores("gold", {"a": (0.1, 0.0), "b": (-1e300, 2.5)})
-        ledger.add_judgements("people", "which?", {"a": 0.25, "b": None})
+        told = {"a": StoredJudgement(PROMPT, "no", "yes", 0.25), "b": StoredJudgement(PROMPT, "no", "yes", None)}
+        ledger.add_judgements("people", "which?", told)
         ledger.add_scores("gold", {})
         assert ledger.scores(["a", "b", "c"]) == {"a": 0.1, "b": -1e300}
         assert ledger.judgements(["b", "a"]) == {"a": 0.25, "b": None}

@@ -168,6 +168,19 @@ def test_one_pass_of_eight_equals_eight_passes_of_one(tmp_path: Path, value: str
 
 
 @pytest.mark.parametrize("value", ["adapter", "shared"])
+def test_recomputing_activations_changes_nothing(tmp_path: Path, value: str) -> None:
+    trained = []
+    for recompute in (False, True):
+        more = {"value": value, "total_episodes": 32, "activation_checkpointing": recompute}
+        if recompute:
+            more["activation_checkpointing_kwargs"] = {"use_reentrant": False}
+        trained.append(trainer(tmp_path / str(recompute), with_reference(tmp_path), **more))
+        trained[-1].train()
+    for (name, plain), (_, recomputed) in zip(*(t.model.named_parameters() for t in trained), strict=True):
+        assert torch.allclose(plain, recomputed, atol=1e-6), name
+
+
+@pytest.mark.parametrize("value", ["adapter", "shared"])
 def test_a_run_that_stopped_goes_on_as_if_it_had_not(tmp_path: Path, value: str) -> None:
     whole = trainer(tmp_path / "whole", with_reference(tmp_path), value=value)
     whole.train()

@@ -1,17 +1,27 @@
 """The reward trainer: it learns, resumes exactly, and what it saves is what it is."""
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
+import trl
 from peft import LoraConfig
-from transformers import TrainerCallback
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, TrainerCallback
 
+from prefopt.data.templates import Encoder
+from prefopt.data.toy import world
 from prefopt.errors import DataError, InputError, IntegrityError
+from prefopt.losses.reward import reward_loss
 from prefopt.models.heads import RewardModel, new_reward_model
+from prefopt.stats.intervals import wilson
 from prefopt.trainers import reward as reward_module
+from prefopt.trainers.pairs import agreement
+from prefopt.trainers.pretrain import train_tokenizer
 from prefopt.trainers.reward import RewardConfig, RewardTrainer
+from prefopt.trainers.rows import pair_row
 from tests.tiny import VOCABULARY, random_rows, tiny_llama, tiny_tokenizer
 
 
@@ -172,3 +182,63 @@ def test_text_is_tokenised_and_what_cannot_work_is_said(tmp_path: Path) -> None:
         RewardTrainer(tiny_llama(), config(tmp_path), train_dataset=rows(), processing_class=tiny_tokenizer())
     with pytest.raises(DataError, match="no pairs"):
         RewardTrainer(model(), config(tmp_path), train_dataset=[], processing_class=tiny_tokenizer())
+
+
+def test_a_tie_of_the_scores_or_of_the_label_counts_half() -> None:
+    margin = torch.tensor([2.0, -1.0, 0.0, 2.0, -1.0])
+    assert agreement(margin, {}).tolist() == [1.0, 0.0, 0.5, 1.0, 0.0]
+    soft = {"probability": torch.tensor([0.9, 0.9, 0.9, 0.5, 0.1])}
+    assert agreement(margin, soft).tolist() == [1.0, 0.0, 0.5, 0.5, 1.0]
+
+
+@pytest.mark.parametrize("coefficient", [None, 0.1])
+def test_the_loss_is_that_of_trl(tmp_path: Path, coefficient: float | None) -> None:
+    classifier = LlamaForSequenceClassification(LlamaConfig(**{**tiny_llama().config.to_dict(), "num_labels": 1}))
+    pairs = [{name: row[name] for name in ("chosen_ids", "rejected_ids")} for row in random_rows(6)]
+    margins = [0.0, 0.3, 1.0, 2.0, 0.5, 0.1]
+    theirs = trl.RewardTrainer(
+        classifier,
+        trl.RewardConfig(str(tmp_path), center_rewards_coefficient=coefficient, use_cpu=True, bf16=False, report_to=[]),
+        train_dataset=datasets.Dataset.from_list(pairs),
+        processing_class=tiny_tokenizer(),
+    )
+    marked = [{**row, "margin": margin} for row, margin in zip(pairs, margins, strict=True)]
+    for rows_of, margin in ((pairs, None), (marked, torch.tensor(margins))):
+        loss, outputs = theirs.compute_loss(classifier, theirs.data_collator(rows_of), return_outputs=True)
+        chosen, rejected = outputs.logits.squeeze(-1).chunk(2)
+        ours = reward_loss(chosen, rejected, margin=margin, center_rewards_coefficient=coefficient or 0.0)
+        assert ours.losses.mean().item() == pytest.approx(loss.item(), abs=1e-6)
+        assert ours.margins.abs().max() > 1e-3
+
+
+def clear_pairs(count: int, seed: int) -> list:
+    """Toy pairs that gold tells apart by two temperatures or more, labelled by gold: no noise."""
+    found = []
+    for pair in world.preferences(3 * count, seed, with_gold=True):
+        if pair.margin >= 2 * world.TEMPERATURE:
+            found.append(pair)
+        elif pair.margin <= -2 * world.TEMPERATURE:
+            found.append(replace(pair, chosen=pair.rejected, rejected=pair.chosen, margin=-pair.margin))
+    return found[:count]
+
+
+@pytest.mark.slow
+def test_a_few_hundred_clear_pairs_of_the_toy_world_teach_a_model_that_was_never_trained(tmp_path: Path) -> None:
+    tokenizer = train_tokenizer((turn.content for talk in world.corpus(200, 0) for turn in talk), 400)
+    encoder = Encoder(tokenizer, 256)
+    train, held_out = ([pair_row(p, encoder) for p in clear_pairs(*table)] for table in ((400, 21), (200, 22)))
+    torch.manual_seed(11)
+    shape = tiny_llama().config.to_dict() | {"vocab_size": 400, "intermediate_size": 64, "max_position_embeddings": 256}
+    base = LlamaForCausalLM(LlamaConfig(**shape)).requires_grad_(False)
+    lora = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
+    more = {"max_steps": 60, "per_device_train_batch_size": 16, "per_device_eval_batch_size": 64, "logging_steps": 60}
+    trained = RewardTrainer(
+        new_reward_model(base, lora, None),
+        config(tmp_path, save_strategy="no", **more),
+        train_dataset=train,
+        eval_dataset=held_out,
+        processing_class=tokenizer,
+    )
+    trained.train()
+    accuracy = trained.evaluate()["eval_reward/accuracy"]
+    assert wilson(accuracy * len(held_out), len(held_out)).low > 0.5, accuracy
