@@ -17,7 +17,7 @@ from prefopt.errors import PrefoptError, Problem, RecipeError
 if TYPE_CHECKING:
     from rich.console import Console
 
-PIPE_WIDTH = 200
+PIPE_WIDTH = 260
 BOLD, RED, DIM = "1", "1;31", "2"
 # Characters that move the cursor, change colours or turn text around; a line break and a tab only end a line or a word.
 _ACTING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")

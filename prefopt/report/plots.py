@@ -187,6 +187,8 @@ def draw(run: RunData) -> list[Plot]:
     plots: list[Plot] = []
     for stage in run.stages:
         for curves in _CURVES:
+            if curves.name == "loss" and stage.kind == "ppo":
+                continue  # its parts pull in opposite directions and neither need fall
             present = [(stage.series[m], title) for m, title in curves.metrics if stage.series.get(m)]
             if any(len(points) > 1 for points, _ in present):
                 plots.append(

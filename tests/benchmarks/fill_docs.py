@@ -10,6 +10,7 @@ script ends with exit code 2. In tables of metrics the last column is replaced; 
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -23,6 +24,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from prefopt.data.toy.gold import gold_terms  # noqa: E402 - the package beside this script
+from prefopt.recipe.load import load  # noqa: E402
 from prefopt.records import Message  # noqa: E402
 
 STAGES = {"base": "pretrain", "sft": "sft", "reward": "reward", "dpo": "dpo", "ppo": "ppo"}
@@ -32,9 +34,13 @@ ROW = re.compile(r"^\| (`([^`]+)` \| [^|]+) \|[^\n]*$", re.MULTILINE)
 WITH_INTERVAL = ("win_rate/mean", "preference/accuracy/mean")
 
 
+# No cell of a table is broken into lines.
+WIDE = {**os.environ, "COLUMNS": "240"}
+
+
 def prefopt(*words: str) -> str:
     command = [sys.executable, "-m", "prefopt", *words]
-    return subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    return subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, env=WIDE).stdout
 
 
 def folder(run: Path, stage: str) -> Path:
@@ -84,12 +90,12 @@ def gold_table(run: Path) -> str:
     return "\n".join(told)
 
 
-def healthy(name: str, rows: list[dict[str, Any]]) -> str:
+def healthy(name: str, rows: list[dict[str, Any]], rate: float) -> str:
     values = [row[name] for row in rows if isinstance(row.get(name), float) and not row.get("summary")]
     if not values:
         return "–"
     if name == "train/learning_rate":
-        return f"rises to {float(f'{max(values):.1g}'):g}, then falls to 0"
+        return f"rises to {rate:g}, then falls to 0"
     if name == "train/grad_norm":
         return f"{min(values):.2f} to {max(values):.2f}"
     if name.startswith("eval/") or name in ("train/epoch", "train/tokens"):
@@ -143,9 +149,10 @@ def main() -> int:
     replace_block("README.md", 0, capture(run))
     for index, content in enumerate((costs(run), table(run, "eval"), table(run, "reward"), gold_table(run))):
         replace_block("docs/recipes/quickstart.md", index, content)
+    stages: dict[str, Any] = dict(load(run / "recipe.yaml").recipe.stages)
     for stage, page in STAGES.items():
         rows = lines(folder(run, stage) / "metrics.jsonl")
-        fill_metrics(f"docs/algorithms/{page}.md", partial(healthy, rows=rows))
+        fill_metrics(f"docs/algorithms/{page}.md", partial(healthy, rows=rows, rate=stages[stage].learning_rate))
     for stage, page in (("pairs", "collect"), ("eval", "evaluate")):
         metrics = manifest(run, stage)["metrics"]
         fill_metrics(f"docs/algorithms/{page}.md", partial(of_policies, metrics=metrics))

@@ -24,7 +24,7 @@ stages:
   base: {kind: pretrain, data: text}
   sft: {kind: sft, data: texts, learning_rate: -1e-4}
   dpo: {kind: dpo, data: pairs, init: stf}
-  ppo: {kind: ppo, init: sft}
+  rl: {kind: grpo, init: sft}
 """
 ROWS = """\
 name: rows
@@ -54,7 +54,7 @@ def test_all_mistakes_are_told_at_once_with_their_lines(tmp_path: Path, verb: st
         (9, "stages.sft.learning_rate: must be above 0"),
         (9, "'texts' holds text without prompts"),
         (10, "there is no stage 'stf' — did you mean 'sft'?"),
-        (11, "kind 'ppo' is not in this version"),
+        (11, "kind 'grpo' is not in this version"),
     ]
     for (number, text), line in zip(expected, said.splitlines()[1:], strict=True):
         assert line.startswith(f"  {recipe}:{number}: ") and text in line, line
@@ -72,7 +72,7 @@ def test_an_error_is_one_document_for_a_program(tmp_path: Path) -> None:
 @pytest.mark.parametrize("option", ["--only", "--from"])
 def test_an_unknown_stage_is_refused(tmp_path: Path, out: Path, option: str) -> None:
     said = refused(prefopt(*words(out, option, "dop")), 2)
-    assert "the recipe has no stage 'dop'" in said and "base, sft, dpo, eval" in said
+    assert "the recipe has no stage 'dop'" in said and "base, sft, pairs, reward, dpo, ppo, eval" in said
     assert list(tmp_path.iterdir()) == []
 
 
