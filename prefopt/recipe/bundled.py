@@ -60,6 +60,14 @@ def bundled_recipe(name: str) -> BundledRecipe:
     raise InputError(f"there is no recipe '{name}'", remedy)
 
 
+def beside(path: Path) -> tuple[Path, ...]:
+    """The files in a bundled recipe's folder that its `data` names; a copy of the recipe needs them beside it."""
+    data = parse(read_text(path), str(path)).tree.get("data")
+    named = [spec.get("path") for spec in data.values() if isinstance(spec, dict)] if isinstance(data, dict) else []
+    files = (path.with_name(name) for name in named if isinstance(name, str) and Path(name).name == name)
+    return tuple(file for file in files if file.is_file())
+
+
 def describe(path: Path) -> str:
     """One line about a recipe file: its `description`, or its first comment that is not the `#!` line."""
     text = read_text(path)

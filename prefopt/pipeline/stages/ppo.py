@@ -78,7 +78,8 @@ def run(spec: PPOSpec, inputs: Inputs, context: StageContext) -> StageResult:
     save_adapter(model, POLICY, context.directory / "adapter", base.location.name)
     base.tokenizer.save_pretrained(context.directory / "tokenizer")
     lines = [
-        json.dumps({"policy": context.stage, **row}, ensure_ascii=False, allow_nan=False) for row in trained.latest
+        json.dumps({"policy": context.stage, **row}, ensure_ascii=False, allow_nan=False, sort_keys=True)
+        for row in trained.latest
     ]
     write_atomic(context.directory / "samples.jsonl", "".join(line + "\n" for line in lines))
     outputs = ["adapter", "tokenizer", "samples.jsonl"]

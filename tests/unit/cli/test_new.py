@@ -2,7 +2,7 @@ import json
 import os
 
 from prefopt.cli.app import run_command
-from prefopt.recipe.bundled import bundled_recipes
+from prefopt.recipe.bundled import beside, bundled_recipes
 
 
 def test_new_copies_and_never_overwrites(capsys, tmp_path):
@@ -16,6 +16,14 @@ def test_new_copies_and_never_overwrites(capsys, tmp_path):
     assert run_command(["new", recipe.name, str(folder)]) == 2
     assert copy.read_text() == "mine"
     assert "not overwritten" in capsys.readouterr().err
+
+
+def test_new_brings_the_data_that_lies_beside_a_recipe(capsys, tmp_path):
+    recipe = next(recipe for recipe in bundled_recipes() if beside(recipe.path))
+    assert run_command(["new", recipe.name, str(tmp_path)]) == 0
+    for source in beside(recipe.path):
+        assert (tmp_path / source.name).read_bytes() == source.read_bytes()
+    assert {path.name for path in tmp_path.iterdir()} == {recipe.path.name, *(p.name for p in beside(recipe.path))}
 
 
 def test_new_takes_a_folder_only(capsys, tmp_path):

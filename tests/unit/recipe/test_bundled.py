@@ -10,6 +10,8 @@ def test_every_bundled_recipe_is_valid_and_described(tmp_path, monkeypatch):
     (tmp_path / "stories260k-hf" / "config.json").write_text("{}")
     (tmp_path / "hh-rlhf-harmless").mkdir()
     (tmp_path / "hh-rlhf-harmless" / "test.jsonl.gz").write_bytes(b"")
+    (tmp_path / "vader-sentiment").mkdir()
+    (tmp_path / "vader-sentiment" / "vader_lexicon.txt").write_text("good\t1.9\n")
     monkeypatch.setenv("PREFOPT_DATA", str(tmp_path))
     monkeypatch.setenv("PREFOPT_MODELS", str(tmp_path))
     recipes = bundled_recipes()
