@@ -279,7 +279,7 @@ OF_THE_WORKER = (
     collects(40),
     saved("reward"),
     commits("reward", "scores.jsonl"),
-    trains("dpo", 4),
+    trains("dpo", 1),  # its steps take milliseconds: the kill must not come after the save that is waited for next
     saves("dpo", LAST_SAVED),
     commits("dpo", "adapter/adapter_model.safetensors"),
     trains("ppo", 1),
