@@ -257,6 +257,8 @@ OF_THE_RUNNER = (
     replace(commits("sft", "adapter/adapter_model.safetensors"), alone=True),
     collects(8),
     commits("pairs", "pairs.jsonl"),
+    trains("reward", 2),
+    commits("reward", "adapter/adapter_model.safetensors"),
     starts("dpo"),
     trains("dpo", 2),
     replace(saved("dpo"), alone=True),
@@ -267,6 +269,8 @@ OF_THE_RUNNER = (
     samples("dpo"),
     reports(),
 )
+# Where the worker of a stage is killed, the runner goes on with stages that do not need it: reward and dpo, which others
+# stand beside, are left to the kills of the runner.
 OF_THE_WORKER = (
     starts("base"),
     trains("base", 4),
@@ -277,11 +281,6 @@ OF_THE_WORKER = (
     commits("sft", "metrics.json"),
     starts("pairs"),
     collects(40),
-    saved("reward"),
-    commits("reward", "scores.jsonl"),
-    trains("dpo", 1),  # its steps take milliseconds: the kill must not come after the save that is waited for next
-    saves("dpo", LAST_SAVED),
-    commits("dpo", "adapter/adapter_model.safetensors"),
     trains("ppo", 1),
     trains("ppo", 3),
     saved("ppo", 4),
