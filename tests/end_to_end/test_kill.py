@@ -269,8 +269,8 @@ OF_THE_RUNNER = (
     samples("dpo"),
     reports(),
 )
-# Where the worker of a stage is killed, the runner goes on with stages that do not need it: reward and dpo, beside which
-# others stand, are left to the kills of the runner.
+# Where the worker of a stage is killed, the runner goes on with stages that do not need it. So reward and dpo, beside
+# which others stand, are left to the kills of the runner.
 OF_THE_WORKER = (
     starts("base"),
     trains("base", 4),
