@@ -31,7 +31,7 @@ HOSTILE = (
     '<img src=x onerror="alert(2)">',
     "invoice \u202egpj.exe\u202c and more",
     "</bdi></article><svg onload=alert(3)>",
-    "{{ 7 * 7 }} {% raw %} &amp; &lt;b&gt;",
+    "{{ 7919 * 7907 }} {% raw %} &amp; &lt;b&gt;",
     "javascript:alert(4) [x](javascript:alert(5))",
     "\u05d0\u05d1\u05d2 \u0627\u0644\u0639\u0631\u0628\u064a\u0629 \U0001f469\u200d\U0001f4bb",
     "a" * 400,
