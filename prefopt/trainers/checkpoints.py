@@ -12,17 +12,20 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections.abc import Sequence, Sized
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
+from torch.utils.data import Sampler
 from transformers import Trainer
 
 from prefopt.errors import TrainingDiverged
 from prefopt.models.roles import load_adapter_weights, save_adapter
 from prefopt.store.checkpoints import commit_checkpoint, newest_verified, rotate
+from prefopt.trainers.order import TrainingOrder
 
 
 class CheckpointedTrainer(Trainer):  # type: ignore[misc]
@@ -132,6 +135,25 @@ class CheckpointedTrainer(Trainer):  # type: ignore[misc]
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
             self.load_weights(Path(resume_from_checkpoint))
+
+    # -- order ---------------------------------------------------------------------------------------------------------
+
+    def row_lengths(self) -> Sequence[int]:
+        """Tokens of each training row; a trainer whose rows are not `input_ids` says how many they have."""
+        rows = self.train_dataset
+        columns = getattr(rows, "column_names", None)
+        return [len(ids) for ids in (rows["input_ids"] if columns else (row["input_ids"] for row in rows))]
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
+        args = self.args
+        if not isinstance(self.train_dataset, Sized):  # a stream has no order but its own
+            return None
+        return TrainingOrder(
+            self.row_lengths(),
+            args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+            args.seed if args.data_seed is None else args.data_seed,
+            by_length=args.train_sampling_strategy == "group_by_length",
+        )
 
     # -- divergence ----------------------------------------------------------------------------------------------------
 

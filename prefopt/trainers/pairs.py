@@ -11,7 +11,6 @@ import transformers
 from packaging.version import Version
 from torch import Tensor, nn
 from torch.utils.data import Sampler, SequentialSampler
-from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from prefopt.trainers.checkpoints import CheckpointedTrainer
 
@@ -83,15 +82,11 @@ class PairTrainer(CheckpointedTrainer):
             loss = self.compute_loss(model, inputs)
         return loss.detach(), None, None
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
-        """Pairs of like length together, where the arguments ask for it: less padding in every batch."""
-        if self.args.train_sampling_strategy != "group_by_length":
-            usual: Sampler[int] | None = super()._get_train_sampler(train_dataset)
-            return usual
-        rows = self.train_dataset if train_dataset is None else train_dataset
-        lengths = [len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in rows]
-        size = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        return cast("Sampler[int]", LengthGroupedSampler(size, lengths=lengths))
+    def row_lengths(self) -> Sequence[int]:
+        """Tokens of each pair's longer row."""
+        return [
+            len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in self.train_dataset
+        ]
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[int] | None:
         """In order: the usual sampler groups by the length of `input_ids`, which pairs do not have."""

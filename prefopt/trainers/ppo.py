@@ -108,6 +108,10 @@ class PPOTrainer(CheckpointedTrainer):
 
     # -- 1. collect a rollout ------------------------------------------------------------------------------------------
 
+    def row_lengths(self) -> Sequence[int]:
+        """None: the slots hold nothing, a rollout is sampled where it is used."""
+        return [0] * len(self.train_dataset)
+
     def collect_rollout(self, number: int) -> Rollouts:
         """Sample, score and judge the episodes of a rollout.
 

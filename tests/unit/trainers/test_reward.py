@@ -92,11 +92,13 @@ def test_it_learns_what_is_preferred_and_says_so_for_held_out_pairs(tmp_path: Pa
     assert sum(margins) / 16 == pytest.approx(metrics["eval_reward/margin"], abs=1e-4)
 
 
-def test_a_run_that_stopped_goes_on_as_if_it_had_not(tmp_path: Path) -> None:
-    whole = trainer(tmp_path / "whole")
+@pytest.mark.parametrize("strategy", ["random", "group_by_length"])
+def test_a_run_that_stopped_in_its_second_epoch_goes_on_as_if_it_had_not(tmp_path: Path, strategy: str) -> None:
+    more = {"max_steps": 10, "save_steps": 8, "train_sampling_strategy": strategy}  # epochs have 6 steps
+    whole = trainer(tmp_path / "whole", **more)
     whole.train()
-    trainer(tmp_path / "parts", callbacks=[StopAt(4)]).train()
-    resumed = trainer(tmp_path / "parts")
+    trainer(tmp_path / "parts", callbacks=[StopAt(8)], **more).train()
+    resumed = trainer(tmp_path / "parts", **more)
     resumed.train(resume_from_checkpoint=True)
     assert weights_hash(resumed) == weights_hash(whole)
 
