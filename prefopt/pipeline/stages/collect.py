@@ -13,22 +13,12 @@ from pathlib import Path
 from prefopt.data.load import load_prompts
 from prefopt.data.splits import position, prompt_key
 from prefopt.errors import DataError, Interrupted
-from prefopt.evaluation.policy import PolicyBench
 from prefopt.feedback.judges import label
 from prefopt.feedback.pairing import Candidate, distinct, pairs_of
 from prefopt.feedback.sampling import Asked, sample_into
-from prefopt.models.generate import SamplingOptions
-from prefopt.models.roles import load_frozen
-from prefopt.pipeline.base_model import (
-    PAIRS_FILE,
-    OpenBase,
-    adapter_of,
-    data_of,
-    data_policy,
-    load_weights,
-    open_base,
-)
+from prefopt.pipeline.base_model import PAIRS_FILE, OpenBase, data_of, data_policy, open_base
 from prefopt.pipeline.context import Inputs, StageContext, StageResult
+from prefopt.pipeline.policies import open_policies, sampling_options
 from prefopt.pipeline.scoring import open_scorer
 from prefopt.pipeline.training import tracked
 from prefopt.recipe.schema import CollectSpec, JudgeSpec
@@ -121,19 +111,8 @@ def _sample(
     ledger: Ledger,
 ) -> list[list[tuple[str, StoredSample]]]:
     """Completions of every prompt by every policy. The model is let go of before the judge's is loaded."""
-    folders = {name: folder for name in spec.policies if (folder := adapter_of(name, inputs)) is not None}
-    # Not the stages' names: a stage may be called what PEFT's modules are called, or have a dot in its name.
-    roles = {name: f"policy{index}" if name in folders else None for index, name in enumerate(spec.policies)}
-    weights = load_weights(base, context)
-    adapters = {role: folders[name] for name, role in roles.items() if role is not None}
-    bench = PolicyBench(load_frozen(weights, adapters) if adapters else weights.eval(), base.tokenizer)
-    options = SamplingOptions(
-        max_new_tokens=spec.max_new_tokens,
-        temperature=spec.temperature,
-        top_p=spec.top_p,
-        batch_size=spec.per_device_eval_batch_size,
-        seed=context.seed,
-    )
+    opened = open_policies(spec.policies, inputs, context, base, spec.per_device_eval_batch_size)
+    options = sampling_options(spec, context.seed)
     each = len(asked) * spec.samples_per_prompt
     found: list[list[tuple[str, StoredSample]]] = [[] for _ in asked]
     for number, name in enumerate(spec.policies):
@@ -144,7 +123,6 @@ def _sample(
             if context.stop():
                 raise Interrupted(f"stage {context.stage} stopped; what was sampled is in the ledger")
 
-        role = roles[name]
         answers = sample_into(
             ledger,
             name,
@@ -152,7 +130,7 @@ def _sample(
             inputs[name].manifest.sha256 if name in inputs else context.key,
             asked,
             spec.samples_per_prompt,
-            partial(bench.sample, role),
+            partial(opened.bench.sample, opened.adapters[name]),
             options,
             progress,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from prefopt.data.load import load_pairs, load_prompts
 from prefopt.data.splits import position, prompt_key
@@ -12,10 +12,10 @@ from prefopt.data.templates import Encoder
 from prefopt.errors import DataError, Interrupted
 from prefopt.evaluation.policy import PairIds, PolicyBench
 from prefopt.evaluation.summary import PolicyResult, policy_metrics, policy_table
-from prefopt.models.generate import Sampled, SamplingOptions
-from prefopt.models.roles import load_frozen
-from prefopt.pipeline.base_model import OpenBase, adapter_of, data_of, data_policy, load_weights, open_base
+from prefopt.models.generate import Sampled
+from prefopt.pipeline.base_model import OpenBase, data_of, data_policy, open_base
 from prefopt.pipeline.context import Inputs, StageContext, StageResult
+from prefopt.pipeline.policies import OpenPolicies, open_policies, sampling_options
 from prefopt.pipeline.scoring import open_scorer
 from prefopt.pipeline.training import tracked
 from prefopt.recipe.schema import DataSpec, EvaluateSpec
@@ -44,20 +44,14 @@ def run(spec: EvaluateSpec, inputs: Inputs, context: StageContext) -> StageResul
     task, details = _prepare(spec, base, inputs, context)
     baseline = spec.baseline or spec.policies[0]
     names = [baseline, *(name for name in spec.policies if name != baseline)]
-    folders = {name: folder for name in names if (folder := adapter_of(name, inputs)) is not None}
-    # Not the stages' names: a stage may be called what PEFT's modules are called, or have a dot in its name.
-    roles = {name: f"policy{index}" if name in folders else None for index, name in enumerate(names)}
-    weights = load_weights(base, context)
-    adapters = {role: folders[name] for name, role in roles.items() if role is not None}
-    model = load_frozen(weights, adapters) if adapters else weights.eval()
-    bench = PolicyBench(model, base.tokenizer, spec.per_device_eval_batch_size)
+    opened = open_policies(names, inputs, context, base, spec.per_device_eval_batch_size)
 
     results: dict[str, PolicyResult] = {}
     samples: list[dict[str, object]] = []
     for name in names:
         if context.stop():
             raise Interrupted(f"stage {context.stage} stopped before {name} was measured")
-        results[name], rows = _measure(name, spec, bench, task, roles, context)
+        results[name], rows = _measure(name, spec, opened, task, context)
         samples.extend(rows)
     score_name = "gold" if isinstance(task.scorer, GoldScorer) else "reward"
     metrics = {name: policy_metrics(results[name], results[baseline], score_name) for name in names}
@@ -133,16 +127,16 @@ def _pairs(
 def _measure(
     name: str,
     spec: EvaluateSpec,
-    bench: PolicyBench,
+    opened: OpenPolicies,
     task: _Task,
-    roles: Mapping[str, str | None],
     context: StageContext,
 ) -> tuple[PolicyResult, list[dict[str, object]]]:
-    """Sample, score and compare one policy; `roles` maps each policy to its adapter, None where it is the base."""
+    """Sample, score and compare one policy with the first of those that are open."""
+    bench, roles = opened.bench, opened.adapters
     position = list(roles).index(name)
     total = len(roles) * len(task.prompts)
     baseline = next(iter(roles))
-    options = _options(spec, context)
+    options = sampling_options(spec, context.seed)
     scorer = task.scorer
     context.log(f"sampling {len(task.prompts)} completions from {name}")
     samples = bench.sample(
@@ -183,16 +177,6 @@ def _measure(
     return result, rows
 
 
-def _options(spec: EvaluateSpec, context: StageContext) -> SamplingOptions:
-    return SamplingOptions(
-        max_new_tokens=spec.max_new_tokens,
-        temperature=spec.temperature,
-        top_p=spec.top_p,
-        batch_size=spec.per_device_eval_batch_size,
-        seed=context.seed,
-    )
-
-
 def _rewards(scorer: Scorer | None, prompts: Sequence[Prompt], samples: Sequence[Sampled]) -> list[float]:
     if scorer is None:
         return []
@@ -212,7 +196,7 @@ def _ceiling(
     first = {group: index for index, group in reversed(list(enumerate(task.groups))) if group < spec.best_of_prompts}
     rows = [(group, index) for group, index in sorted(first.items()) for _ in range(spec.best_of)]
     context.log(f"sampling {spec.best_of} completions of {len(first)} prompts for the headroom")
-    options = replace(_options(spec, context), seed=context.seed + 1)
+    options = sampling_options(spec, context.seed + 1)
     samples = bench.sample(role, [task.prompt_ids[index] for _, index in rows], options)
     rewards = _rewards(task.scorer, [task.prompts[index] for _, index in rows], samples)
     best: dict[Hashable, float] = {}
