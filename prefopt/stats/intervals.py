@@ -7,6 +7,7 @@ from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 
 class Interval(NamedTuple):
@@ -45,6 +46,25 @@ def wilson(successes: float, trials: int, level: float = 0.95) -> Interval:
     return Interval(rate, max(0.0, min(rate, centre - half)), min(1.0, max(rate, centre + half)))
 
 
+def cluster_numbers(
+    values: Sequence[float], clusters: Sequence[Hashable] | None
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Values as an array, and the number of each one's cluster, from 0 in the order of appearance.
+
+    Raises:
+        ValueError: For no values, values that are not finite, or a different number of clusters.
+    """
+    array = np.asarray(values, dtype=np.float64)
+    if array.size == 0 or not np.isfinite(array).all():
+        raise ValueError("need at least one value, all finite")
+    if clusters is None:
+        return array, np.arange(array.size)
+    if len(clusters) != array.size:
+        raise ValueError(f"{array.size} values but {len(clusters)} clusters")
+    numbers: dict[Hashable, int] = {}
+    return array, np.array([numbers.setdefault(cluster, len(numbers)) for cluster in clusters])
+
+
 def bootstrap_mean(
     values: Sequence[float],
     clusters: Sequence[Hashable] | None = None,
@@ -69,15 +89,7 @@ def bootstrap_mean(
         ValueError: For no values, values that are not finite, or a different number of clusters.
     """
     _check_level(level)
-    array = np.asarray(values, dtype=np.float64)
-    if array.size == 0 or not np.isfinite(array).all():
-        raise ValueError("need at least one value, all finite")
-    if clusters is not None and len(clusters) != array.size:
-        raise ValueError(f"{array.size} values but {len(clusters)} clusters")
-    numbers: dict[Hashable, int] = {}
-    index = np.array(
-        [numbers.setdefault(c, len(numbers)) for c in (clusters if clusters is not None else range(array.size))]
-    )
+    array, index = cluster_numbers(values, clusters)
     sums = np.bincount(index, weights=array)
     sizes = np.bincount(index).astype(np.float64)
     generator = np.random.default_rng(seed)
@@ -125,3 +137,41 @@ def bootstrap_ratio(
         ratios = upper[picks].mean(1) / (below[picks].sum(1) / measured[picks].sum(1))
     low, high = np.quantile(ratios[np.isfinite(ratios)], [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(upper.mean() / (below.sum() / measured.sum())), float(low), float(high))
+
+
+def bootstrap_crossed(
+    values: Sequence[Sequence[float]], *, level: float = 0.95, resamples: int = 10_000, seed: int = 0
+) -> Interval:
+    """Percentile bootstrap of the mean of a table, resampling rows and columns (Owen 2007, the pigeonhole bootstrap).
+
+    For one value per training seed (row) and prompt (column): the interval covers what another draw of both would give.
+    It is somewhat wide rather than narrow; with a single row only the columns vary, and the interval says nothing of
+    other seeds.
+
+    Args:
+        values: Rows of equal length, all finite.
+        level: Confidence level in (0, 1).
+        resamples: Number of bootstrap samples.
+        seed: Of the resampling.
+
+    Raises:
+        ValueError: For no values, rows of different lengths, or values that are not finite.
+    """
+    _check_level(level)
+    if not values or len({len(row) for row in values}) != 1 or not len(values[0]):
+        raise ValueError("need at least one row, all of the same length")
+    table = np.asarray(values, dtype=np.float64)
+    if not np.isfinite(table).all():
+        raise ValueError("all values must be finite")
+    rows, columns = table.shape
+    generator = np.random.default_rng(seed)
+    # How often each row and column was drawn: a product of counts instead of a table for every resample.
+    weights = generator.multinomial(rows, np.full(rows, 1 / rows), size=resamples) / rows
+    means = np.empty(resamples)
+    chunk = max(1, 10_000_000 // columns)
+    for start in range(0, resamples, chunk):
+        part = weights[start : start + chunk]
+        counts = generator.multinomial(columns, np.full(columns, 1 / columns), size=len(part)) / columns
+        means[start : start + chunk] = ((part @ table) * counts).sum(1)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(table.mean()), float(low), float(high))

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from prefopt.stats.intervals import bootstrap_mean, bootstrap_ratio, wilson
+from prefopt.stats.intervals import bootstrap_crossed, bootstrap_mean, bootstrap_ratio, wilson
 
 
 def test_wilson_known_answer() -> None:
@@ -90,3 +90,29 @@ def test_a_ratio_of_means_covers_at_its_level() -> None:
 def test_a_ratio_of_what_is_not_there_is_refused(above: list[float], below: list[float]) -> None:
     with pytest.raises(ValueError, match=r"need as many|not measured"):
         bootstrap_ratio(above, below)
+
+
+def test_a_crossed_bootstrap_is_that_of_the_columns_where_there_is_one_row() -> None:
+    values = np.random.default_rng(0).normal(size=50).tolist()
+    crossed, plain = bootstrap_crossed([values]), bootstrap_mean(values)
+    assert crossed.estimate == pytest.approx(plain.estimate)
+    assert (crossed.low, crossed.high) == pytest.approx((plain.low, plain.high), abs=0.03)
+
+
+def test_a_crossed_bootstrap_covers_where_seeds_and_prompts_both_vary() -> None:
+    generator = np.random.default_rng(1)
+    crossed = prompts_only = 0
+    for trial in range(300):
+        table = 0.5 * generator.normal(size=(8, 1)) + generator.normal(size=(1, 60)) + generator.normal(size=(8, 60))
+        found = bootstrap_crossed(table.tolist(), resamples=500, seed=trial)
+        crossed += found.low <= 0 <= found.high
+        found = bootstrap_mean(table.mean(0).tolist(), resamples=500, seed=trial)
+        prompts_only += found.low <= 0 <= found.high
+    assert crossed / 300 >= 0.9
+    assert prompts_only / 300 < 0.85  # seeds are part of the noise
+
+
+@pytest.mark.parametrize("values", [[], [[]], [[1.0], [1.0, 2.0]], [[float("nan")]]])
+def test_a_table_that_is_none_is_refused(values: list[list[float]]) -> None:
+    with pytest.raises(ValueError):
+        bootstrap_crossed(values)
