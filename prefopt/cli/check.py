@@ -17,11 +17,13 @@ def command(
 ) -> None:
     """Judge a recipe without running it: what would run, in order, or every problem in one list."""
     from prefopt.cli.output import named, note, print_json, print_table
+    from prefopt.pipeline.gates import check_names
     from prefopt.recipe.load import load
     from prefopt.recipe.references import graph, needs, order
 
     loaded = load(recipe, overrides or ())
     judged = loaded.recipe
+    check_names(judged)
     stages = order(graph(judged))
     if as_json:
         print_json(

@@ -18,11 +18,13 @@ class Node:
         name: Its name in the recipe.
         spec: Its options.
         inputs: Names of the stages it reads, each once.
+        after: Names of the stages that must be done before it, besides those.
     """
 
     name: str
     spec: AnyStage
     inputs: tuple[str, ...]
+    after: tuple[str, ...] = ()
 
     @property
     def kind(self) -> str:
@@ -41,7 +43,14 @@ def nodes(recipe: Recipe) -> tuple[Node, ...]:
         names = references.order(edges)
     except ValueError as error:
         raise InputError(f"the stages of {recipe.name} cannot be ordered: {error}") from error
-    return tuple(Node(name, recipe.stages[name], edges[name]) for name in names)
+    return tuple(_node(recipe, name) for name in names)
+
+
+def _node(recipe: Recipe, name: str) -> Node:
+    roles = references.needs(recipe, name)
+    after = roles.pop(references.AFTER, ())
+    inputs = tuple(dict.fromkeys(stage for role in roles.values() for stage in role))
+    return Node(name, recipe.stages[name], inputs, tuple(stage for stage in after if stage not in inputs))
 
 
 def and_after(graph: Iterable[Node], start: str) -> frozenset[str]:
@@ -53,6 +62,6 @@ def and_after(graph: Iterable[Node], start: str) -> frozenset[str]:
     """
     found = {start}
     for node in graph:
-        if found.intersection(node.inputs):
+        if found.intersection(node.inputs):  # what it only waits for changes nothing of it
             found.add(node.name)
     return frozenset(found)

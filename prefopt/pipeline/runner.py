@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from prefopt.errors import InputError, Interrupted, PrefoptError
+from prefopt.errors import GateRefused, InputError, Interrupted, PrefoptError
+from prefopt.pipeline import gates
 from prefopt.pipeline.graph import Node, and_after, nodes
 from prefopt.pipeline.keys import Keys
 from prefopt.pipeline.messages import Committed, Failed, InputRef, Job, Log, Message, Progress
@@ -96,6 +97,7 @@ class Runner:
 
     def run(self) -> RunSummary:
         """Judge everything, then run what must; see `run_recipe`."""
+        gates.check_names(self._recipe)
         if self._options.dry_run:
             return self._summary([self._planned(plan) for plan in self._planner.everything(self._graph)])
         make_folder(self._run.root)
@@ -159,7 +161,7 @@ class Runner:
 
     def _stage(self, index: int, plan: Plan) -> StageOutcome:
         node = plan.node
-        missing = [name for name in node.inputs if name not in self._manifests]
+        missing = [name for name in (*node.inputs, *node.after) if name not in self._manifests]
         if not plan.done and node.name not in self._selected:
             return StageOutcome(node.name, node.kind, "not selected", headline=plan.why, directory=plan.directory)
         if missing:
@@ -177,15 +179,16 @@ class Runner:
             return self._not_done(plan, Failed(error, ""), 0.0)
 
     def _already_done(self, plan: Plan, manifest: Manifest) -> StageOutcome:
-        assert plan.key is not None and plan.directory is not None
         self._accept(plan, manifest)
         headline = shown_metrics(manifest.metrics)
         self._watcher.stage_finished(plan.node.name, "skipped", 0.0, headline)
         return StageOutcome(plan.node.name, plan.node.kind, "skipped", 0.0, headline, manifest.metrics, plan.directory)
 
     def _accept(self, plan: Plan, manifest: Manifest) -> None:
+        """Makes a finished stage the current one, and lets others read it when its gates hold."""
         assert plan.key is not None and plan.directory is not None
         self._run.set_current(plan.node.name, plan.key.digest)
+        gates.require(plan.node.name, plan.node.spec.require, manifest.metrics, plan.directory)
         self._manifests[plan.node.name] = manifest
         self._folders[plan.node.name] = plan.directory
 
@@ -267,10 +270,14 @@ class Runner:
     def _done(self, plan: Plan, end: Committed, seconds: float, replaced: Path | None) -> StageOutcome:
         assert plan.key is not None and plan.directory is not None
         name = plan.node.name
-        self._accept(plan, manifests.verify(plan.directory, False, self._hashes))
+        manifest = manifests.verify(plan.directory, False, self._hashes)
         self._run.event({"event": "stage_done", "stage": name, "key": plan.key.digest, "seconds": round(seconds, 3)})
         if replaced is not None:
             remove(replaced)
+        try:
+            self._accept(plan, manifest)
+        except PrefoptError as error:
+            return self._not_done(plan, Failed(error, ""), seconds)
         headline = shown_metrics(end.metrics)
         self._watcher.stage_finished(name, "done", seconds, headline)
         return StageOutcome(name, plan.node.kind, "done", seconds, headline, end.metrics, plan.directory)
@@ -296,6 +303,8 @@ class Runner:
         if self._stop.stopping:
             # Also a process that was stopped before it could listen, or failed on its way out.
             return "interrupted", Interrupted(error.message, again)
+        if isinstance(error, GateRefused):
+            return "refused", error
         if isinstance(error, Interrupted):
             return "waiting", Interrupted(error.message, error.remedy or again)
         return "failed", error

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from prefopt.errors import InputError
+from prefopt.errors import GateRefused, InputError
+from prefopt.pipeline import gates
 from prefopt.pipeline.graph import nodes
 from prefopt.pipeline.keys import Keys
 from prefopt.pipeline.plan import Plan, Planner
@@ -18,7 +19,7 @@ from prefopt.store.hashing import HashCache
 from prefopt.store.lock import describe_holder, is_held
 from prefopt.store.run import RunDirectory
 
-StageState = Literal["done", "running", "waiting", "failed", "interrupted", "stale", "damaged", "missing"]
+StageState = Literal["done", "running", "waiting", "failed", "interrupted", "stale", "damaged", "missing", "refused"]
 _AFTER_EVENT: dict[str, StageState] = {
     "stage_failed": "failed",
     "stage_waiting": "waiting",
@@ -32,6 +33,7 @@ class StageStatus:
 
     Attributes:
         state: `stale`: there is an artefact, of other settings or inputs. `damaged`: a file of it has changed.
+            `refused`: it is done, and its gate says no.
         next: What `prefopt run` would do with it.
         metrics: Of the artefact, when it is done.
         damage: The file that is damaged and how; empty when none is.
@@ -111,7 +113,9 @@ def run_status(directory: Path, *, verify: bool = False, registry: Registry | No
 def _stage(run: RunDirectory, plan: Plan, last: Mapping[str, Any]) -> StageStatus:
     name = plan.node.name
     state = _state(run, plan, last)
-    if plan.manifest is not None:
+    if state == "refused":
+        follows = "nothing, nor any stage that reads it: " + _refusal(plan)
+    elif plan.manifest is not None:
         follows = "nothing"
     elif state == "running":
         follows = "it is running"
@@ -127,7 +131,7 @@ def _state(run: RunDirectory, plan: Plan, last: Mapping[str, Any]) -> StageState
     if plan.damage:
         return "damaged"
     if plan.done:
-        return "done"
+        return "refused" if _refusal(plan) else "done"
     if is_held(run.stage_lock(name)):
         return "running"
     started = plan.directory is not None and plan.directory.exists()
@@ -137,3 +141,13 @@ def _state(run: RunDirectory, plan: Plan, last: Mapping[str, Any]) -> StageState
     if started:
         return "interrupted"
     return "stale" if run.current(name) is not None else "missing"
+
+
+def _refusal(plan: Plan) -> str:
+    """What the gate of a finished stage says; empty when it holds."""
+    assert plan.manifest is not None and plan.directory is not None
+    try:
+        gates.require(plan.node.name, plan.node.spec.require, plan.manifest.metrics, plan.directory)
+    except (GateRefused, InputError) as error:
+        return error.message
+    return ""

@@ -12,7 +12,7 @@ from prefopt.errors import PrefoptError
 from prefopt.pipeline.stages import Registry
 from prefopt.recipe.load import LoadedRecipe
 
-State = Literal["done", "skipped", "failed", "interrupted", "waiting", "blocked", "not selected", "would run"]
+State = Literal["done", "skipped", "failed", "interrupted", "waiting", "blocked", "refused", "not selected", "would run"]
 
 
 class Watcher(Protocol):
@@ -81,7 +81,8 @@ class StageOutcome:
     """What became of a stage.
 
     Attributes:
-        state: `skipped` was done before; `blocked` waits for a stage that failed.
+        state: `skipped` was done before; `blocked` waits for a stage that failed; `refused` is done, and its gate says
+            no.
         seconds: Wall time of this attempt.
         headline: The few numbers, or the reason, worth a line.
         directory: The artefact's folder, where its key is known.

@@ -8,6 +8,7 @@ from typing import Any
 from prefopt.errors import Problem
 from prefopt.recipe.layout import closest
 from prefopt.recipe.references import (
+    AFTER,
     BASE,
     GOLD,
     SCORER_ROLES,
@@ -78,11 +79,12 @@ class _Linker:
             self._evaluation(at, stage)
         for role in SCORER_ROLES:
             self._scorer((*at, role), stage)
+        self._each((*at, AFTER), stage.get(AFTER), self._waited_for)
 
     def _each(self, path: KeyPath, value: object, check: Any) -> None:
         for index, name in enumerate(names_in(value)):
             here = (*path, index) if isinstance(value, list) else path
-            if path[-1] in ("init", "policies") and name == path[1]:
+            if path[-1] in ("init", "policies", AFTER) and name == path[1]:
                 self._add(here, f"the stage '{name}' names itself", "name the stage before it")
             elif name and not self._wrong_round(here, name):
                 check(here, name if path[-1] in ("data", "prompts") and name in self._data else self._plain(name))
@@ -140,6 +142,10 @@ class _Linker:
         if name == BASE and name not in self.stages and self._base not in self.stages:
             return
         self._model_stage(path, name, "policies are")
+
+    def _waited_for(self, path: KeyPath, name: str) -> None:
+        if name not in self.stages:
+            self._add(path, f"there is no stage '{name}'", _suggest(name, list(self.stages), "stages are"))
 
     def _model_stage(self, path: KeyPath, name: str, verb: str) -> None:
         kind = self._kind(name)
@@ -235,7 +241,7 @@ class _Linker:
             if len(path) == 2:
                 continue  # a stage that names itself: reported where it does
             holder = self.stages[path[0]]
-            role = next((role for role in STAGE_ROLES if path[1] in named_in(role, holder.get(role))), None)
+            role = next((role for role in (*STAGE_ROLES, AFTER) if path[1] in named_in(role, holder.get(role))), None)
             at = ("stages", path[0], role) if role else ("stages", path[0])
             if role and any(other[: len(at)] == at for other, _ in self.found):
                 continue  # the name is wrong already

@@ -22,6 +22,8 @@ SCORER_ROLES = ("reward", "judge")
 BASE = "base"
 
 STAGE_ROLES = ("init", "policies", "data", "prompts", *SCORER_ROLES)
+# Waited for, and not read: what comes of it decides no numbers.
+AFTER = "after"
 
 
 def names_in(value: object) -> tuple[str, ...]:
@@ -67,7 +69,7 @@ def needs_of(name: str, tree: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
     model = _mapping(tree, "model").get("model_name_or_path")
     if stage.get("kind") != "pretrain" and isinstance(model, str) and model in stages:
         found["model"] = (model,)
-    for role in STAGE_ROLES:
+    for role in (*STAGE_ROLES, AFTER):
         # A data set and a stage may share a name; the data set is meant then.
         taken = data if role in ("data", "prompts") else {}
         items = (item for item in named_in(role, stage.get(role)) if item not in taken)
@@ -82,8 +84,8 @@ def needs_of(name: str, tree: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
 def needs(recipe: Recipe, stage: str) -> dict[str, tuple[str, ...]]:
     """Role → names of the stages that a stage needs directly.
 
-    Roles are `model` (the pretrain stage that makes the base), `init`, `policies`, `data`, `prompts`, `reward` and
-    `judge`; a role that needs no stage is left out.
+    Roles are `model` (the pretrain stage that makes the base), `init`, `policies`, `data`, `prompts`, `reward`, `judge`
+    and `after`; a role that needs no stage is left out.
 
     Raises:
         KeyError: The recipe has no such stage.

@@ -13,7 +13,7 @@ from typing import Any
 
 from prefopt.errors import Problem
 from prefopt.recipe.layout import closest
-from prefopt.recipe.references import SCORER_ROLES, cycles, graph_of, names_in, split_round
+from prefopt.recipe.references import AFTER, SCORER_ROLES, cycles, graph_of, names_in, split_round
 from prefopt.recipe.schema import AnyStage, CollectSpec, Recipe
 from prefopt.recipe.yaml import KeyPath, Places
 
@@ -280,7 +280,7 @@ def _meaning(recipe: Recipe, number: int) -> Rename:
 def _renamed(spec: AnyStage, rename: Rename) -> AnyStage:
     """A stage with the names of other stages replaced; keys that hold none stay unset where they were."""
     changes: dict[str, object] = {}
-    for role in (*_CARRIED_ROLES, *_DATA_ROLES, *SCORER_ROLES):
+    for role in (*_CARRIED_ROLES, *_DATA_ROLES, *SCORER_ROLES, AFTER):
         value = getattr(spec, role, None)
         new: object
         if isinstance(value, tuple):
@@ -294,4 +294,12 @@ def _renamed(spec: AnyStage, rename: Rename) -> AnyStage:
             continue
         if new != value:
             changes[role] = new
+    if any(":" in name for name in spec.require):
+        changes["require"] = {_renamed_metric(name, rename): bounds for name, bounds in spec.require.items()}
     return spec.model_copy(update=changes)
+
+
+def _renamed_metric(name: str, rename: Rename) -> str:
+    """`POLICY:metric` of the stage that the policy is in this round."""
+    policy, colon, metric = name.rpartition(":")
+    return f"{rename('policies', policy)[0]}:{metric}" if colon else name

@@ -93,11 +93,37 @@ class TrackingSpec(Spec):
     wandb: WandbSpec | None = None
 
 
+class RequireSpec(Spec):
+    """A gate: what a metric must be for the run to go on. Intervals are those at 95 %."""
+
+    min: float | None = Field(None, description="the metric's value is at least this")
+    max: float | None = Field(None, description="the metric's value is at most this")
+    lower_bound: float | None = Field(None, description="the lower end of the metric's interval is at least this")
+    upper_bound: float | None = Field(None, description="the upper end of the metric's interval is at most this")
+
+    @model_validator(mode="after")
+    def _something(self) -> Self:
+        if not self.model_fields_set:
+            raise ValueError("write at least one of 'min', 'max', 'lower_bound' and 'upper_bound'")
+        return self
+
+
 class StageSpec(Spec):
     """What every stage has."""
 
     kind: str
     seed: Seed | None = Field(None, description="the recipe's seed by default")
+    require: dict[str, RequireSpec] = Field(
+        default_factory=dict,
+        json_schema_extra={"numeric": False},
+        description="gates, metric: bounds; a failed one ends the run with exit code 6, and nothing is trained anew when "
+        "only a bound changes",
+    )
+    after: Names = Field(
+        (),
+        json_schema_extra={"numeric": False},
+        description="stages that must be done, and hold their gates, before this one starts; it reads nothing of them",
+    )
 
 
 class OptimisationSpec(StageSpec):

@@ -23,7 +23,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-_MARKS = {"done": ("✓", "green"), "skipped": ("–", "dim"), "waiting": ("…", "yellow"), "failed": ("✗", "red")}
+_MARKS = {"done": ("✓", "green"), "skipped": ("–", "dim"), "waiting": ("…", "yellow"), "failed": ("✗", "red"), "refused": ("✗", "red")}
 _OTHER = ("!", "yellow")
 
 # What says most about a stage in few characters, in this order.
@@ -144,7 +144,7 @@ class Display:
 
         Args:
             stage: Name in the recipe.
-            state: `done`, `skipped`, `waiting`, `failed` or `interrupted`.
+            state: `done`, `skipped`, `waiting`, `failed`, `refused` or `interrupted`.
             seconds: Wall time.
             headline: The one number or reason worth a line.
         """
