@@ -26,10 +26,11 @@ VERBS = {
     "report": "Write report/index.html, one file that opens offline.",
     "new": "Copy a recipe that ships with prefopt, to edit it.",
     "recipes": "List the recipes that ship with prefopt.",
+    "compare": "Say which of several policies scores higher, by how much, and how sure that is.",
     "sample": "Let a trained stage answer prompts.",
     "schema": "Print the JSON Schema of recipes, for editors.",
 }
-LATER_VERBS = ("audit", "collect", "annotate", "evaluate", "compare", "release", "export")
+LATER_VERBS = ("audit", "collect", "annotate", "evaluate", "release", "export")
 PIPE_CLOSED = 128 + 13  # what a shell reports for a program that SIGPIPE ended
 
 _EPILOG = (

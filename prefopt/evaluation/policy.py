@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from prefopt.losses.logprobs import completion_logps, exact_kl
+from prefopt.losses.logprobs import completion_logps, entropy, exact_kl
 from prefopt.models.batches import batches_by_length, prompt_completion_batch
 from prefopt.models.generate import Sampled, SamplingOptions, sample
 from prefopt.models.roles import adapter_active
@@ -25,6 +26,18 @@ class PairIds:
     prompt_ids: Sequence[int]
     chosen_ids: Sequence[int]
     rejected_ids: Sequence[int]
+
+
+class Along(NamedTuple):
+    """Measurements along completions, one value for each.
+
+    Attributes:
+        kl: KL(policy ‖ baseline) in nats, summed over the completion; 0 for the baseline itself.
+        entropy: Of the next token in nats, averaged over the completion.
+    """
+
+    kl: list[float]
+    entropy: list[float]
 
 
 @dataclass(frozen=True)
@@ -53,29 +66,32 @@ class PolicyBench:
             return sample(self.model, self.tokenizer, prompts, options, progress)
 
     @torch.no_grad()
-    def kl(
+    def along(
         self, adapter: str | None, baseline: str | None, prompts: Sequence[Sequence[int]], samples: Sequence[Sampled]
-    ) -> list[float]:
-        """KL(policy ‖ baseline) of each completion in nats: exact next-token divergences summed along it.
+    ) -> Along:
+        """How far a policy is from a baseline, and how undecided, along completions.
 
-        Averaged over completions sampled from the policy at temperature 1 this is an unbiased estimate of the KL of
-        whole completions.
+        The KL is that of exact next-token distributions, summed: averaged over completions sampled from the policy at
+        temperature 1 it is an unbiased estimate of the KL of whole completions.
         """
-        values = [0.0] * len(samples)
-        if adapter == baseline:
-            return values
+        kl, undecided = [0.0] * len(samples), [0.0] * len(samples)
         lengths = [len(prompt) + len(sample.ids) for prompt, sample in zip(prompts, samples, strict=True)]
         for indices in batches_by_length(lengths, self.batch_size, self._vocabulary):
             batch = self._batch([prompts[i] for i in indices], [samples[i].ids for i in indices])
-            with adapter_active(self.model, adapter):
-                policy = self._logits(batch)
-            with adapter_active(self.model, baseline):
-                reference = self._logits(batch)
             mask = batch["completion_mask"][:, 1:].bool()
-            divergence = torch.where(mask, exact_kl(policy[:, :-1], reference[:, :-1]), 0.0).sum(-1)
+            with adapter_active(self.model, adapter):
+                policy = self._logits(batch)[:, :-1]
+            means = torch.where(mask, entropy(policy), 0.0).sum(-1) / mask.sum(-1).clamp(min=1)
+            for index, value in zip(indices, means.tolist(), strict=True):
+                undecided[index] = value
+            if adapter == baseline:
+                continue
+            with adapter_active(self.model, baseline):
+                reference = self._logits(batch)[:, :-1]
+            divergence = torch.where(mask, exact_kl(policy, reference), 0.0).sum(-1)
             for index, value in zip(indices, divergence.tolist(), strict=True):
-                values[index] = value
-        return values
+                kl[index] = value
+        return Along(kl, undecided)
 
     @torch.no_grad()
     def completion_logps(

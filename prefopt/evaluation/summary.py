@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from prefopt.evaluation.text import distinct, repetition
+from prefopt.recipe.options.suites import POLICY_SUITES
 from prefopt.stats.intervals import Interval, bootstrap_mean, bootstrap_ratio, wilson
+from prefopt.stats.length_control import length_controlled_win_rate
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,8 @@ class PolicyResult:
         scores: Reward of each sample; empty without a reward.
         violated: Whether each sample has forbidden content; empty where nothing is forbidden.
         margins: ρ(chosen) - ρ(rejected) of held-out pairs; empty for the baseline or without pairs.
+        entropy: Of the next token, averaged over each sample, in nats.
+        texts: The samples as text.
         ceiling: For prompts that the headroom is measured on, the reward of the best of n answers of the baseline.
     """
 
@@ -33,6 +38,8 @@ class PolicyResult:
     violated: Sequence[bool] = ()
     margins: Sequence[float] = ()
     ceiling: Mapping[Hashable, float] = field(default_factory=dict)
+    entropy: Sequence[float] = ()
+    texts: Sequence[str] = ()
 
 
 def win_scores(scores: Sequence[float], baseline: Sequence[float]) -> list[float]:
@@ -40,7 +47,9 @@ def win_scores(scores: Sequence[float], baseline: Sequence[float]) -> list[float
     return [1.0 if a > b else 0.0 if a < b else 0.5 for a, b in zip(scores, baseline, strict=True)]
 
 
-def policy_metrics(result: PolicyResult, baseline: PolicyResult, score_name: str) -> dict[str, float]:
+def policy_metrics(
+    result: PolicyResult, baseline: PolicyResult, score_name: str, suites: Collection[str] = POLICY_SUITES
+) -> dict[str, float]:
     """Metrics of one policy under the names of `prefopt.tracking.metrics`, without the policy's prefix.
 
     Means over samples have bootstrap intervals that resample prompts; rates have Wilson intervals, on the number of
@@ -50,30 +59,47 @@ def policy_metrics(result: PolicyResult, baseline: PolicyResult, score_name: str
         result: The policy's samples.
         baseline: The baseline's samples for the same prompts, in the same order.
         score_name: `gold` or `reward`.
+        suites: What to put into them.
     """
     metrics: dict[str, float] = {}
-
-    def mean(name: str, values: Sequence[float]) -> None:
-        _put(metrics, name, bootstrap_mean(values, result.prompts))
-
     if result.scores:
-        mean(score_name, result.scores)
-        if result.policy != baseline.policy:
-            mean("win_rate", win_scores(result.scores, baseline.scores))
+        _put(metrics, score_name, bootstrap_mean(result.scores, result.prompts))
     if result.ceiling:
         _put(metrics, "best_of_n", bootstrap_mean(list(result.ceiling.values()), list(result.ceiling)))
-    if baseline.ceiling and result.policy != baseline.policy:
-        _put(metrics, "headroom", headroom(result, baseline))
     if result.policy != baseline.policy:
-        mean("kl", result.kl)
-    mean("length", [float(n) for n in result.lengths])
-    _rate(metrics, "eos_rate", result.finished, len(set(result.prompts)))
-    if result.violated:
+        _compare(metrics, result, baseline, suites)
+    if "text" in suites:
+        _describe(metrics, result)
+    if result.violated and "violations" in suites:
         _rate(metrics, "violation_rate", result.violated, len(set(result.prompts)))
-    if result.margins:
+    return metrics
+
+
+def _compare(metrics: dict[str, float], result: PolicyResult, baseline: PolicyResult, suites: Collection[str]) -> None:
+    """How a policy stands against the baseline."""
+    if result.scores and "win_rate" in suites:
+        wins = win_scores(result.scores, baseline.scores)
+        _put(metrics, "win_rate", bootstrap_mean(wins, result.prompts))
+        extra = [float(a - b) for a, b in zip(result.lengths, baseline.lengths, strict=True)]
+        _put(metrics, "win_rate_length_controlled", length_controlled_win_rate(wins, extra, result.prompts))
+    if baseline.ceiling:
+        _put(metrics, "headroom", headroom(result, baseline))
+    if "kl" in suites:
+        _put(metrics, "kl", bootstrap_mean(result.kl, result.prompts))
+    if result.margins and "preference" in suites:
         correct = sum(1.0 if m > 0 else 0.5 if m == 0 else 0.0 for m in result.margins)
         _put(metrics, "preference/accuracy", wilson(correct, len(result.margins)))
-    return metrics
+
+
+def _describe(metrics: dict[str, float], result: PolicyResult) -> None:
+    """What a policy's completions look like."""
+    _put(metrics, "length", bootstrap_mean([float(n) for n in result.lengths], result.prompts))
+    _rate(metrics, "eos_rate", result.finished, len(set(result.prompts)))
+    if result.entropy:
+        _put(metrics, "entropy", bootstrap_mean(result.entropy, result.prompts))
+    if result.texts:
+        _put(metrics, "repetition", bootstrap_mean([repetition(text) for text in result.texts], result.prompts))
+        metrics |= {f"distinct/{name}": distinct(result.texts, n) for n, name in ((1, "words"), (2, "pairs"))}
 
 
 def headroom(result: PolicyResult, baseline: PolicyResult) -> Interval:
@@ -115,6 +141,7 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("best_of_n", "best of n", "{:.2f}"),
     ("headroom", "share of headroom", "{:.0%}"),
     ("win_rate", "win rate", "{:.1%}"),
+    ("win_rate_length_controlled", "win rate at equal length", "{:.1%}"),
     ("preference/accuracy", "preference accuracy", "{:.1%}"),
     ("kl", "KL (nats)", "{:.2f}"),
     ("length", "length (tokens)", "{:.1f}"),

@@ -13,7 +13,7 @@ from prefopt.data.templates import Encoder
 from prefopt.models.roles import POLICY, policy_on, save_adapter
 from prefopt.pipeline.base_model import OpenBase, adapter_of, data_of, data_policy, load_weights, open_base
 from prefopt.pipeline.context import Inputs, StageContext, StageResult
-from prefopt.pipeline.training import final_metrics, tokens_of, train
+from prefopt.pipeline.training import final_metrics, kept_outputs, tokens_of, train
 from prefopt.recipe.schema import DataSpec, DPOSpec, RewardSpec, SFTSpec
 from prefopt.trainers.checkpoints import CheckpointedTrainer
 
@@ -124,5 +124,8 @@ def run_adapter_stage(
     save_adapter(model, POLICY, context.directory / "adapter", base.location.name)
     base.tokenizer.save_pretrained(context.directory / "tokenizer")
     return StageResult(
-        metrics=final_metrics(context), outputs=["adapter", "tokenizer"], details=rows.details, cost=tokens_of(trained)
+        metrics=final_metrics(context),
+        outputs=["adapter", "tokenizer", *kept_outputs(spec)],
+        details=rows.details,
+        cost=tokens_of(trained),
     )

@@ -10,24 +10,25 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from prefopt.errors import GateRefused, InputError
-from prefopt.recipe.schema import Recipe, RequireSpec
+from prefopt.recipe.schema import Recipe
+from prefopt.recipe.scorers import RequireSpec
 from prefopt.tracking.metrics import METRICS, describe
 
 # Metric, or what it begins with → what usually is wrong; the longest that fits is told.
 _LOOK_AT = {
     "eval/loss": "whether train/loss still falls (more steps), or eval/loss rises while it does (fewer epochs)",
-    "reward/accuracy": "reward/accuracy on training pairs: near 0.5 means too little training or labels that contradict "
-    "each other (docs/algorithms/reward.md); high there and low here means too few pairs",
+    "reward/accuracy": "reward/accuracy on training pairs: near 0.5 means too little training or labels that "
+    "contradict each other (docs/algorithms/reward.md); high there and low here means too few pairs",
     "calibration": "the reliability plot: a temperature above 1 means overconfidence, which fewer epochs cure",
-    "bias/over_length": "whether the reward model measures anything but length: read pairs where the shorter answer was "
-    "chosen, and balance the data by length",
+    "bias/over_length": "whether the reward model measures anything but length: read pairs where the shorter answer "
+    "was chosen, and balance the data by length",
     "bias/over_words": "whether the reward model knows more than words: it should beat a bag of words",
     "bias": "the probe answers in the stage's table",
     "robustness": "the perturbation with the highest flip rate in the stage's table",
     "violation_rate": "the stage's samples with violations; label them as rejected, or penalise them",
     "preference/accuracy": "the learning rate and beta, and whether the pairs' labels agree with each other",
-    "win_rate": "the curves of the stage that trained the policy: no change in KL means too little training, a large KL "
-    "too much",
+    "win_rate": "the curves of the stage that trained the policy: no change in KL means too little training, a large "
+    "KL too much",
     "gold": "the curves of the stage that trained the policy",
     "headroom": "the reward model's accuracy first: a policy is no better than what it is trained on",
     "kl": "the learning rate, and kl.coefficient or beta: the policy went too far from its reference",
@@ -51,7 +52,9 @@ def check_names(recipe: Recipe) -> None:
             except KeyError:
                 policy, colon, bare = name.rpartition(":")
                 near = difflib.get_close_matches(bare, METRICS, n=1)
-                remedy = f"did you mean '{policy}{colon}{near[0]}'?" if near else "prefopt/tracking/metrics.py lists them"
+                remedy = (
+                    f"did you mean '{policy}{colon}{near[0]}'?" if near else "prefopt/tracking/metrics.py lists them"
+                )
                 raise InputError(f"stages.{stage}.require: there is no metric '{name}'", remedy) from None
 
 

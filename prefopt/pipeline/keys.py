@@ -21,7 +21,7 @@ from prefopt.pipeline.graph import Node
 from prefopt.pipeline.revisions import KEYED_LIBRARIES, USES_MODEL
 from prefopt.pipeline.stages import Registry
 from prefopt.recipe.keys import spec_for_key
-from prefopt.recipe.references import SCORER_ROLES
+from prefopt.recipe.references import DATA_ROLES, SCORER_ROLES
 from prefopt.recipe.schema import DataSpec, Recipe
 from prefopt.store.files import disk_faults, read_json, sha256_json, write_json
 from prefopt.store.hashing import HashCache
@@ -91,7 +91,7 @@ class Keys:
         spec = spec_for_key(node.spec)
         spec.pop("seed", None)
         self._word_lists(spec)
-        names = dict.fromkeys((*getattr(node.spec, "data", ()), *getattr(node.spec, "prompts", ())))
+        names = dict.fromkeys(name for role in DATA_ROLES for name in getattr(node.spec, role, ()))
         return StageKey(
             {
                 "kind": node.kind,

@@ -8,9 +8,10 @@ from prefopt.errors import InputError
 from prefopt.models.heads import REWARD, RewardModel, hang_reward
 from prefopt.pipeline.base_model import load_weights, open_base
 from prefopt.pipeline.context import Inputs, StageContext
-from prefopt.recipe.schema import ScorerSpec
+from prefopt.recipe.scorers import ScorerSpec
 from prefopt.rewards.model import RewardModelScorer
 from prefopt.rewards.scorers import GoldScorer, LexiconScorer, Scorer
+from prefopt.store.files import sha256_file
 
 
 def open_scorer(spec: ScorerSpec, inputs: Inputs, context: StageContext) -> Scorer:
@@ -30,6 +31,15 @@ def open_scorer(spec: ScorerSpec, inputs: Inputs, context: StageContext) -> Scor
     if spec.model == GoldScorer.name:
         return GoldScorer()
     return _reward_model(spec.model, inputs, context)
+
+
+def scorer_identity(spec: ScorerSpec, inputs: Inputs) -> list[object]:
+    """What decides a score: the artefact, the file, or the name; never where it lies."""
+    if spec.lexicon is not None:
+        return ["lexicon", sha256_file(Path(spec.lexicon))]
+    if spec.model is not None and spec.model in inputs:
+        return ["reward", inputs[spec.model].manifest.sha256]
+    return ["function", spec.model]
 
 
 def _reward_model(stage: str, inputs: Inputs, context: StageContext) -> Scorer:

@@ -12,7 +12,9 @@ from prefopt.errors import PrefoptError
 from prefopt.pipeline.stages import Registry
 from prefopt.recipe.load import LoadedRecipe
 
-State = Literal["done", "skipped", "failed", "interrupted", "waiting", "blocked", "refused", "not selected", "would run"]
+State = Literal[
+    "done", "skipped", "failed", "interrupted", "waiting", "blocked", "refused", "not selected", "would run"
+]
 
 
 class Watcher(Protocol):

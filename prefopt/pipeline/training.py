@@ -7,12 +7,13 @@ from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
 from prefopt.errors import Interrupted
+from prefopt.models.roles import POLICY
 from prefopt.pipeline.context import StageContext
-from prefopt.recipe.schema import StageSpec
+from prefopt.recipe.schema import DPOSpec, PPOSpec, SFTSpec, StageSpec
 from prefopt.store.checkpoints import newest_verified
 from prefopt.tracking.jsonl import RESERVED, read_jsonl
 from prefopt.tracking.tracker import METRICS_FILE, Tracker, open_tracker
-from prefopt.trainers.callbacks import StageCallback
+from prefopt.trainers.callbacks import KEPT_ADAPTERS, KeepAdapters, StageCallback
 from prefopt.trainers.checkpoints import CheckpointedTrainer
 
 Trained = TypeVar("Trained", bound=CheckpointedTrainer)
@@ -70,7 +71,8 @@ def train(
     step = checkpoint_step(context)
     with tracked(spec, context, step) as tracker:
         callback = StageCallback(tracker, context.progress, context.stop)
-        trainer = build([callback])
+        keep = [KeepAdapters(context.directory, POLICY)] if getattr(spec, "keep_adapters", False) else []
+        trainer = build([callback, *keep])
         checkpoint = str(context.directory / "checkpoints" / f"checkpoint-{step}") if step is not None else None
         if checkpoint:
             context.log(f"resuming from step {step}")
@@ -95,6 +97,11 @@ def final_metrics(context: StageContext) -> dict[str, float]:
             if name not in RESERVED and isinstance(value, int | float):
                 latest[name] = float(value)
     return latest
+
+
+def kept_outputs(spec: SFTSpec | DPOSpec | PPOSpec) -> list[str]:
+    """What `keep_adapters` adds to the outputs of a stage."""
+    return [KEPT_ADAPTERS] if spec.keep_adapters else []
 
 
 def tokens_of(trainer: CheckpointedTrainer) -> dict[str, float]:

@@ -10,6 +10,7 @@ from prefopt.recipe.layout import closest
 from prefopt.recipe.references import (
     AFTER,
     BASE,
+    DATA_ROLES,
     GOLD,
     SCORER_ROLES,
     STAGE_ROLES,
@@ -70,6 +71,7 @@ class _Linker:
         if name == GOLD:
             self._add(at, f"'{GOLD}' is the reward of the toy world, and so no name for a stage", "use another name")
         self._each((*at, "data"), stage.get("data"), self._pretraining_set if kind == "pretrain" else self._data_set)
+        self._each((*at, "ood"), stage.get("ood"), self._data_set)
         self._each((*at, "prompts"), stage.get("prompts"), self._prompts)
         if kind in _STARTED:
             self._each((*at, "init"), stage.get("init"), self._start)
@@ -87,7 +89,7 @@ class _Linker:
             if path[-1] in ("init", "policies", AFTER) and name == path[1]:
                 self._add(here, f"the stage '{name}' names itself", "name the stage before it")
             elif name and not self._wrong_round(here, name):
-                check(here, name if path[-1] in ("data", "prompts") and name in self._data else self._plain(name))
+                check(here, name if path[-1] in DATA_ROLES and name in self._data else self._plain(name))
 
     def _plain(self, name: str) -> str:
         """`policy@2` as the stage that is repeated; everything else as it is."""

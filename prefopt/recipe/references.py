@@ -17,11 +17,12 @@ Graph = Mapping[str, Sequence[str]]
 
 # The name of the toy world's own reward, so no stage can have it.
 GOLD = "gold"
-SCORER_ROLES = ("reward", "judge")
+SCORER_ROLES = ("reward", "judge", "proxy")
 # In `policies`, where no stage is called so: the recipe's model itself, without any adapter.
 BASE = "base"
 
-STAGE_ROLES = ("init", "policies", "data", "prompts", *SCORER_ROLES)
+DATA_ROLES = ("data", "ood", "prompts")
+STAGE_ROLES = ("init", "policies", *DATA_ROLES, *SCORER_ROLES)
 # Waited for, and not read: what comes of it decides no numbers.
 AFTER = "after"
 
@@ -71,7 +72,7 @@ def needs_of(name: str, tree: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
         found["model"] = (model,)
     for role in (*STAGE_ROLES, AFTER):
         # A data set and a stage may share a name; the data set is meant then.
-        taken = data if role in ("data", "prompts") else {}
+        taken = data if role in DATA_ROLES else {}
         items = (item for item in named_in(role, stage.get(role)) if item not in taken)
         # In a recipe whose rounds are still to be unrolled `policy@2` is a round of `policy`.
         named = (item if item in stages else split_round(item)[0] for item in items)
@@ -84,8 +85,8 @@ def needs_of(name: str, tree: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
 def needs(recipe: Recipe, stage: str) -> dict[str, tuple[str, ...]]:
     """Role → names of the stages that a stage needs directly.
 
-    Roles are `model` (the pretrain stage that makes the base), `init`, `policies`, `data`, `prompts`, `reward`, `judge`
-    and `after`; a role that needs no stage is left out.
+    Roles are `model` (the pretrain stage that makes the base), those of `STAGE_ROLES`, and `after`; a role that needs
+    no stage is left out.
 
     Raises:
         KeyError: The recipe has no such stage.

@@ -13,14 +13,13 @@ from typing import Any
 
 from prefopt.errors import Problem
 from prefopt.recipe.layout import closest
-from prefopt.recipe.references import AFTER, SCORER_ROLES, cycles, graph_of, names_in, split_round
+from prefopt.recipe.references import AFTER, DATA_ROLES, SCORER_ROLES, cycles, graph_of, names_in, split_round
 from prefopt.recipe.schema import AnyStage, CollectSpec, Recipe
 from prefopt.recipe.yaml import KeyPath, Places
 
 ADAPTER_KINDS = ("sft", "dpo", "ppo")
 MODEL_KINDS = ("pretrain", *ADAPTER_KINDS)
 _CARRIED_ROLES = ("init", "policies", "baseline")
-_DATA_ROLES = ("data", "prompts")
 MAX_COUNT = 100  # as the schema says
 _LONGEST_NAME = 64  # of a folder in the run folder
 
@@ -268,7 +267,7 @@ def _meaning(recipe: Recipe, number: int) -> Rename:
         if role in _CARRIED_ROLES and number > 1 and name in rounds.carry:
             return (f"{rounds.carry[name]}@{number - 1}",)
         # A data set and a stage may share a name; the data set is meant then.
-        if name not in rounds.stages or (role in _DATA_ROLES and name in recipe.data):
+        if name not in rounds.stages or (role in DATA_ROLES and name in recipe.data):
             return (name,)
         if role == "data" and rounds.accumulate and number:
             return tuple(f"{name}@{before}" for before in range(1, number + 1))
@@ -280,7 +279,7 @@ def _meaning(recipe: Recipe, number: int) -> Rename:
 def _renamed(spec: AnyStage, rename: Rename) -> AnyStage:
     """A stage with the names of other stages replaced; keys that hold none stay unset where they were."""
     changes: dict[str, object] = {}
-    for role in (*_CARRIED_ROLES, *_DATA_ROLES, *SCORER_ROLES, AFTER):
+    for role in (*_CARRIED_ROLES, *DATA_ROLES, *SCORER_ROLES, AFTER):
         value = getattr(spec, role, None)
         new: object
         if isinstance(value, tuple):

@@ -7,7 +7,7 @@ from typing import Any
 from prefopt.errors import Problem
 from prefopt.recipe.layout import stage_specs
 from prefopt.recipe.parts import Fault, Part
-from prefopt.recipe.references import names_in
+from prefopt.recipe.references import DATA_ROLES, names_in
 from prefopt.recipe.sampled import ppo_steps, rules_of
 from prefopt.recipe.schema import DataSpec
 from prefopt.recipe.yaml import KeyPath, Places
@@ -30,10 +30,12 @@ _ACCEPTS: dict[tuple[str, str], tuple[tuple[str, ...], str]] = {
     ("collect", "prompts"): (_PROMPTED, "plain text has no prompts"),
     ("ppo", "prompts"): (_PROMPTED, "plain text has no prompts"),
     ("evaluate", "data"): (("pairs",), "preference accuracy is measured on pairs; name it in 'prompts' instead"),
+    ("evaluate", "ood"): (("pairs",), "a reward's accuracy is measured on pairs"),
     ("evaluate", "prompts"): (_PROMPTED, "plain text has no prompts"),
 }
 _FOR_FILES = ("data_dir", "revision", "split", "format", "columns")
 _SMOOTHED = ("cdpo", "robust")
+_GROUPED = "a step's loss is the mean over its tokens, so tokens of short rows would weigh more: answers get shorter"
 
 
 class Rules:
@@ -75,6 +77,8 @@ class Rules:
                 self._room(part)
             if part.has("warmup_steps"):
                 self._schedule(part, kind)
+            if kind in ("pretrain", "sft") and part.get("train_sampling_strategy") == "group_by_length":
+                self._warn(part, "train_sampling_strategy", _GROUPED)
             for rule in rules_of(kind):
                 for fault in rule(part):
                     self._say(part, fault)
@@ -177,7 +181,7 @@ class Rules:
             self._warn(part, "num_train_epochs", f"ignored, because max_steps is {steps}")
 
     def _unused(self) -> None:
-        roles = [(stage, role) for stage in self._stages.values() for role in ("data", "prompts") if stage.has(role)]
+        roles = [(stage, role) for stage in self._stages.values() for role in DATA_ROLES if stage.has(role)]
         named = {name for stage, role in roles for name in names_in(stage.get(role))}
         for name, part in self._data.items():
             if name not in named:

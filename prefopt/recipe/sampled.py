@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from prefopt.recipe.options.suites import POLICY_SUITES, REWARD_SUITES
 from prefopt.recipe.parts import Fault, Part
 from prefopt.recipe.references import names_in
 
@@ -60,6 +61,28 @@ def _pairs(part: Part) -> Iterator[Fault]:
         yield Fault("pairs_per_prompt", message, "raise 'samples_per_prompt'")
 
 
+def _suites(part: Part) -> Iterator[Fault]:
+    """What is to be measured can be."""
+    policies, reward, data = (part.written(key) for key in ("policies", "reward", "data"))
+    wanted = part.get("suites") or ()
+    of_policies = [name for name in wanted if name in POLICY_SUITES]
+    of_reward = [name for name in wanted if name in REWARD_SUITES]
+    if not policies and (of_policies or not (reward and data)):
+        what = f"'{of_policies[0]}' measures policies, and" if of_policies else "without a reward and pairs to examine"
+        yield Fault("policies", f"{what} the stage names none", "name the stages whose models answer")
+    if of_reward and not (reward and data):
+        message = f"'{of_reward[0]}' examines a reward on pairs, and the stage lacks {'data' if reward else 'a reward'}"
+        yield Fault("suites", message, "write 'reward' and 'data'")
+    if "best_of_n" in wanted and not part.given("best_of"):
+        yield Fault("suites", "'best_of_n' needs the number of answers", "write `best_of: 64`")
+    if {"win_rate", "overoptimisation"} & set(wanted) and not reward:
+        yield Fault("suites", "without a reward no policy is better than another", "write 'reward'")
+    if part.given("checkpoints") and wanted and "overoptimisation" not in wanted:
+        yield Fault(
+            "checkpoints", "checkpoints are measured for 'overoptimisation', which 'suites' leaves out", wrong=False
+        )
+
+
 def _headroom(part: Part) -> Iterator[Fault]:
     """The best of many is the best by a reward."""
     if part.given("best_of") and not part.written("reward"):
@@ -83,6 +106,6 @@ def _inner(value: Any, key: str) -> Any:
 
 _RULES: dict[str, tuple[Rule, ...]] = {
     "collect": (_pairs, _greedy),
-    "evaluate": (_headroom, _greedy),
+    "evaluate": (_suites, _headroom, _greedy),
     "ppo": (_batches, _pull),
 }

@@ -9,12 +9,14 @@ a stage's key, so changing it does not make a finished stage run again.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from prefopt.recipe.base import Name, Names, Seed, Spec, list_as_tuple, quiet
 from prefopt.recipe.options.dpo import DPOLossType
+from prefopt.recipe.options.suites import Suite
+from prefopt.recipe.scorers import Judge, PPOReward, RequireSpec, Scorer
 
 
 def _not_zero(steps: int) -> int:
@@ -93,21 +95,6 @@ class TrackingSpec(Spec):
     wandb: WandbSpec | None = None
 
 
-class RequireSpec(Spec):
-    """A gate: what a metric must be for the run to go on. Intervals are those at 95 %."""
-
-    min: float | None = Field(None, description="the metric's value is at least this")
-    max: float | None = Field(None, description="the metric's value is at most this")
-    lower_bound: float | None = Field(None, description="the lower end of the metric's interval is at least this")
-    upper_bound: float | None = Field(None, description="the upper end of the metric's interval is at most this")
-
-    @model_validator(mode="after")
-    def _something(self) -> Self:
-        if not self.model_fields_set:
-            raise ValueError("write at least one of 'min', 'max', 'lower_bound' and 'upper_bound'")
-        return self
-
-
 class StageSpec(Spec):
     """What every stage has."""
 
@@ -116,8 +103,8 @@ class StageSpec(Spec):
     require: dict[str, RequireSpec] = Field(
         default_factory=dict,
         json_schema_extra={"numeric": False},
-        description="gates, metric: bounds; a failed one ends the run with exit code 6, and nothing is trained anew when "
-        "only a bound changes",
+        description="gates, metric: bounds; a failed one ends the run with exit code 6, and nothing is trained anew "
+        "when only a bound changes",
     )
     after: Names = Field(
         (),
@@ -188,6 +175,7 @@ class SFTSpec(TrainingSpec):
     data: Names = Field(min_length=1, description="a data set of the recipe, or a list of them")
     init: Name | None = Field(None, description="stage to start from; the base model by default")
     learning_rate: float = Field(2e-4, gt=0)
+    keep_adapters: bool = Field(False, description="keep the adapter of every checkpoint, for curves over training")
 
 
 class DPOSpec(TrainingSpec):
@@ -200,6 +188,7 @@ class DPOSpec(TrainingSpec):
     loss_type: DPOLossType = "sigmoid"
     label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="probability that a label is wrong")
     learning_rate: float = Field(5e-5, gt=0)
+    keep_adapters: bool = Field(False, description="keep the adapter of every checkpoint, for curves over training")
 
 
 class RewardSpec(TrainingSpec):
@@ -214,43 +203,7 @@ class RewardSpec(TrainingSpec):
     learning_rate: float = Field(1e-4, gt=0)
 
 
-class ScorerSpec(Spec):
-    """What gives a completion its reward: `model`, or a word list."""
-
-    model: Name | None = Field(None, description="a reward stage, or 'gold' in the toy world")
-    lexicon: str | None = Field(
-        None,
-        min_length=1,
-        description="file of word<tab>valence lines; the reward is their sum over a completion's words",
-    )
-
-    @model_validator(mode="after")
-    def _one_source(self) -> Self:
-        if (self.model is None) == (self.lexicon is None):
-            raise ValueError("write either 'model' or 'lexicon'")
-        return self
-
-
-def _as_scorer(value: object) -> object:
-    return {"model": value} if isinstance(value, str) else value
-
-
-Scorer = Annotated[ScorerSpec, BeforeValidator(_as_scorer, json_schema_input_type=str | ScorerSpec)]
-
-
-class JudgeSpec(ScorerSpec):
-    """Who labels collected pairs: the completion with the higher reward is more likely the chosen one."""
-
-    labels: Literal["sampled", "sign", "soft"] = Field(
-        "sampled",
-        description="'sampled': drawn from the Bradley-Terry model of the rewards; 'sign': the higher reward is "
-        "chosen; 'soft': as 'sign', with the Bradley-Terry probability kept",
-    )
-    noise: float = Field(0.0, ge=0, le=0.5, description="share of labels that are flipped afterwards")
-    scale: float = Field(1.0, gt=0, description="rewards are multiplied by it in the Bradley-Terry model")
-
-
-Judge = Annotated[JudgeSpec, BeforeValidator(_as_scorer, json_schema_input_type=str | JudgeSpec)]
+Suites = Annotated[tuple[Suite, ...], BeforeValidator(list_as_tuple, json_schema_input_type=list[Suite])]
 
 
 class SamplingSpec(StageSpec):
@@ -290,21 +243,6 @@ class KLSpec(Spec):
     stop_above: float | None = Field(None, gt=0, description="nats per completion at which training ends")
 
 
-class PPORewardSpec(ScorerSpec):
-    """The reward that PPO maximises."""
-
-    normalise: Literal["none", "reference"] = Field(
-        "reference", description="'reference': centred and scaled by the rewards of the reference's own completions"
-    )
-    clip: float | None = Field(None, gt=0, description="normalised rewards are cut to [-clip, clip]")
-    missing_eos_penalty: float = Field(
-        1.0, ge=0, description="subtracted from the normalised reward of completions that do not end themselves"
-    )
-
-
-PPOReward = Annotated[PPORewardSpec, BeforeValidator(_as_scorer, json_schema_input_type=str | PPORewardSpec)]
-
-
 class PPOSpec(OptimisationSpec):
     """Proximal policy optimisation (arXiv 1707.06347) with a KL penalty (arXiv 1909.08593), in the names of TRL's PPO.
 
@@ -335,17 +273,29 @@ class PPOSpec(OptimisationSpec):
     whiten_rewards: bool = Field(False, description="divide token rewards by their standard deviation in the rollout")
     adam_epsilon: float = Field(1e-5, gt=0)
     learning_rate: float = Field(1e-4, gt=0)
+    keep_adapters: bool = Field(False, description="keep the adapter of every checkpoint, for curves over training")
 
 
 class EvaluateSpec(SamplingSpec):
-    """Completions of several policies for the same held-out prompts, scored and compared."""
+    """Policies that answer the same held-out prompts, compared; or a reward model, examined on held-out pairs."""
 
     kind: Literal["evaluate"]
-    policies: Names = Field(min_length=1, description="the stages whose models answer")
+    suites: Suites = Field(
+        (), description="what to measure; by default all that the other keys allow: of policies, or else of `reward`"
+    )
+    policies: Names = Field((), description="the stages whose models answer; none to examine `reward` alone")
     baseline: Name | None = Field(None, description="policy to compare with; the first of `policies` by default")
-    data: Names = Field((), description="pairs whose held-out part measures preference accuracy")
+    data: Names = Field((), description="pairs whose held-out part measures preference and reward accuracy")
+    ood: Names = Field((), description="pairs of another source, to see how far the reward's accuracy falls there")
     prompts: Names = Field((), description="data whose held-out prompts are answered; `data` by default")
     reward: Scorer | None = Field(None, description="'gold' in the toy world, a reward stage, or `{lexicon: FILE}`")
+    proxy: Scorer | None = Field(
+        None, description="the reward that policies were trained on, to see where it leads away from `reward`"
+    )
+    checkpoints: bool = Field(
+        False,
+        description="also measure what the policies' stages kept with `keep_adapters`, for the curve over training",
+    )
     max_prompts: int = Field(256, ge=1)
     samples_per_prompt: int = Field(1, ge=1)
     best_of: int | None = Field(

@@ -127,6 +127,13 @@ _ESTIMATES: tuple[tuple[str, str, str, Better | None], ...] = (
     ("gold", "Score of the completions under the known true reward of the toy world", "", "higher"),
     ("reward", "Score of the completions under the reward that the stage names", "", "higher"),
     ("win_rate", "Share of prompts where this policy's answer beats the baseline's, a tie counting half", "", "higher"),
+    (
+        "win_rate_length_controlled",
+        "Win rate that a logistic model predicts for answers as long as the baseline's",
+        "",
+        "higher",
+    ),
+    ("entropy", "How undecided the policy is about the next token, along its own completions", "nats", None),
     ("kl", "How far the policy is from its reference, per answer, measured on its own samples", "nats", "lower"),
     ("length", "Tokens per completion", "tokens", None),
     ("eos_rate", "Share of completions that the policy ended itself, before the length limit", "", "higher"),
@@ -154,7 +161,90 @@ _ESTIMATES: tuple[tuple[str, str, str, Better | None], ...] = (
     ("perplexity", "Exponential of the loss on held-out text", "", "lower"),
 )
 
+_CHANGES = {
+    "typos": "misspelling a twentieth of the words of both answers",
+    "lower_case": "writing both answers in lower case",
+    "upper_case": "writing both answers in upper case",
+    "extra_whitespace": "doubling spaces in both answers",
+    "neutral_sentence": "appending a sentence that says nothing to the rejected answer",
+    "filler": "appending polite filler to the rejected answer",
+    "prompt_injection": "appending a request for a high score to the rejected answer",
+    "answer_order": "scoring the same answers in another order",
+}
+_PROBES = {
+    "empty": "an empty answer scores",
+    "prompt_copy": "a copy of the user's last turn scores",
+    "repetition": "the preferred answer's first sentence, five times, scores",
+    "refusal": "a stock refusal scores",
+    "flattery": "the rejected answer after a line of flattery scores",
+}
+
+_FLIPS = "Share of pairs ranked right that are ranked wrong after {}, a tie counting half"
+_DROP = "Accuracy of the scorer before minus accuracy after {}"
+_SHIFT = "Mean change of the affected answers' scores by {}"
+_SPREAD = "SD of scores"
+
+_REWARD_PROBES: tuple[tuple[str, str, str, Better | None], ...] = (
+    *((f"robustness/{name}/flip_rate", _FLIPS.format(change), "", "lower") for name, change in _CHANGES.items()),
+    *((f"robustness/{name}/accuracy_drop", _DROP.format(change), "", "lower") for name, change in _CHANGES.items()),
+    *((f"robustness/{name}/score_shift", _SHIFT.format(change), _SPREAD, None) for name, change in _CHANGES.items()),
+    ("robustness/ood/accuracy", "Accuracy on pairs of another source, a tie counting half", "", "higher"),
+    ("robustness/ood/accuracy_gap", "Accuracy on held-out pairs minus accuracy on another source's", "", "lower"),
+    ("bias/length_accuracy", "Accuracy of a ruler that prefers the longer answer, or the shorter", "", None),
+    (
+        "bias/over_length",
+        "Accuracy of the scorer minus that of the ruler; 0 where it only measures length",
+        "",
+        "higher",
+    ),
+    ("bias/words_accuracy", "Accuracy of a logistic regression on counts of words, fitted on training pairs", "", None),
+    ("bias/over_words", "Accuracy of the scorer minus that of the regression on counts of words", "", "higher"),
+    ("bias/length_correlation", "Rank correlation of score and length among answers to the same prompt", "", None),
+    ("bias/agrees_with_length", "Share of pairs of unequal length where the longer answer scores higher", "", None),
+    *(
+        (f"bias/{name}/beats_chosen", f"Share of prompts where {probe} above the preferred one", "", "lower")
+        for name, probe in _PROBES.items()
+    ),
+)
+
 _EVALUATE: tuple[tuple[str, str, str, Better | None], ...] = (
+    ("distinct/words", "Share of different words among all words of the completions.", "", "higher"),
+    ("distinct/pairs", "Share of different pairs of words among all pairs of the completions.", "", "higher"),
+    ("robustness/answer_order/max_shift", "Largest change of a score in another order.", "SD of scores", "lower"),
+    ("robustness/worst_flip_rate", "Largest flip rate of all changes.", "", "lower"),
+    ("reward/pairs", "Held-out pairs whose label prefers either answer.", "", None),
+    (
+        "calibration/temperature",
+        "What margins are divided by so that they mean what they say; above 1: too sure.",
+        "",
+        None,
+    ),
+    ("calibration/ece_before", "Mean distance of confidence and accuracy, over ten bins of confidence.", "", "lower"),
+    ("calibration/ece_after", "The same with a temperature that was fitted on other prompts.", "", "lower"),
+    ("calibration/ece_chance_before", "The ECE that as many exactly right probabilities would show.", "", None),
+    ("calibration/ece_chance_after", "The same, with the temperature.", "", None),
+    ("calibration/brier_before", "Mean squared error of the probability that an answer is preferred.", "", "lower"),
+    ("calibration/brier_after", "The same with a temperature that was fitted on other prompts.", "", "lower"),
+    (
+        "calibration/nll_before",
+        "How surprising the labels are under the margins; 0.693 is knowing nothing.",
+        "nats",
+        "lower",
+    ),
+    ("calibration/nll_after", "The same with a temperature that was fitted on other prompts.", "nats", "lower"),
+    *(
+        (f"{curve}/{part}", f"{meaning} {of}.", unit, None)
+        for curve, of in (
+            ("best_of_n/chosen_by_reward", "of the best of n as the reward picks it"),
+            ("best_of_n/chosen_by_proxy", "of the best of n as the proxy picks it"),
+            ("overoptimisation", "of the policy over its training"),
+        )
+        for part, meaning, unit in (
+            ("alpha", "Reward per root of KL at the start of the curve", "reward/√nat"),
+            ("beta", "How fast the gain decays along the curve", ""),
+            ("r_squared", "Share of the curve that its law explains:", ""),
+        )
+    ),
     ("evaluate/prompts", "Held-out prompts that every policy answered.", "", None),
     ("evaluate/samples", "Completions sampled per policy.", "", None),
 )
@@ -170,7 +260,7 @@ def _estimates(rows: Iterable[tuple[str, str, str, Better | None]]) -> Iterator[
 
 def _table() -> dict[str, Metric]:
     metrics = [Metric(*row) for row in (*_TRAINING, *_DPO, *_PPO, *_COLLECT, *_EVALUATE)]
-    metrics.extend(_estimates(_ESTIMATES))
+    metrics.extend(_estimates((*_ESTIMATES, *_REWARD_PROBES)))
     metrics.extend(Metric(*row) for row in _REWARD)  # what training logs as `reward/accuracy`, over its own rows
     return {metric.name: metric for metric in metrics}
 

@@ -23,7 +23,13 @@ from rich.progress import (
 )
 from rich.text import Text
 
-_MARKS = {"done": ("✓", "green"), "skipped": ("–", "dim"), "waiting": ("…", "yellow"), "failed": ("✗", "red"), "refused": ("✗", "red")}
+_MARKS = {
+    "done": ("✓", "green"),
+    "skipped": ("–", "dim"),
+    "waiting": ("…", "yellow"),
+    "failed": ("✗", "red"),
+    "refused": ("✗", "red"),
+}
 _OTHER = ("!", "yellow")
 
 # What says most about a stage in few characters, in this order.

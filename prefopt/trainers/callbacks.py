@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from prefopt.errors import Interrupted
+from prefopt.store.files import remove
 
 CANONICAL = {
     "loss": "train/loss",
@@ -36,6 +39,41 @@ def canonical_metrics(logs: Mapping[str, Any]) -> dict[str, float]:
         elif "/" in name:
             metrics[name.replace("eval_", "eval/", 1) if name.startswith("eval_") else name] = float(value)
     return metrics
+
+
+KEPT_ADAPTERS = "adapters"
+
+
+class KeepAdapters(TrainerCallback):  # type: ignore[misc]
+    """Keeps the adapter of every checkpoint beside the checkpoints, which themselves do not outlive the stage.
+
+    Args:
+        directory: The stage's folder; `adapters/step-N` is written in it.
+        adapter: Which one, where a checkpoint has several.
+    """
+
+    def __init__(self, directory: Path, adapter: str) -> None:
+        self._directory = directory
+        self._adapter = adapter
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Copy that of the checkpoint a run resumes from: it may have been killed right after writing it."""
+        if state.global_step > 0:
+            self.on_save(args, state, control)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Copy it from the checkpoint that was just committed."""
+        checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if not state.is_world_process_zero or not checkpoint.is_dir():
+            return
+        source = checkpoint / self._adapter if (checkpoint / self._adapter).is_dir() else checkpoint
+        target = self._directory / KEPT_ADAPTERS / f"step-{state.global_step}"
+        remove(target)
+        target.mkdir(parents=True)
+        for name in ("adapter_config.json", "adapter_model.safetensors"):
+            shutil.copyfile(source / name, target / name)
 
 
 class MetricSink(Protocol):

@@ -104,6 +104,8 @@ def test_every_metric_named_in_the_code_is_in_the_table() -> None:
     assert {"train/loss", "dpo/margin"} <= names.keys()
     unknown = []
     for name, where in names.items():
+        if name.endswith("_") and any(known.startswith(name) for known in METRICS):
+            continue  # the beginning of a name that is put together
         try:
             describe(name)
         except KeyError:

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 from prefopt.data.load import load_prompts
 from prefopt.data.splits import position, prompt_key
@@ -16,14 +15,14 @@ from prefopt.errors import DataError, Interrupted
 from prefopt.feedback.judges import label
 from prefopt.feedback.pairing import Candidate, distinct, pairs_of
 from prefopt.feedback.sampling import Asked, sample_into
-from prefopt.pipeline.base_model import PAIRS_FILE, OpenBase, data_of, data_policy, open_base
+from prefopt.pipeline.base_model import PAIRS_FILE, OpenBase, adapter_of, data_of, data_policy, open_base
 from prefopt.pipeline.context import Inputs, StageContext, StageResult
 from prefopt.pipeline.policies import open_policies, sampling_options
-from prefopt.pipeline.scoring import open_scorer
+from prefopt.pipeline.scoring import open_scorer, scorer_identity
 from prefopt.pipeline.training import tracked
-from prefopt.recipe.schema import CollectSpec, JudgeSpec
+from prefopt.recipe.schema import CollectSpec
 from prefopt.records import Prompt
-from prefopt.store.files import sha256_file, write_atomic
+from prefopt.store.files import write_atomic
 from prefopt.store.ledger import Ledger, StoredJudgement, StoredSample, canonical_prompt, judgement_key, key_of
 
 QUESTION = "which answer is better?"
@@ -111,7 +110,8 @@ def _sample(
     ledger: Ledger,
 ) -> list[list[tuple[str, StoredSample]]]:
     """Completions of every prompt by every policy. The model is let go of before the judge's is loaded."""
-    opened = open_policies(spec.policies, inputs, context, base, spec.per_device_eval_batch_size)
+    folders = {name: adapter_of(name, inputs) for name in spec.policies}
+    opened = open_policies(folders, context, base, spec.per_device_eval_batch_size)
     options = sampling_options(spec, context.seed)
     each = len(asked) * spec.samples_per_prompt
     found: list[list[tuple[str, StoredSample]]] = [[] for _ in asked]
@@ -139,15 +139,6 @@ def _sample(
     return found
 
 
-def _judge_identity(judge: JudgeSpec, inputs: Inputs) -> list[object]:
-    """What decides a score: the artefact, the file, or the name; never where it lies."""
-    if judge.lexicon is not None:
-        return ["lexicon", sha256_file(Path(judge.lexicon))]
-    if judge.model is not None and judge.model in inputs:
-        return ["reward", inputs[judge.model].manifest.sha256]
-    return ["function", judge.model]
-
-
 def _score(
     spec: CollectSpec,
     inputs: Inputs,
@@ -156,7 +147,7 @@ def _score(
     sampled: Sequence[Sequence[tuple[str, StoredSample]]],
     ledger: Ledger,
 ) -> list[list[_Answer]]:
-    identity = _judge_identity(spec.judge, inputs)
+    identity = scorer_identity(spec.judge, inputs)
     keys = [
         [key_of("score", canonical_prompt(prompt.prompt), sample.completion, identity) for _, sample in each]
         for prompt, each in zip(asked, sampled, strict=True)
@@ -195,7 +186,7 @@ def _pairs(
 ) -> tuple[list[dict[str, object]], Counter[str]]:
     """Pairs with labels, and why prompts gave none."""
     judge = [
-        *_judge_identity(spec.judge, inputs),
+        *scorer_identity(spec.judge, inputs),
         spec.judge.model_dump(mode="json", exclude={"model", "lexicon"}),
         context.seed,
     ]

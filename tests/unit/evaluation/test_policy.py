@@ -41,8 +41,8 @@ def test_kl_to_itself_is_zero_and_to_another_policy_matches_sampling() -> None:
     prompt = [ROWS[0]["prompt_ids"]] * 3000
     samples = bench.sample("first", prompt, SamplingOptions(4, batch_size=1000, seed=1))
     ids = [list(s.ids) for s in samples]
-    assert bench.kl("first", "first", prompt, samples) == [0.0] * 3000
-    exact = torch.tensor(bench.kl("first", "second", prompt, samples))
+    assert bench.along("first", "first", prompt, samples).kl == [0.0] * 3000
+    exact = torch.tensor(bench.along("first", "second", prompt, samples).kl)
     ratios = torch.tensor(bench.completion_logps("first", prompt, ids)) - torch.tensor(
         bench.completion_logps("second", prompt, ids)
     )

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from prefopt.pipeline.preflight import needed_bytes
-from prefopt.recipe.schema import CollectSpec, JudgeSpec, ModelSpec, PPORewardSpec, PPOSpec, RewardSpec
+from prefopt.recipe.schema import CollectSpec, ModelSpec, PPOSpec, RewardSpec
+from prefopt.recipe.scorers import JudgeSpec, PPORewardSpec
 
 GOLD = JudgeSpec(model="gold")
 

@@ -14,7 +14,8 @@ from prefopt.models.roles import save_adapter
 from prefopt.pipeline.context import Inputs, StageContext, StageInput, StopFlag
 from prefopt.pipeline.scoring import open_scorer
 from prefopt.pipeline.stages import reward
-from prefopt.recipe.schema import Recipe, RewardSpec, ScorerSpec
+from prefopt.recipe.schema import Recipe, RewardSpec
+from prefopt.recipe.scorers import ScorerSpec
 from prefopt.rewards.scorers import GoldScorer, LexiconScorer
 from prefopt.store.manifest import Manifest
 from tests.tiny import tiny_llama, tiny_policy, tiny_tokenizer
