@@ -32,10 +32,11 @@ def command(
         return
     for line in notes:
         note(f"note: {line}")
-    _show(comparison)
+    show(comparison)
 
 
-def _show(comparison: Comparison) -> None:
+def show(comparison: Comparison) -> None:
+    """Print the table and the verdicts."""
     from prefopt.cli.output import harmless, print_table, say
 
     columns, rows = comparison.table()

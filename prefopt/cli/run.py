@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from prefopt.pipeline.seeds import SeedsSummary
     from prefopt.pipeline.summary import RunSummary
 
 
@@ -25,7 +26,10 @@ def command(
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="The run folder.  [runs/NAME]")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would run, and why; write nothing.")] = False,
-    seeds: Annotated[str | None, typer.Option("--seeds", hidden=True)] = None,
+    seeds: Annotated[
+        int,
+        typer.Option("--seeds", metavar="N", min=1, help="Run with N seeds, and compare the policies over them all."),
+    ] = 1,
     allow_inexact_resume: Annotated[
         bool,
         typer.Option(
@@ -39,14 +43,11 @@ def command(
 ) -> int:
     """Run what is not done yet, in order; the same command resumes. Answers the exit code."""
     from prefopt.cli.output import print_error, print_json
-    from prefopt.errors import InputError
-    from prefopt.pipeline.runner import run_recipe
+    from prefopt.pipeline.seeds import run_seeds
     from prefopt.pipeline.summary import RunOptions
     from prefopt.recipe.load import load
     from prefopt.tracking.progress import Display
 
-    if seeds is not None:
-        raise InputError("'--seeds' is not in this version", "run again with --set seed=N --out DIR for every seed")
     options = RunOptions(
         out=out,
         only=tuple(only or ()),
@@ -55,19 +56,33 @@ def command(
         allow_inexact_resume=allow_inexact_resume,
         trust_remote_code=trust_remote_code,
     )
+    loaded = load(recipe, overrides or ())
     with Display(quiet=as_json) as display:
-        summary = run_recipe(load(recipe, overrides or ()), options, display)
+        found = run_seeds(loaded, options, display, seeds)
+    runs = list(found.runs.values())
     if as_json:
-        print_json(summary.to_json())
-        for error in summary.errors:
-            print_error(error)
-        return summary.exit_code
-    _show(summary)
-    for error in summary.errors[1:]:
+        print_json(runs[0].to_json() if seeds == 1 else found.to_json())
+    else:
+        for summary in runs:
+            _show(summary)
+        if seeds > 1:
+            _show_seeds(found)
+    for error in found.errors if as_json else found.errors[1:]:
         print_error(error)
-    if summary.errors:
-        raise summary.errors[0]
-    return 0
+    if found.errors and not as_json:
+        raise found.errors[0]
+    return found.exit_code
+
+
+def _show_seeds(found: SeedsSummary) -> None:
+    from prefopt.cli.compare import show
+    from prefopt.cli.output import note, say
+
+    say()
+    for line in found.notes:
+        note(f"note: {line}")
+    if found.comparison is not None:
+        show(found.comparison)
 
 
 def _show(summary: RunSummary) -> None:

@@ -21,10 +21,9 @@ from prefopt.recipe.rounds import unrolled_blocks
 from prefopt.store import manifest as manifests
 from prefopt.store.files import read_json, read_json_lines, sha256_json
 from prefopt.store.manifest import Manifest
-from prefopt.store.run import KEY_DIGITS, RunDirectory
+from prefopt.store.run import KEY_DIGITS, SEEDS, RunDirectory
 
 SAMPLES = "samples.jsonl"
-SEEDS = "seeds"
 _HOW = "give runs/NAME, or runs/NAME:POLICY"
 _SAMPLING = ("temperature", "top_p", "max_new_tokens", "max_length", "samples_per_prompt")
 Scores = dict[str, dict[str, float]]

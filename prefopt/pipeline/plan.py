@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,7 +45,7 @@ class Plan:
 
 
 class Planner:
-    """Judges stages against what is on disk; writes nothing.
+    """Judges stages against what is on disk; writes nothing itself.
 
     Args:
         run: The run folder.
@@ -53,6 +53,7 @@ class Planner:
         cache: Remembers hashes of outputs.
         rerun: Stages that run even when they are done.
         full: Hash every byte of every artefact, and not only what changed by size, time or inode.
+        borrow: Called for an artefact that is not there, with the folder where it should be; it may put one there.
     """
 
     def __init__(
@@ -63,12 +64,14 @@ class Planner:
         *,
         rerun: frozenset[str] = frozenset(),
         full: bool = False,
+        borrow: Callable[[str, Path], None] = lambda stage, directory: None,
     ) -> None:
         self._run = run
         self._keys = keys
         self._cache = cache
         self._rerun = rerun
         self._full = full
+        self._borrow = borrow
 
     def everything(self, graph: Sequence[Node]) -> list[Plan]:
         """Plans for all stages, as far as they can be known before any of them runs."""
@@ -95,6 +98,8 @@ class Planner:
         """
         key = self._keys.of(node, {name: done[name].sha256 for name in node.inputs})
         directory = self._run.stage(node.name, key.digest)
+        if not directory.exists():
+            self._borrow(node.name, directory)
         if not (directory / manifests.MANIFEST).exists():
             return Plan(node, self._why_unfinished(node, key, directory), key, directory)
         try:

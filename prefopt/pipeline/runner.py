@@ -88,7 +88,7 @@ class Runner:
         self._hashes = HashCache(self._cache_folder / "hashes.json")
         self._keys = Keys(self._recipe, options.registry, self._hashes)
         rerun = and_after(self._graph, options.start_from) if options.start_from else frozenset()
-        self._planner = Planner(self._run, self._keys, self._hashes, rerun=rerun)
+        self._planner = Planner(self._run, self._keys, self._hashes, rerun=rerun, borrow=self._borrow)
         self._manifests: dict[str, Manifest] = {}
         self._folders: dict[str, Path] = {}
         self._stop = StopRequests()
@@ -156,6 +156,18 @@ class Runner:
         state: State = "done" if plan.done else "would run" if name in self._selected else "not selected"
         headline = shown_metrics(plan.manifest.metrics) if plan.manifest is not None else plan.why
         return StageOutcome(name, plan.node.kind, state, headline=headline, directory=plan.directory)
+
+    def _borrow(self, stage: str, directory: Path) -> None:
+        """Links what another run has finished under the same key; the link is what would have been made here."""
+        if self._options.dry_run:
+            return
+        for root in self._options.borrow_from:
+            source = RunDirectory(root).stage(stage, directory.name)
+            if (source / manifests.MANIFEST).is_file():
+                make_folder(directory.parent)
+                directory.symlink_to(os.path.relpath(source.resolve(), directory.parent.resolve()))
+                self._watcher.message(f"{stage}: as in {root}")
+                return
 
     # -- one stage -----------------------------------------------------------------------------------------------------
 

@@ -50,6 +50,8 @@ class RunOptions:
         trust_remote_code: The command line's half of the double opt-in.
         report: Render the report afterwards.
         registry: Which module runs which kind.
+        borrow_from: Run folders whose finished artefacts serve where the key is the same.
+        resume: The command that goes on with the run, where it is not the obvious one.
     """
 
     out: Path | None = None
@@ -60,10 +62,14 @@ class RunOptions:
     trust_remote_code: bool = False
     report: bool = True
     registry: Registry = field(default_factory=Registry)
+    borrow_from: tuple[Path, ...] = ()
+    resume: str = ""
 
 
 def resume_command(loaded: LoadedRecipe, options: RunOptions) -> str:
     """The command that goes on with a run; it does not ask again for finished stages to be made anew."""
+    if options.resume:
+        return options.resume
     words = ["prefopt", "run", str(loaded.path)]
     for override in loaded.overrides:
         words += ["--set", override]

@@ -14,6 +14,7 @@ from prefopt.store.files import append_json_line, make_folder, read_json_lines, 
 from prefopt.store.lock import RUN_WAIT_SECONDS, exclusive
 
 KEY_DIGITS = 12
+SEEDS = "seeds"  # folder of the runs with other seeds
 _SHORT_KEY = re.compile(r"^[0-9a-f]{12}$")
 _STAGE = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.@-]{0,63}$")
 

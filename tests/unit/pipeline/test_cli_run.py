@@ -52,7 +52,7 @@ def test_status_verify_names_a_damaged_file_with_exit_5(
 
 
 @pytest.mark.parametrize(
-    "words", [["--seeds", "3"], ["--only", "dop"], ["--from", "dop"], ["--set", "stages.dpo.beta=-1"]]
+    "words", [["--seeds", "0"], ["--only", "dop"], ["--from", "dop"], ["--set", "stages.dpo.beta=-1"]]
 )
 def test_what_cannot_be_meant_is_refused_with_exit_2(
     experiment: Experiment, capsys: pytest.CaptureFixture[str], words: list[str]
