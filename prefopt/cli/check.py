@@ -17,7 +17,7 @@ def command(
 ) -> None:
     """Judge a recipe without running it: what would run, in order, or every problem in one list."""
     from prefopt.cli.output import named, note, print_json, print_table
-    from prefopt.pipeline.gates import check_names
+    from prefopt.evaluation.gates import check_names
     from prefopt.recipe.load import load
     from prefopt.recipe.references import graph, needs, order
 

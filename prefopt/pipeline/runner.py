@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from prefopt.errors import GateRefused, InputError, Interrupted, PrefoptError
-from prefopt.pipeline import gates
+from prefopt.evaluation import gates
 from prefopt.pipeline.graph import Node, and_after, nodes
 from prefopt.pipeline.keys import Keys
 from prefopt.pipeline.messages import Committed, Failed, InputRef, Job, Log, Message, Progress

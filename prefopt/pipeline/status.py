@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from prefopt.errors import GateRefused, InputError
-from prefopt.pipeline import gates
+from prefopt.evaluation import gates
 from prefopt.pipeline.graph import nodes
 from prefopt.pipeline.keys import Keys
 from prefopt.pipeline.plan import Plan, Planner

@@ -6,7 +6,7 @@ import pytest
 from experiment import Experiment, states
 
 from prefopt.errors import GateRefused, InputError
-from prefopt.pipeline import gates
+from prefopt.evaluation import gates
 from prefopt.recipe.scorers import RequireSpec
 
 METRICS = {"win_rate/mean": 0.6, "win_rate/ci_low": 0.55, "win_rate/ci_high": 0.65, "eval/loss": 0.5}

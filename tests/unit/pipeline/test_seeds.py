@@ -52,7 +52,9 @@ def test_every_seed_can_be_judged_from_its_own_folder(experiment: Experiment) ->
 
     run(experiment, 2, *FIXED)
     status = run_status(experiment.out / "seeds" / "4", verify=True, registry=REGISTRY)
-    assert {stage.stage: stage.state for stage in status.stages} == dict.fromkeys(("base", "sft", "other", "dpo"), "done")
+    assert {stage.stage: stage.state for stage in status.stages} == dict.fromkeys(
+        ("base", "sft", "other", "dpo"), "done"
+    )
     assert not any((path / "link").exists() for path in (experiment.out / "stages" / "base").iterdir())
 
 

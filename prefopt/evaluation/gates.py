@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from prefopt.errors import GateRefused, InputError
 from prefopt.recipe.schema import Recipe
@@ -58,8 +59,38 @@ def check_names(recipe: Recipe) -> None:
                 raise InputError(f"stages.{stage}.require: there is no metric '{name}'", remedy) from None
 
 
+class Judgement(NamedTuple):
+    """One bound of a gate.
+
+    Attributes:
+        metric: What it is about.
+        shown: The metric's value, with its interval where it has one.
+        bound: What the value must be, in words.
+        holds: Whether it is.
+    """
+
+    metric: str
+    shown: str
+    bound: str
+    holds: bool
+
+
+def judgements(stage: str, gates: Mapping[str, RequireSpec], metrics: Mapping[str, float]) -> list[Judgement]:
+    """Every bound of a finished stage's gates.
+
+    Args:
+        stage: Its name.
+        gates: Bounds by metric.
+        metrics: What the stage measured.
+
+    Raises:
+        InputError: When the stage did not measure what a gate is about.
+    """
+    return [judged for name, bounds in gates.items() for judged in _judged(stage, name, bounds, metrics)]
+
+
 def require(stage: str, gates: Mapping[str, RequireSpec], metrics: Mapping[str, float], directory: Path) -> None:
-    """Judge a finished stage.
+    """Refuse a finished stage whose gates do not hold.
 
     Args:
         stage: Its name.
@@ -71,30 +102,30 @@ def require(stage: str, gates: Mapping[str, RequireSpec], metrics: Mapping[str, 
         GateRefused: Naming every value that is out of bounds, its bound, and what to look at.
         InputError: When the stage did not measure what a gate is about.
     """
-    failed: list[tuple[str, str]] = []
-    for name, bounds in gates.items():
-        failed += [(name, line) for line in _broken(stage, name, bounds, metrics)]
+    failed = [judged for judged in judgements(stage, gates, metrics) if not judged.holds]
     if failed:
-        lines = "; ".join(line for _, line in failed)
-        hints = dict.fromkeys(hint for name, _ in failed if (hint := _hint(name)))
+        lines = "; ".join(f"{judged.metric} is {judged.shown}, and {judged.bound}" for judged in failed)
+        hints = dict.fromkeys(hint for judged in failed if (hint := _hint(judged.metric)))
         where = f"its numbers and samples are in {directory}"
         raise GateRefused(f"stage {stage} is done, and its gate says no: {lines}", "; ".join([*hints, where]))
 
 
-def _broken(stage: str, name: str, bounds: RequireSpec, metrics: Mapping[str, float]) -> Iterator[str]:
+def _judged(stage: str, name: str, bounds: RequireSpec, metrics: Mapping[str, float]) -> Iterator[Judgement]:
     interval = f"{name}/mean" in metrics
     value = _known(stage, f"{name}/mean" if interval else name, metrics)
-    shown = f"{name} is {value:.4g}"
+    shown = f"{value:.4g}"
     if interval:
         shown += f" [{metrics[f'{name}/ci_low']:.4g}, {metrics[f'{name}/ci_high']:.4g}]"
-    if bounds.min is not None and value < bounds.min:
-        yield f"{shown}, and must be at least {bounds.min:g}"
-    if bounds.max is not None and value > bounds.max:
-        yield f"{shown}, and must be at most {bounds.max:g}"
-    if bounds.lower_bound is not None and _known(stage, f"{name}/ci_low", metrics) < bounds.lower_bound:
-        yield f"{shown}, and its interval must lie above {bounds.lower_bound:g}"
-    if bounds.upper_bound is not None and _known(stage, f"{name}/ci_high", metrics) > bounds.upper_bound:
-        yield f"{shown}, and its interval must lie below {bounds.upper_bound:g}"
+    if bounds.min is not None:
+        yield Judgement(name, shown, f"must be at least {bounds.min:g}", value >= bounds.min)
+    if bounds.max is not None:
+        yield Judgement(name, shown, f"must be at most {bounds.max:g}", value <= bounds.max)
+    if bounds.lower_bound is not None:
+        low = _known(stage, f"{name}/ci_low", metrics)
+        yield Judgement(name, shown, f"its interval must lie above {bounds.lower_bound:g}", low >= bounds.lower_bound)
+    if bounds.upper_bound is not None:
+        high = _known(stage, f"{name}/ci_high", metrics)
+        yield Judgement(name, shown, f"its interval must lie below {bounds.upper_bound:g}", high <= bounds.upper_bound)
 
 
 def _known(stage: str, name: str, metrics: Mapping[str, float]) -> float:
