@@ -13,7 +13,8 @@ from prefopt.data.templates import Encoder
 from prefopt.models.roles import POLICY, policy_on, save_adapter
 from prefopt.pipeline.base_model import OpenBase, adapter_of, data_of, data_policy, load_weights, open_base
 from prefopt.pipeline.context import Inputs, StageContext, StageResult
-from prefopt.pipeline.training import final_metrics, kept_outputs, tokens_of, train
+from prefopt.pipeline.cost import both_rows, training_cost
+from prefopt.pipeline.training import final_metrics, kept_outputs, train
 from prefopt.recipe.schema import DataSpec, DPOSpec, RewardSpec, SFTSpec
 from prefopt.trainers.checkpoints import CheckpointedTrainer
 
@@ -127,5 +128,5 @@ def run_adapter_stage(
         metrics=final_metrics(context),
         outputs=["adapter", "tokenizer", *kept_outputs(spec)],
         details=rows.details,
-        cost=tokens_of(trained),
+        cost=training_cost(trained, once=both_rows(rows.train) if method.reference else ()),
     )

@@ -14,9 +14,11 @@ from prefopt.errors import DataError, Interrupted
 from prefopt.evaluation.curves import Many, Moved
 from prefopt.evaluation.policy import PairIds
 from prefopt.evaluation.summary import PolicyResult
+from prefopt.models.flops import flops_model
 from prefopt.models.generate import Sampled
 from prefopt.pipeline.base_model import OpenBase, adapter_of, data_of, data_policy
 from prefopt.pipeline.context import Inputs, StageContext
+from prefopt.pipeline.cost import answering_cost, total
 from prefopt.pipeline.keys import KEY_FILE
 from prefopt.pipeline.policies import OpenPolicies, kept_adapters, open_policies, sampling_options
 from prefopt.pipeline.remembered import Remembered
@@ -153,6 +155,12 @@ class PolicySuites:
         common = [key["model"], key["versions"], key["revision"], self._base_identity(key["inputs"])]
         self._remembered = Remembered(context.cache / "evaluations", common, context.log)
         self._done = 0
+        self._costs: list[dict[str, float]] = []
+
+    @property
+    def cost(self) -> dict[str, float]:
+        """Tokens sampled and operations of the policies; what was known from earlier cost nothing."""
+        return total(self._costs)
 
     def _base_identity(self, inputs: Mapping[str, str]) -> str | None:
         return inputs.get(self._context.recipe.model.model_name_or_path)
@@ -187,6 +195,8 @@ class PolicySuites:
             lambda done: self._context.progress(self._done + done, total, {}),
         )
         along = bench.along(adapters[name], adapters[self.baseline], task.prompt_ids, samples)
+        forwards = 1 if name == self.baseline else 2
+        self._costs.append(answering_cost(flops_model(bench.model), task.prompt_ids, samples, forwards))
         return {
             "samples": [[list(sample.ids), sample.text, sample.finished] for sample in samples],
             "kl": along.kl,
@@ -245,7 +255,9 @@ class PolicySuites:
         def sample() -> list[str]:
             self._context.log(f"sampling {spec.best_of} completions of {len(first)} prompts for the headroom")
             adapter = self._opened.adapters[self.baseline]
-            return [sampled.text for sampled in self._opened.bench.sample(adapter, prompt_ids, options)]
+            samples = self._opened.bench.sample(adapter, prompt_ids, options)
+            self._costs.append(answering_cost(flops_model(self._opened.bench.model), prompt_ids, samples, 0))
+            return [sampled.text for sampled in samples]
 
         identity = [self._identity(self.baseline), sha256_json([list(ids) for ids in prompt_ids]), vars(options)]
         texts: list[str] = self._remembered.get(f"many answers of {self.baseline}", identity, sample)

@@ -102,8 +102,3 @@ def final_metrics(context: StageContext) -> dict[str, float]:
 def kept_outputs(spec: SFTSpec | DPOSpec | PPOSpec) -> list[str]:
     """What `keep_adapters` adds to the outputs of a stage."""
     return [KEPT_ADAPTERS] if spec.keep_adapters else []
-
-
-def tokens_of(trainer: CheckpointedTrainer) -> dict[str, float]:
-    """Tokens that were trained on, over all attempts and padding left out, for the manifest's `cost`."""
-    return {"tokens": float(trainer.state.num_input_tokens_seen)}

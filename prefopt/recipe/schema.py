@@ -95,6 +95,13 @@ class TrackingSpec(Spec):
     wandb: WandbSpec | None = None
 
 
+class PriceSpec(Spec):
+    """What the machine costs, for the report."""
+
+    per_hour: float = Field(ge=0, description="price of an hour of the whole machine")
+    currency: str = Field("USD", min_length=1, max_length=8)
+
+
 class StageSpec(Spec):
     """What every stage has."""
 
@@ -333,6 +340,7 @@ class Recipe(Spec):
     model: ModelSpec = Field(description="the base, as in `model: {model_name_or_path: …}`")
     data: dict[Name, DataSpec] = Field(default_factory=dict)
     tracking: TrackingSpec = quiet(TrackingSpec())
+    price: PriceSpec | None = quiet(None)
     stages: dict[Name, AnyStage] = Field(
         min_length=1, description="what to do, as in `stages: {sft: {kind: sft, data: NAME}}`"
     )

@@ -15,8 +15,10 @@ from prefopt.errors import DataError, Interrupted
 from prefopt.feedback.judges import label
 from prefopt.feedback.pairing import Candidate, distinct, pairs_of
 from prefopt.feedback.sampling import Asked, sample_into
+from prefopt.models.flops import flops_model
 from prefopt.pipeline.base_model import PAIRS_FILE, OpenBase, adapter_of, data_of, data_policy, open_base
 from prefopt.pipeline.context import Inputs, StageContext, StageResult
+from prefopt.pipeline.cost import sampling_cost
 from prefopt.pipeline.policies import open_policies, sampling_options
 from prefopt.pipeline.scoring import open_scorer, scorer_identity
 from prefopt.pipeline.training import tracked
@@ -44,7 +46,7 @@ def run(spec: CollectSpec, inputs: Inputs, context: StageContext) -> StageResult
     base = open_base(inputs, context)
     asked, details = _asked(spec, inputs, context, base)
     with Ledger(context.ledger, context.stage) as ledger:
-        sampled = _sample(spec, inputs, context, base, asked, ledger)
+        sampled, flops = _sample(spec, inputs, context, base, asked, ledger)
         answers = _score(spec, inputs, context, asked, sampled, ledger)
         rows, found = _pairs(spec, inputs, context, asked, answers, ledger)
     if not rows:
@@ -67,7 +69,8 @@ def run(spec: CollectSpec, inputs: Inputs, context: StageContext) -> StageResult
         metrics=metrics,
         outputs=[PAIRS_FILE, "samples.jsonl"],
         details={**details, "without_a_pair": dict(found)},
-        cost={"tokens": float(sum(answer.sample.tokens for each in answers for answer in each))},
+        # Of all completions, also of those that an earlier attempt left in the ledger.
+        cost={"tokens": float(sum(answer.sample.tokens for each in answers for answer in each)), "flops": flops},
     )
 
 
@@ -108,13 +111,18 @@ def _sample(
     base: OpenBase,
     asked: Sequence[Asked],
     ledger: Ledger,
-) -> list[list[tuple[str, StoredSample]]]:
-    """Completions of every prompt by every policy. The model is let go of before the judge's is loaded."""
+) -> tuple[list[list[tuple[str, StoredSample]]], float]:
+    """Completions of every prompt by every policy, and the operations they take.
+
+    The model is let go of before the judge's is loaded.
+    """
     folders = {name: adapter_of(name, inputs) for name in spec.policies}
     opened = open_policies(folders, context, base, spec.per_device_eval_batch_size)
     options = sampling_options(spec, context.seed)
+    model = flops_model(opened.bench.model)
     each = len(asked) * spec.samples_per_prompt
     found: list[list[tuple[str, StoredSample]]] = [[] for _ in asked]
+    flops = 0.0
     for number, name in enumerate(spec.policies):
         context.log(f"{each} completions of {len(asked)} prompts from {name}")
 
@@ -134,9 +142,11 @@ def _sample(
             options,
             progress,
         )
-        for into, samples in zip(found, answers, strict=True):
+        for prompt, into, samples in zip(asked, found, answers, strict=True):
             into += [(name, sample) for sample in samples]
-    return found
+            new = [sample.tokens for sample in samples]
+            flops += sampling_cost(model, [prompt.ids] * len(samples), new)
+    return found, flops
 
 
 def _score(

@@ -32,6 +32,7 @@ class _Measured:
     table: dict[str, object] | None = None
     samples: list[dict[str, object]] = field(default_factory=list)
     details: dict[str, object] = field(default_factory=dict)
+    cost: dict[str, float] = field(default_factory=dict)
 
 
 def suites_of(spec: EvaluateSpec) -> tuple[str, ...]:
@@ -85,6 +86,7 @@ def _policies(
     if len(moved) > 1 and "overoptimisation" in wanted:
         findings.add(overoptimisation(moved, suite.baseline, score_name))
     measured.details |= {**task.details, "baseline": suite.baseline}
+    measured.cost = suite.cost
 
 
 def _rows(
@@ -127,4 +129,4 @@ def _written(spec: EvaluateSpec, context: StageContext, measured: _Measured) -> 
         lines = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in samples)
         write_atomic(context.directory / "samples.jsonl", lines)
         outputs.append("samples.jsonl")
-    return StageResult(metrics=findings.metrics, outputs=outputs, details=measured.details)
+    return StageResult(metrics=findings.metrics, outputs=outputs, details=measured.details, cost=measured.cost)

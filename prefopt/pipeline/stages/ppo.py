@@ -10,8 +10,9 @@ from prefopt.errors import DataError
 from prefopt.models.roles import POLICY, policy_on, save_adapter
 from prefopt.pipeline.base_model import OpenBase, adapter_of, data_of, data_policy, load_weights, open_base
 from prefopt.pipeline.context import Inputs, StageContext, StageResult
+from prefopt.pipeline.cost import ppo_cost
 from prefopt.pipeline.scoring import open_scorer
-from prefopt.pipeline.training import final_metrics, kept_outputs, tokens_of, train
+from prefopt.pipeline.training import final_metrics, kept_outputs, train
 from prefopt.recipe.schema import PPOSpec
 from prefopt.store.files import write_atomic
 from prefopt.trainers.arguments import training_arguments
@@ -83,7 +84,8 @@ def run(spec: PPOSpec, inputs: Inputs, context: StageContext) -> StageResult:
     ]
     write_atomic(context.directory / "samples.jsonl", "".join(line + "\n" for line in lines))
     outputs = ["adapter", "tokenizer", "samples.jsonl", *kept_outputs(spec)]
-    return StageResult(metrics=final_metrics(context), outputs=outputs, details=details, cost=tokens_of(trained))
+    cost = ppo_cost(trained, reward_model=reward_model is not None)
+    return StageResult(metrics=final_metrics(context), outputs=outputs, details=details, cost=cost)
 
 
 def _prompts(

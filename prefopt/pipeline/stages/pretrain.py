@@ -12,7 +12,8 @@ from prefopt.data.load import load_texts
 from prefopt.data.templates import Encoder
 from prefopt.errors import InputError
 from prefopt.pipeline.context import Inputs, StageContext, StageResult
-from prefopt.pipeline.training import final_metrics, tokens_of, train
+from prefopt.pipeline.cost import training_cost
+from prefopt.pipeline.training import final_metrics, train
 from prefopt.recipe.schema import PretrainSpec
 from prefopt.records import Message
 from prefopt.trainers.arguments import training_arguments
@@ -62,7 +63,8 @@ def run(spec: PretrainSpec, inputs: Inputs, context: StageContext) -> StageResul
     model.save_pretrained(context.directory / "model")
     tokenizer.save_pretrained(context.directory / "model")
     details = {"data": data.report.to_json(), "rows": len(train_rows), "parameters": model.num_parameters()}
-    return StageResult(metrics=final_metrics(context), outputs=["model"], details=details, cost=tokens_of(trained))
+    cost = training_cost(trained, full=True)
+    return StageResult(metrics=final_metrics(context), outputs=["model"], details=details, cost=cost)
 
 
 def _plain(document: Document) -> list[str]:

@@ -12,7 +12,8 @@ from prefopt.models.roles import lora_config
 from prefopt.pipeline.adapters import encoded_rows
 from prefopt.pipeline.base_model import adapter_of, load_weights, open_base
 from prefopt.pipeline.context import Inputs, StageContext, StageResult
-from prefopt.pipeline.training import final_metrics, tokens_of, train
+from prefopt.pipeline.cost import training_cost
+from prefopt.pipeline.training import final_metrics, train
 from prefopt.recipe.schema import RewardSpec
 from prefopt.stats.intervals import wilson
 from prefopt.store.files import write_atomic, write_json
@@ -53,7 +54,8 @@ def run(spec: RewardSpec, inputs: Inputs, context: StageContext) -> StageResult:
     base.tokenizer.save_pretrained(context.directory / "tokenizer")
     metrics = {**final_metrics(context), **_measure(trained, rows.evaluation, context)}
     outputs = ["adapter", "tokenizer", "scores.jsonl", "table.json"]
-    return StageResult(metrics=metrics, outputs=outputs, details=rows.details, cost=tokens_of(trained))
+    cost = training_cost(trained, head=False)
+    return StageResult(metrics=metrics, outputs=outputs, details=rows.details, cost=cost)
 
 
 def _measure(trained: RewardTrainer, pairs: Sequence[Any], context: StageContext) -> dict[str, float]:

@@ -1,0 +1,94 @@
+"""What a stage computed: tokens, and floating-point operations after the formulas of `prefopt.models.flops`.
+
+Padding is left out: what is counted is what the data asks for, so that a stage costs the same however it is batched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from prefopt.models.flops import FlopsModel, flops_model
+from prefopt.models.generate import Sampled
+from prefopt.trainers.checkpoints import CheckpointedTrainer
+from prefopt.trainers.ppo import PPOTrainer
+
+
+def mean_context(lengths: Sequence[int]) -> float:
+    """Positions that a token attends to on average, in rows of these lengths, as dense kernels compute them."""
+    return sum(length * length for length in lengths) / max(1, sum(lengths))
+
+
+def both_rows(pairs: Sequence[Mapping[str, Sequence[int]]]) -> list[int]:
+    """Lengths of the two rows of every tokenised pair."""
+    return [len(pair["prompt_ids"]) + len(pair[side]) for pair in pairs for side in ("chosen_ids", "rejected_ids")]
+
+
+def training_cost(
+    trainer: CheckpointedTrainer, *, full: bool = False, head: bool = True, once: Sequence[int] = ()
+) -> dict[str, float]:
+    """Tokens and operations of training on rows, over all attempts.
+
+    Args:
+        trainer: After training.
+        full: Whether all weights were trained, and not adapters.
+        head: Whether the language-model head was used.
+        once: Lengths of rows that also went through a forward pass without adapters, such as a reference's.
+    """
+    model = trainer.adapted_model() or trainer.accelerator.unwrap_model(trainer.model)
+    flops = flops_model(model)
+    tokens, context = float(trainer.state.num_input_tokens_seen), mean_context(trainer.row_lengths())
+    recompute = bool(getattr(trainer.args, "activation_checkpointing", trainer.args.gradient_checkpointing))
+    total = flops.train(tokens, context, full, recompute, None if head else 0.0)
+    if once:
+        total += replace(flops, adapters=0).forward(sum(once), mean_context(once))
+    return {"tokens": tokens, "flops": total}
+
+
+def sampling_cost(flops: FlopsModel, prompt_ids: Sequence[Sequence[int]], new_tokens: Sequence[int]) -> float:
+    """Operations of sampling completions with a cache and merged adapters."""
+    plain = replace(flops, adapters=0)
+    return sum(plain.sample(len(ids), new) for ids, new in zip(prompt_ids, new_tokens, strict=True))
+
+
+def answering_cost(
+    flops: FlopsModel, prompt_ids: Sequence[Sequence[int]], samples: Sequence[Sampled], forwards: int
+) -> dict[str, float]:
+    """Tokens and operations of sampling completions and of passing them through the model some times more."""
+    new = [len(sample.ids) for sample in samples]
+    rows = [len(ids) + count for ids, count in zip(prompt_ids, new, strict=True)]
+    again = forwards * flops.forward(sum(rows), mean_context(rows))
+    return {"tokens": float(sum(new)), "flops": sampling_cost(flops, prompt_ids, new) + again}
+
+
+def ppo_cost(trainer: PPOTrainer, *, reward_model: bool) -> dict[str, float]:
+    """Tokens and operations of PPO: sampling, scoring, the passes over a rollout, and the update.
+
+    Every episode is sampled once, passed through policy and reference (and value, where that is another adapter),
+    scored by the reward model where there is one, and trained on `num_ppo_epochs` times. How much of an episode is
+    completion is taken from the last rollout.
+
+    Args:
+        trainer: After training.
+        reward_model: Whether a model on the same base gave the rewards.
+    """
+    model = trainer.adapted_model()
+    assert model is not None
+    flops, tokens = flops_model(model), float(trainer.state.num_input_tokens_seen)
+    args = trainer.args
+    episodes = trainer.state.global_step // args.steps_per_rollout * args.rollout_batch_size
+    row = tokens / max(1, episodes)
+    new = min(row, sum(sample["tokens"] for sample in trainer.latest) / max(1, len(trainer.latest)))
+    head = episodes * new
+    towers = 1 if trainer.model.shared else 2
+    sampled = episodes * replace(flops, adapters=0).sample(row - new, new)
+    passes = (1 + towers) * flops.forward(tokens, row, head)
+    scored = flops.forward(tokens, row, 0.0) if reward_model else 0.0
+    update = args.num_ppo_epochs * towers * flops.train(tokens, row, False, False, head)
+    return {"tokens": tokens, "flops": sampled + passes + scored + update}
+
+
+def total(costs: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Several costs together."""
+    names = dict.fromkeys(name for cost in costs for name in cost)
+    return {name: sum(cost.get(name, 0.0) for cost in costs) for name in names}

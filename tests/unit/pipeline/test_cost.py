@@ -1,0 +1,121 @@
+"""The operations a stage reports against those that torch counts while the trainer really trains."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import LlamaForCausalLM, TrainingArguments
+
+from prefopt.models.flops import flops_model
+from prefopt.models.generate import Sampled
+from prefopt.models.heads import new_reward_model
+from prefopt.pipeline.cost import answering_cost, both_rows, mean_context, sampling_cost, total, training_cost
+from prefopt.trainers.dpo import DPOConfig, DPOTrainer
+from prefopt.trainers.pretrain import LanguageModelingCollator, PretrainTrainer
+from prefopt.trainers.reward import RewardConfig, RewardTrainer
+from prefopt.trainers.trl import SFTConfig, SFTTrainer, language_modeling_rows
+from tests.tiny import tiny_llama, tiny_tokenizer
+
+LORA = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
+SHARED: dict[str, Any] = {
+    "per_device_train_batch_size": 4,
+    "num_train_epochs": 1,
+    "use_cpu": True,
+    "bf16": False,
+    "report_to": [],
+    "save_strategy": "no",
+    "disable_tqdm": True,
+    "remove_unused_columns": False,
+    "dataloader_pin_memory": False,
+    "include_num_input_tokens_seen": "non_padding",
+}
+
+
+def base() -> LlamaForCausalLM:
+    model = tiny_llama(layers=6)  # autograd saves the first layer's input gradient, which is a sixth here
+    model.set_attn_implementation("eager")  # torch counts no fused attention on the CPU
+    return model
+
+
+def ids(count: int, seed: int) -> list[int]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(6, 300, (count,), generator=generator).tolist()
+
+
+def pairs() -> list[dict[str, list[int]]]:
+    """Rows of one length, so that there is no padding to disagree about."""
+    return [
+        {"prompt_ids": ids(20, n), "chosen_ids": ids(30, n + 50), "rejected_ids": ids(30, n + 90)} for n in range(12)
+    ]
+
+
+def counted(trainer: Any) -> float:
+    with FlopCounterMode(display=False) as counter:
+        trainer.train()
+    return float(counter.get_total_flops())
+
+
+def pretrain(folder: Path) -> tuple[float, dict[str, float]]:
+    model = base().requires_grad_(True)
+    rows = [{"input_ids": ids(50, n), "labels": ids(50, n)} for n in range(12)]
+    args = TrainingArguments(output_dir=str(folder), **SHARED)
+    trainer = PretrainTrainer(model=model, args=args, data_collator=LanguageModelingCollator(0), train_dataset=rows)
+    return counted(trainer), training_cost(trainer, full=True)
+
+
+def sft(folder: Path) -> tuple[float, dict[str, float]]:
+    rows = [{"prompt_ids": pair["prompt_ids"], "completion_ids": pair["chosen_ids"]} for pair in pairs()]
+    args = SFTConfig(output_dir=str(folder), max_length=None, dataset_kwargs={"skip_prepare_dataset": True}, **SHARED)
+    trainer = SFTTrainer(
+        model=get_peft_model(base(), LORA, adapter_name="policy"),
+        args=args,
+        train_dataset=language_modeling_rows(rows),
+        processing_class=tiny_tokenizer(),
+    )
+    return counted(trainer), training_cost(trainer)
+
+
+def reward(folder: Path) -> tuple[float, dict[str, float]]:
+    model = new_reward_model(base(), LORA, None)
+    trainer = RewardTrainer(
+        model,
+        RewardConfig(output_dir=str(folder), **SHARED),
+        train_dataset=pairs(),
+        processing_class=tiny_tokenizer(),
+    )
+    return counted(trainer), training_cost(trainer, head=False)
+
+
+def dpo(folder: Path) -> tuple[float, dict[str, float]]:
+    trainer = DPOTrainer(
+        get_peft_model(base(), LORA, adapter_name="policy"),
+        DPOConfig(output_dir=str(folder), per_device_eval_batch_size=1, **SHARED),
+        train_dataset=pairs(),
+        processing_class=tiny_tokenizer(),
+    )
+    found = counted(trainer)
+    return found, training_cost(trainer, once=both_rows(pairs()))
+
+
+@pytest.mark.parametrize("method", [pretrain, sft, reward, dpo])
+def test_what_training_costs_is_what_torch_counts(tmp_path: Path, method: Any) -> None:
+    found, cost = method(tmp_path)
+    assert cost["tokens"] == (600 if method in (pretrain, sft) else 1200)
+    assert cost["flops"] == pytest.approx(found, rel=0.1)
+
+
+def test_sampling_costs_the_prompt_once_and_a_token_for_every_token() -> None:
+    flops = flops_model(base())
+    alone = sampling_cost(flops, [[0] * 10], [5])
+    assert sampling_cost(flops, [[0] * 10] * 3, [5] * 3) == pytest.approx(3 * alone)
+    samples = [Sampled((1,) * 5, "", True)]
+    again = answering_cost(flops, [[0] * 10], samples, forwards=2)
+    assert again["tokens"] == 5 and again["flops"] == pytest.approx(alone + 2 * flops.forward(15, 15))
+    assert total([again, {"flops": 1.0}])["flops"] == again["flops"] + 1
+
+
+def test_the_context_of_a_token_is_that_of_its_row() -> None:
+    assert mean_context([10, 10]) == 10 and mean_context([1, 9]) == pytest.approx(8.2) and mean_context([]) == 0
