@@ -23,12 +23,14 @@ from prefopt.recipe.schema import (
     LoraSpec,
     ModelSpec,
     OptimisationSpec,
+    PriceSpec,
     Recipe,
     RoundsSpec,
-    ScorerSpec,
+    StageSpec,
     TrainingSpec,
     WandbSpec,
 )
+from prefopt.recipe.scorers import ScorerSpec
 from prefopt.tracking.metrics import describe
 from tests.tiny import tiny_llama, tiny_tokenizer
 
@@ -39,8 +41,9 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 ROW = re.compile(r"^\| *`([^`]+)`[ *]*\| *(.*?) *\|", re.MULTILINE)
 SECTIONS = {"The recipe": Recipe, "model": ModelSpec, "model.lora": LoraSpec, "data.NAME": DataSpec,
-            "tracking.wandb": WandbSpec, "rounds": RoundsSpec, "reward and judge": ScorerSpec}  # fmt: skip
-COMMON = {"Every training stage": OptimisationSpec, "Training on rows": TrainingSpec}
+            "tracking.wandb": WandbSpec, "price": PriceSpec, "rounds": RoundsSpec,
+            "reward, proxy and judge": ScorerSpec}  # fmt: skip
+COMMON = {"Every stage": StageSpec, "Every training stage": OptimisationSpec, "Training on rows": TrainingSpec}
 
 
 def text_of(name: str) -> str:

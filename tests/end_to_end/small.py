@@ -19,7 +19,7 @@ from prefopt.store.files import sha256_file
 
 ROOT = Path(__file__).parents[2]
 QUICKSTART = ROOT / "recipes" / "quickstart.yaml"
-STAGES = ("base", "sft", "pairs", "reward", "dpo", "ppo", "eval")
+STAGES = ("base", "sft", "pairs", "reward", "checks", "dpo", "ppo", "eval")
 STEPS = {"base": 8, "sft": 7, "reward": 7, "dpo": 7}
 SAVE_STEPS = 3
 ROLLOUTS, STEPS_PER_ROLLOUT = 3, 2
@@ -38,6 +38,8 @@ SMALL = (
     *(f"stages.ppo.{key}" for key in (f"total_episodes={8 * ROLLOUTS}", "save_steps=1")),
     *("stages.eval.max_prompts=6", "stages.eval.best_of=4", "stages.eval.best_of_prompts=4"),
     *("stages.eval.samples_per_prompt=1", "stages.eval.max_new_tokens=8"),
+    # Nothing so small comes through the gates.
+    *(f"stages.{stage}.require={{}}" for stage in ("sft", "reward", "checks", "eval")),
 )
 Snapshot = dict[str, tuple[int, str]]
 

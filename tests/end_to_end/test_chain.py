@@ -138,3 +138,49 @@ def test_wandb_gets_groups_job_types_numbers_and_tables_of_samples(quickstart: F
 
 def test_all_stages_are_named_in_the_recipes_order(quickstart: Finished) -> None:
     assert list(load(quickstart.out / "recipe.yaml").recipe.stages) == list(STAGES)
+
+
+def test_a_gate_that_says_no_ends_with_exit_code_6_and_trains_nothing_anew(
+    quickstart: Finished, warm: Warm, tmp_path: Path
+) -> None:
+    out = copy_run(quickstart.out, tmp_path / "gated")
+    before = results(out)
+    refused = warm.run(words(out, "--set", "stages.reward.require={reward/accuracy: {lower_bound: 0.99}}"))
+    assert refused.returncode == 6, refused.stderr
+    said = refused.stderr
+    assert (
+        "reward/accuracy is" in said and "must lie above 0.99" in said and "look at reward/accuracy on training" in said
+    )
+    assert results(out) == before
+    status = json.loads(warm.run(["status", str(out), "--json"]).stdout)
+    assert {stage["stage"]: stage["state"] for stage in status["stages"]}["reward"] == "refused"
+    # What does not read the reward model is as it was, and the bound is all that has to change.
+    assert warm.run(words(out, "--set", "stages.reward.require={reward/accuracy: {lower_bound: 0.0}}")).returncode == 0
+    assert results(out) == before
+
+
+def test_the_reward_model_is_examined_and_the_evaluation_has_its_curves(quickstart: Finished) -> None:
+    for stage, titles, curves in (
+        (
+            "checks",
+            ("Reward accuracy", "Calibration", "Robustness", "Answers that should not win"),
+            ("reliability_after",),
+        ),
+        ("eval", ("Best of n", "Reward against distance"), ("best_of_n", "overoptimisation")),
+    ):
+        directory = folder(quickstart.out, stage)
+        assert directory is not None
+        found = json.loads((directory / "findings.json").read_text())
+        assert all(any(table["title"].startswith(title) for table in found["tables"]) for title in titles)
+        assert set(curves) <= found["curves"].keys()
+        assert all(describe(name).meaning for name in manifests.verify(directory, full=True).metrics)
+
+
+def test_every_stage_says_what_it_cost(quickstart: Finished) -> None:
+    for stage in STAGES:
+        directory = folder(quickstart.out, stage)
+        assert directory is not None
+        cost = manifests.verify(directory, full=True).cost
+        assert cost["wall_seconds"] > 0 and cost["peak_host_bytes"] > 1e8
+        if stage != "checks":
+            assert cost["flops"] > 1e6 and cost["tokens"] > 0, stage
