@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from prefopt.evaluation.judged import Judged
 from prefopt.evaluation.text import distinct, repetition
 from prefopt.recipe.options.suites import POLICY_SUITES
 from prefopt.stats.intervals import Interval, bootstrap_mean, bootstrap_ratio, wilson
@@ -26,6 +27,7 @@ class PolicyResult:
         margins: ρ(chosen) - ρ(rejected) of held-out pairs; empty for the baseline or without pairs.
         entropy: Of the next token, averaged over each sample, in nats.
         texts: The samples as text.
+        judged: What a judge says of each sample against the baseline's; None without one, and for the baseline.
         ceiling: For prompts that the headroom is measured on, the reward of the best of n answers of the baseline.
     """
 
@@ -40,6 +42,7 @@ class PolicyResult:
     ceiling: Mapping[Hashable, float] = field(default_factory=dict)
     entropy: Sequence[float] = ()
     texts: Sequence[str] = ()
+    judged: Judged | None = None
 
 
 def win_scores(scores: Sequence[float], baseline: Sequence[float]) -> list[float]:
@@ -82,6 +85,8 @@ def _compare(metrics: dict[str, float], result: PolicyResult, baseline: PolicyRe
         _put(metrics, "win_rate", bootstrap_mean(wins, result.prompts))
         extra = [float(a - b) for a, b in zip(result.lengths, baseline.lengths, strict=True)]
         _put(metrics, "win_rate_length_controlled", length_controlled_win_rate(wins, extra, result.prompts))
+    if result.judged is not None and "win_rate" in suites:
+        _by_judge(metrics, result.judged, result.prompts)
     if baseline.ceiling:
         _put(metrics, "headroom", headroom(result, baseline))
     if "kl" in suites:
@@ -89,6 +94,17 @@ def _compare(metrics: dict[str, float], result: PolicyResult, baseline: PolicyRe
     if result.margins and "preference" in suites:
         correct = sum(1.0 if m > 0 else 0.5 if m == 0 else 0.0 for m in result.margins)
         _put(metrics, "preference/accuracy", wilson(correct, len(result.margins)))
+
+
+def _by_judge(metrics: dict[str, float], judged: Judged, prompts: Sequence[Hashable]) -> None:
+    """Win rate over the pairs that the judge did not abstain from, and how often both orders agree."""
+    told = [(outcome, prompt) for outcome, prompt in zip(judged.outcomes, prompts, strict=True) if outcome is not None]
+    agreed = [same for same in judged.consistent if same is not None]
+    metrics["judge_abstention"] = 1 - len(told) / len(judged.outcomes)
+    if told:
+        _put(metrics, "judge_win_rate", bootstrap_mean([o for o, _ in told], [prompt for _, prompt in told]))
+    if agreed:
+        _rate(metrics, "judge_consistency", agreed, len(set(prompts)))
 
 
 def _describe(metrics: dict[str, float], result: PolicyResult) -> None:
@@ -142,6 +158,8 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("headroom", "share of headroom", "{:.0%}"),
     ("win_rate", "win rate", "{:.1%}"),
     ("win_rate_length_controlled", "win rate at equal length", "{:.1%}"),
+    ("judge_win_rate", "win rate by judge", "{:.1%}"),
+    ("judge_consistency", "judge agrees in both orders", "{:.1%}"),
     ("preference/accuracy", "preference accuracy", "{:.1%}"),
     ("kl", "KL (nats)", "{:.2f}"),
     ("length", "length (tokens)", "{:.1f}"),

@@ -12,6 +12,7 @@ from prefopt.data.splits import position, prompt_key
 from prefopt.data.templates import Encoder
 from prefopt.errors import DataError, Interrupted
 from prefopt.evaluation.curves import Many, Moved
+from prefopt.evaluation.judged import Judged, ScoringJudge, in_both_orders
 from prefopt.evaluation.policy import PairIds
 from prefopt.evaluation.summary import PolicyResult
 from prefopt.models.flops import flops_model
@@ -127,7 +128,7 @@ class PolicySuites:
         context: The stage's context.
         base: The recipe's base.
         task: What is answered.
-        scorers: The stage's `reward` and `proxy`, where it has them.
+        scorers: The stage's `reward`, `proxy` and `judge`, where it has them.
     """
 
     def __init__(
@@ -155,6 +156,7 @@ class PolicySuites:
         common = [key["model"], key["versions"], key["revision"], self._base_identity(key["inputs"])]
         self._remembered = Remembered(context.cache / "evaluations", common, context.log)
         self._done = 0
+        self._baseline_texts: list[str] = []
         self._costs: list[dict[str, float]] = []
 
     @property
@@ -181,6 +183,8 @@ class PolicySuites:
         samples = [Sampled(tuple(ids), text, finished) for ids, text, finished in found["samples"]]
         texts = [sample.text for sample in samples]
         self._done += len(samples)
+        if name == self.baseline:
+            self._baseline_texts = texts
         scores = {role: self.scores(role, task.prompts, texts) for role in ("reward", "proxy")}
         return Answered(samples, found["kl"], found["entropy"], scores["reward"], scores["proxy"])
 
@@ -234,8 +238,16 @@ class PolicySuites:
             margins=bench.preference_margins(adapters[name], adapters[self.baseline], self._task.pairs)
             if wanted
             else [],
+            judged=self._judged(texts) if name != self.baseline else None,
             ceiling={group: max(answers.rewards) for group, answers in many.items()} if name == self.baseline else {},
         )
+
+    def _judged(self, texts: Sequence[str]) -> Judged | None:
+        spec = self._spec.judge
+        if spec is None:
+            return None
+        judge = ScoringJudge(self._scorers["judge"], spec.labels, spec.noise, spec.scale, self._context.seed)
+        return in_both_orders(judge, self._task.prompts, texts, self._baseline_texts)
 
     def violations(self, texts: Sequence[str]) -> list[list[str]]:
         """Forbidden content of completions; empty where nothing is known to be forbidden."""

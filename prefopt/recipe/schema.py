@@ -299,6 +299,9 @@ class EvaluateSpec(SamplingSpec):
     proxy: Scorer | None = Field(
         None, description="the reward that policies were trained on, to see where it leads away from `reward`"
     )
+    judge: Judge | None = Field(
+        None, description="who also compares every answer with the baseline's, in both orders; as in collect"
+    )
     checkpoints: bool = Field(
         False,
         description="also measure what the policies' stages kept with `keep_adapters`, for the curve over training",

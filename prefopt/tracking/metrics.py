@@ -133,6 +133,13 @@ _ESTIMATES: tuple[tuple[str, str, str, Better | None], ...] = (
         "",
         "higher",
     ),
+    (
+        "judge_win_rate",
+        "Share of comparisons by the judge that the policy's answer wins against the baseline's, over both orders",
+        "",
+        "higher",
+    ),
+    ("judge_consistency", "Share of comparisons where the judge says the same in both orders", "", "higher"),
     ("entropy", "How undecided the policy is about the next token, along its own completions", "nats", None),
     ("kl", "How far the policy is from its reference, per answer, measured on its own samples", "nats", "lower"),
     ("length", "Tokens per completion", "tokens", None),
@@ -208,6 +215,7 @@ _REWARD_PROBES: tuple[tuple[str, str, str, Better | None], ...] = (
 )
 
 _EVALUATE: tuple[tuple[str, str, str, Better | None], ...] = (
+    ("judge_abstention", "Share of comparisons that the judge did not decide in either order.", "", "lower"),
     ("distinct/words", "Share of different words among all words of the completions.", "", "higher"),
     ("distinct/pairs", "Share of different pairs of words among all pairs of the completions.", "", "higher"),
     ("robustness/answer_order/max_shift", "Largest change of a score in another order.", "SD of scores", "lower"),

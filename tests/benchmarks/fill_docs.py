@@ -2,9 +2,9 @@
 
 usage: python tests/benchmarks/fill_docs.py RUN_DIR
 
-RUN_DIR is a finished run of recipes/quickstart.yaml. Nothing is trained: where a stage of the run is not done, the
-script ends with exit code 2. In tables of metrics the last column is replaced; ranges are those of the rows of
-`metrics.jsonl`. What no function here makes is left as it stands.
+RUN_DIR is a finished run of recipes/quickstart.yaml, with --seeds 5 for the pages' tables over seeds. Nothing is
+trained: where a stage of the run is not done, the script ends with exit code 2. In tables of metrics the last column is
+replaced; ranges are those of the rows of `metrics.jsonl`. What no function here makes is left as it stands.
 """
 
 from __future__ import annotations
@@ -58,16 +58,17 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 def costs(run: Path) -> str:
-    told = ["| stage | kind | rows: trained on, held out | time | peak memory |", "|---|---|---|---|---|"]
-    for stage in (*list(STAGES)[:2], "pairs", *list(STAGES)[2:], "eval"):
+    told = ["| stage | kind | rows: trained on, held out | time | TFLOP | peak memory |", "|---|---|---|---|---|---|"]
+    for stage in ("base", "sft", "pairs", "reward", "checks", "dpo", "ppo", "eval"):
         content = manifest(run, stage)
         data, cost = content["details"].get("data", {}), content["cost"]
         minutes, seconds = divmod(round(cost["wall_seconds"]), 60)
-        trained = "–" if stage == "eval" else f"{data.get('kept_train', 0):,}"
+        trained = "–" if content["kind"] == "evaluate" else f"{data.get('kept_train', 0):,}"
         rows = f"{trained}, {data.get('kept_eval', 0):,}"
         time = f"{minutes} min {seconds:02} s" if minutes else f"{seconds} s"
         memory = f"{cost['peak_host_bytes'] / 1e9:.1f} GB"
-        told.append(f"| `{stage}` | {content['kind']} | {rows} | {time} | {memory} |")
+        flops = f"{cost['flops'] / 1e12:.1f}" if "flops" in cost else "–"
+        told.append(f"| `{stage}` | {content['kind']} | {rows} | {time} | {flops} | {memory} |")
     return "\n".join(told)
 
 
@@ -88,6 +89,47 @@ def gold_table(run: Path) -> str:
     for term, totals in sums.items():
         told.append(f"| {term} | {' | '.join(f'{totals[policy] / count:+.2f}' for policy, count in counts.items())} |")
     return "\n".join(told)
+
+
+def over_seeds(run: Path) -> str:
+    """A row for each seed: the evaluation of its policies and of its reward model."""
+    told = [
+        "| seed | policy | gold reward | share of headroom | win rate | KL (nats) | reward accuracy |",
+        "|---" * 7 + "|",
+    ]
+    for folder_of_seed in (run, *sorted((run / "seeds").glob("*"))):
+        metrics = manifest(folder_of_seed, "eval")["metrics"]
+        accuracy = cell(manifest(folder_of_seed, "reward")["metrics"], "reward/accuracy", "{:.1%}")
+        seed = 17 if folder_of_seed == run else folder_of_seed.name
+        for policy in POLICIES:
+            cells = [
+                cell(metrics, f"{policy}:{name}", form)
+                for name, form in (("gold", "{:.2f}"), ("headroom", "{:.0%}"), ("win_rate", "{:.1%}"), ("kl", "{:.2f}"))
+            ]
+            told.append(f"| {seed} | {policy} | {' | '.join(cells)} | {accuracy if policy == 'ppo' else '–'} |")
+    return "\n".join(told)
+
+
+def cell(metrics: dict[str, float], name: str, form: str) -> str:
+    if f"{name}/mean" not in metrics:
+        return "–"
+    mean, low, high = (form.format(metrics[f"{name}/{part}"]) for part in ("mean", "ci_low", "ci_high"))
+    return f"{mean} [{low}, {high}]"
+
+
+def findings(run: Path) -> str:
+    """The tables of the examined reward model."""
+    content = json.loads((folder(run, "checks") / "findings.json").read_text(encoding="utf-8"))
+    told = []
+    for found in content["tables"]:
+        rows = [found["columns"], ["---"] * len(found["columns"]), *found["rows"]]
+        told += [f"*{found['title']}*", "", *(f"| {' | '.join(cells)} |" for cells in rows), ""]
+    return "\n".join(told).rstrip()
+
+
+def comparison(run: Path) -> str:
+    text = prefopt("compare", str(run)).rstrip()
+    return "```\n" + "\n".join(line.rstrip() for line in text.splitlines()) + "\n```"
 
 
 def healthy(name: str, rows: list[dict[str, Any]], rate: float) -> str:
@@ -131,12 +173,11 @@ def replace_block(page: str, index: int, content: str) -> None:
     path.write_text(text[: block.start(2)] + content + "\n" + text[block.end(2) :], encoding="utf-8")
 
 
-def fill_metrics(page: str, told: Callable[[str], str]) -> None:
-    """The last column of the table of metrics, which is in the page's first block."""
+def fill_metrics(page: str, told: Callable[[str], str], index: int = 0) -> None:
+    """The last column of a table of metrics, by default that of the page's first block."""
     text = (ROOT / page).read_text(encoding="utf-8")
-    content = BLOCK.search(text)
-    assert content is not None, f"{page} has no measured block"
-    replace_block(page, 0, ROW.sub(lambda row: f"| {row[1]} | {told(row[2])} |", content[2]).rstrip("\n"))
+    content = list(BLOCK.finditer(text))[index]
+    replace_block(page, index, ROW.sub(lambda row: f"| {row[1]} | {told(row[2])} |", content[2]).rstrip("\n"))
 
 
 def main() -> int:
@@ -147,7 +188,9 @@ def main() -> int:
         print(f"{run} is not finished: {', '.join(waiting)} would run", file=sys.stderr)
         return 2
     replace_block("README.md", 0, capture(run))
-    for index, content in enumerate((costs(run), table(run, "eval"), table(run, "reward"), gold_table(run))):
+    replace_block("README.md", 2, comparison(run))
+    blocks = (costs(run), table(run, "eval"), table(run, "reward"), findings(run), over_seeds(run), gold_table(run))
+    for index, content in enumerate(blocks):
         replace_block("docs/recipes/quickstart.md", index, content)
     stages: dict[str, Any] = dict(load(run / "recipe.yaml").recipe.stages)
     for stage, page in STAGES.items():
@@ -156,6 +199,8 @@ def main() -> int:
     for stage, page in (("pairs", "collect"), ("eval", "evaluate")):
         metrics = manifest(run, stage)["metrics"]
         fill_metrics(f"docs/algorithms/{page}.md", partial(of_policies, metrics=metrics))
+    checks = manifest(run, "checks")["metrics"]
+    fill_metrics("docs/algorithms/evaluate.md", partial(of_policies, metrics=checks), index=1)
     return 0
 
 

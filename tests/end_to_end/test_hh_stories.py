@@ -21,6 +21,7 @@ FEW = (
     *(f"stages.{stage}.max_steps=3" for stage in ("sft", "reward", "dpo")),
     *(f"stages.{stage}.per_device_train_batch_size=4" for stage in ("sft", "reward", "dpo", "ppo")),
     *(f"stages.ppo.{key}" for key in ("total_episodes=16", "rollout_batch_size=8", "max_new_tokens=8")),
+    *(f"stages.{stage}.require={{}}" for stage in ("sft", "reward", "checks", "eval")),  # a few steps pass no gate
     "stages.eval.max_prompts=4",
     "stages.eval.max_new_tokens=8",
 )

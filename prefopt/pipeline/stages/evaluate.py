@@ -44,7 +44,7 @@ def suites_of(spec: EvaluateSpec) -> tuple[str, ...]:
 
 def run(spec: EvaluateSpec, inputs: Inputs, context: StageContext) -> StageResult:
     """Measure; writes `metrics.json`, `findings.json`, `table.json`, and `samples.jsonl` where policies answered."""
-    named = {"reward": spec.reward, "proxy": spec.proxy}
+    named = {"reward": spec.reward, "proxy": spec.proxy, "judge": spec.judge}
     scorers = {role: open_scorer(scorer, inputs, context) for role, scorer in named.items() if scorer is not None}
     measured = _Measured()
     suites = suites_of(spec)
