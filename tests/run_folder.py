@@ -26,6 +26,16 @@ stages:
   eval: {kind: evaluate, policies: [sft, dpo], baseline: sft, reward: gold, data: [pairs]}
 """
 
+# The same with all that a report can show: gates, one of which does not hold, and a price.
+FULL = (
+    RECIPE.replace("data: [chats]}", "data: [chats], require: {eval/loss: {max: 2.5}}}")
+    .replace(
+        "reward: gold, data: [pairs]}\n",
+        "reward: gold, data: [pairs], require: {'dpo:win_rate': {min: 0.5, lower_bound: 0.66}, 'dpo:kl': {max: 5}}}\n",
+    )
+    .replace("stages:\n", "price: {per_hour: 2.5, currency: EUR}\nstages:\n")
+)
+
 HOSTILE = (
     "<script>window.PWNED = 1; alert(1)</script>",
     '<img src=x onerror="alert(2)">',
@@ -179,17 +189,127 @@ class RunFolder:
             inputs={name: {"key": key_of(name), "sha256": key_of(name)} for name in INPUTS[stage]},
             versions={"torch": "2.13.0"},
             metrics=metrics,
-            cost={"wall_seconds": 73.0, "tokens": 183500.0, "peak_host_bytes": 1.3e9},
+            cost={"wall_seconds": 73.0, "peak_host_bytes": 1.3e9}
+            | ({} if stage == "eval" else {"tokens": 183500.0, "flops": 2.4e13}),
             details=details,
         )
         commit(self.folder(stage), manifest, roots)
         self.run.set_current(stage, key_of(stage))
+
+    def findings(self) -> Path:
+        """What the evaluation found beside its metrics; its path."""
+        said = HOSTILE[0] if self.hostile else "prompt injection"
+        rows = [["typos", "279", "13.1% [9.0%, 18.6%]"], [said, "279", "7.9% [4.8%, 12.6%]"], ["order", "–", "–"]]
+        table = {
+            "title": HOSTILE[1] if self.hostile else "Robustness of the scorer",
+            "columns": ["change", "pairs", HOSTILE[2] if self.hostile else "flips of pairs that were ranked right"],
+            "rows": rows,
+            "note": HOSTILE[3] if self.hostile else "A scorer that reads for meaning has no flips.",
+        }
+        path = self.folder("eval") / "findings.json"
+        write_json(path, {"tables": [table], "curves": curves(HOSTILE[0] if self.hostile else "dpo")})
+        return path
+
+    def seeds(self) -> Path:
+        """What three seeds say together; its path."""
+        label = HOSTILE[0] if self.hostile else "dpo"
+        against = {
+            "reference": "sft",
+            "difference": _estimate(0.34, 0.08),
+            "p_value": 0.0004,
+            "p_holm": 0.0008,
+            "win_rate": _estimate(0.61, 0.04),
+            "detectable": 0.11,
+            "paired_seeds": True,
+            "same": False,
+            "shown": True,
+        }
+        sft = {"label": "sft", "mean": _estimate(0.95, 0.1), "against": None, "elo": _estimate(1000, 0)}
+        dpo = {"label": label, "mean": _estimate(1.29, 0.12), "against": against, "elo": _estimate(1081, 20)}
+        ppo = {
+            "label": "ppo",
+            "mean": _estimate(1.02, 0.1),
+            "against": against | {"difference": _estimate(0.07, 0.11), "p_holm": 0.21, "shown": False},
+            "elo": _estimate(1012, 20),
+        }
+        said = (None, f"{label} beats sft by 0.34 [0.26, 0.42]", "no difference shown between ppo and sft: 0.07")
+        entries = [
+            entry
+            | {"seeds": {"17": 0.9, "18": 1.0, "19": 1.1}, "spread": {"low": 0.9, "high": 1.1}, "verdict": sentence}
+            for entry, sentence in zip((sft, dpo, ppo), said, strict=True)
+        ]
+        path = self.run.root / "seeds.json"
+        write_json(
+            path,
+            {
+                "reference": "sft",
+                "prompts": 256,
+                "prompts_left_out": 3,
+                "level": 0.95,
+                "entries": entries,
+                "notes": ["seed 20 did not finish"],
+            },
+        )
+        return path
+
+    def full(self, **options) -> Path:
+        """Everything that a report shows; the recipe is best `FULL`."""
+        self.everything(**options)
+        self.findings()
+        self.seeds()
+        return self.run.root
 
     def everything(self, **options) -> Path:
         for stage in ("base", "sft", "dpo"):
             self.train(stage)
         self.evaluate(**options)
         return self.run.root
+
+
+def curves(policy: str = "dpo") -> dict:
+    """The curves of an evaluation, as the suites write them."""
+    sizes = [2**power for power in range(7)]
+    kls = [math.log(n) - (n - 1) / n for n in sizes]
+    points = [
+        {
+            "n": n,
+            "kl": kl,
+            "chosen_by_reward": _estimate(0.9 + 1.5 * math.sqrt(kl) - 0.35 * kl, 0.1),
+            "chosen_by_proxy": _estimate(0.9 + 0.9 * math.sqrt(kl) - 0.4 * kl, 0.12),
+        }
+        for n, kl in zip(sizes, kls, strict=True)
+    ]
+    bins = [
+        {"low": b / 10, "high": b / 10 + 0.1, "size": 20 + 8 * abs(5 - b), "confidence": b / 10 + 0.05}
+        for b in range(10)
+    ]
+    moved = [
+        {"policy": "sft", "step": None, "kl": 0.0, "reward": 0.9, "proxy": 0.6, "distance": 0.0},
+        *(
+            {
+                "policy": policy,
+                "step": step,
+                "kl": d * d,
+                "reward": 0.9 + d - 0.4 * d * d,
+                "proxy": 0.6 + 0.5 * d,
+                "distance": d,
+            }
+            for step, d in ((10, 0.6), (20, 1.2), (None, 2.0))
+        ),
+        {"policy": "ppo", "step": None, "kl": 1.0, "reward": 1.3, "proxy": None, "distance": 1.0},
+    ]
+    return {
+        "reliability_before": [b | {"accuracy": 0.5 + 0.7 * (b["confidence"] - 0.5)} for b in bins],
+        "reliability_after": [b | {"accuracy": b["confidence"]} for b in bins],
+        "best_of_n": points,
+        "best_of_n_law_chosen_by_reward": {"alpha": 1.5, "beta": 0.35, "peak": 2.14, "r_squared": 0.99},
+        "best_of_n_law_chosen_by_proxy": {"alpha": 0.9, "beta": 0.4, "peak": None, "r_squared": 0.98},
+        "overoptimisation": moved,
+    }
+
+
+def _estimate(value: float, spread: float) -> dict[str, float]:
+    return {"estimate": value, "low": value - spread, "high": value + spread}
 
 
 def _interval(name: str, value: float, spread: float) -> dict[str, float]:

@@ -16,8 +16,8 @@ from scipy.special import expit, log_expit
 from scipy.stats import rankdata
 
 from prefopt.data.splits import prompt_key
-from prefopt.evaluation.findings import Finding, Findings, ScoredPair, number, percent, score_pairs
-from prefopt.evaluation.robustness import rate_by_prompt, score_what_fits
+from prefopt.evaluation.findings import Finding, Findings, ScoredPair, number, percent, score_pairs, score_what_fits
+from prefopt.evaluation.robustness import rate_by_prompt
 from prefopt.records import PreferencePair, Prompt
 from prefopt.rewards.scorers import Scorer
 from prefopt.stats.intervals import Interval, bootstrap_mean, cluster_numbers

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from prefopt.records import PreferencePair
+from prefopt.errors import DataError
+from prefopt.records import PreferencePair, Prompt
 from prefopt.rewards.scorers import Scorer
 from prefopt.stats.intervals import Interval
 
@@ -84,6 +85,38 @@ def score_pairs(pairs: Sequence[PreferencePair], scorer: Scorer) -> list[ScoredP
     prompts = [pair.prompt for pair in pairs]
     scores = scorer.score(prompts * 2, [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs])
     return [ScoredPair(pair, scores[i].value, scores[i + len(pairs)].value) for i, pair in enumerate(pairs)]
+
+
+def score_pairs_that_fit(pairs: Sequence[PreferencePair], scorer: Scorer) -> list[ScoredPair]:
+    """Score the pairs of which both answers fit into the scorer; the others are left out."""
+    prompts = [pair.prompt for pair in pairs]
+    scores = score_what_fits(scorer, prompts * 2, [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs])
+    both = zip(pairs, scores[: len(pairs)], scores[len(pairs) :], strict=True)
+    return [ScoredPair(pair, a, b) for pair, a, b in both if a is not None and b is not None]
+
+
+def score_what_fits(scorer: Scorer, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float | None]:
+    """Score texts that may be longer than the scorer can take.
+
+    Args:
+        scorer: Raises `DataError` where any of the texts does not fit.
+        prompts: N prompts.
+        texts: N answers.
+
+    Returns:
+        N scores in the scorer's own unit; None for an answer that does not fit.
+    """
+    if not texts:
+        return []
+    try:
+        return [score.value for score in scorer.score(prompts, texts)]
+    except DataError:
+        if len(texts) == 1:
+            return [None]
+    # The error does not say which: halving finds few among many in few calls.
+    middle = len(texts) // 2
+    first = score_what_fits(scorer, prompts[:middle], texts[:middle])
+    return first + score_what_fits(scorer, prompts[middle:], texts[middle:])
 
 
 def percent(interval: Interval, digits: int = 1) -> str:

@@ -14,8 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefopt.data.splits import prompt_key
-from prefopt.errors import DataError
-from prefopt.evaluation.findings import Finding, Findings, ScoredPair, number, percent, score_pairs
+from prefopt.evaluation.findings import Finding, Findings, ScoredPair, number, percent, score_pairs, score_what_fits
 from prefopt.records import PreferencePair, Prompt
 from prefopt.rewards.scorers import Scorer
 from prefopt.stats.intervals import Interval, bootstrap_mean, cluster_numbers, wilson
@@ -180,30 +179,6 @@ def robustness(
     if ood:
         _other_source(findings, before, keys, score_pairs(_told(ood, "ood"), scorer), seed)
     return findings
-
-
-def score_what_fits(scorer: Scorer, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float | None]:
-    """Score texts that may be longer than the scorer can take.
-
-    Args:
-        scorer: Raises `DataError` where any of the texts does not fit.
-        prompts: N prompts.
-        texts: N answers.
-
-    Returns:
-        N scores in the scorer's own unit; None for an answer that does not fit.
-    """
-    if not texts:
-        return []
-    try:
-        return [score.value for score in scorer.score(prompts, texts)]
-    except DataError:
-        if len(texts) == 1:
-            return [None]
-    # The error does not say which: halving finds few among many in few calls.
-    middle = len(texts) // 2
-    first = score_what_fits(scorer, prompts[:middle], texts[:middle])
-    return first + score_what_fits(scorer, prompts[middle:], texts[middle:])
 
 
 def rate_by_prompt(values: Sequence[float], keys: Sequence[Hashable]) -> Interval:

@@ -36,6 +36,15 @@ def write_provenance(run: RunDirectory, loaded: LoadedRecipe) -> None:
     )
 
 
+def recipe_changed(run: RunDirectory, loaded: LoadedRecipe) -> bool:
+    """Whether the run folder was last written for another recipe, be it in keys that make nothing run again."""
+    try:
+        stored = run.recipe.read_text("utf-8")
+    except (OSError, ValueError):
+        return True
+    return "".join(line for line in stored.splitlines(True) if not line.startswith("#")) != recipe_text(loaded.written)
+
+
 def recipe_text(recipe: Recipe) -> str:
     """A recipe as YAML: the keys that were set, in the schema's order."""
     content = recipe.model_dump(mode="json", exclude_unset=True)

@@ -16,7 +16,7 @@ from prefopt.pipeline.messages import Committed, Failed, InputRef, Job, Log, Mes
 from prefopt.pipeline.plan import Plan, Planner
 from prefopt.pipeline.preflight import needed_bytes, require_room
 from prefopt.pipeline.process import StageProcess, server_log, start_server
-from prefopt.pipeline.provenance import write_provenance
+from prefopt.pipeline.provenance import recipe_changed, write_provenance
 from prefopt.pipeline.signals import StopRequests
 from prefopt.pipeline.summary import RunOptions, RunSummary, StageOutcome, State, Watcher, resume_command
 from prefopt.recipe.load import LoadedRecipe
@@ -105,8 +105,12 @@ class Runner:
             plans = self._planner.everything(self._graph)
             self._require_inputs(plans)
             to_run = [plan for plan in plans if not plan.done and plan.node.name in self._selected]
+            # Gates, say: nothing runs again, and whoever judges the folder later must know them.
+            changed = recipe_changed(self._run, self._loaded)
             if to_run:
                 self._prepare(to_run)
+            elif changed:
+                write_provenance(self._run, self._loaded)
             with self._stop:
                 outcomes = [self._stage(index, plan) for index, plan in enumerate(plans, start=1)]
             self._hashes.save()
@@ -115,7 +119,7 @@ class Runner:
                 self._run.event({"event": "run_finished", "exit_code": summary.exit_code})
             # Who asked to stop is not kept waiting for a page that the next run draws anew.
             wanted = self._options.report and not self._stop.stopping
-            if wanted and (to_run or not self._run.report.exists()):
+            if wanted and (to_run or changed or not self._run.report.exists()):
                 summary = replace(summary, report=self._render())
         return summary
 

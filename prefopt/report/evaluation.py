@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from prefopt.report.format import decimals
 from prefopt.report.rundata import RunData, StageData
 
-# Columns in this order; others follow by name.
-_ORDER = (
+# What matters first, in this order.
+_FIRST = (
     "win_rate",
     "gold",
     "reward",
@@ -21,6 +21,8 @@ _ORDER = (
     "eos_rate",
     "violation_rate",
 )
+# Then these, in a table of their own; what is not named here follows by name.
+_AFTER = ("win_rate_length_controlled", "entropy", "repetition", "distinct/words", "distinct/pairs")
 _TITLES = {
     "win_rate": "win rate",
     "gold": "gold reward",
@@ -30,6 +32,13 @@ _TITLES = {
     "kl": "KL",
     "eos_rate": "ended itself",
     "violation_rate": "violations",
+    "win_rate_length_controlled": "win rate at equal length",
+    "repetition": "repeats itself",
+    "distinct/words": "different words",
+    "distinct/pairs": "different word pairs",
+    "overoptimisation/alpha": "gain per √KL",
+    "overoptimisation/beta": "decay of the gain",
+    "overoptimisation/r_squared": "fit of its law",
 }
 _PARTS = ("mean", "ci_low", "ci_high")
 
@@ -69,6 +78,20 @@ class Table:
     baseline: str
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
+    title: str = ""
+
+    @property
+    def parts(self) -> list[Table]:
+        """The columns that matter first, and the others as a table below, each where there are any."""
+        first = [i for i, column in enumerate(self.columns) if column.name in _FIRST]
+        others = [i for i, column in enumerate(self.columns) if column.name not in _FIRST]
+        titled = [(first, ""), (others, "More about the answers")]
+        return [self._part(places, title) for places, title in titled if places]
+
+    def _part(self, places: Sequence[int], title: str) -> Table:
+        rows = [replace(row, cells=tuple(row.cells[i] for i in places)) for row in self.rows]
+        shown = tuple(row for row in rows if any(cell is not None for cell in row.cells))
+        return replace(self, columns=tuple(self.columns[i] for i in places), rows=shown, title=title)
 
 
 def baseline_of(stage: StageData) -> str:
@@ -124,7 +147,8 @@ def table_of(stage: StageData) -> Table | None:
 
 
 def _column_order(name: str) -> tuple[int, str]:
-    return (_ORDER.index(name) if name in _ORDER else len(_ORDER), name)
+    order = (*_FIRST, *_AFTER)
+    return (order.index(name) if name in order else len(order), name)
 
 
 @dataclass(frozen=True)
@@ -135,7 +159,23 @@ class Verdict:
     tone: str
 
 
+def verdicts(run: RunData) -> list[Verdict]:
+    """What leads the page: every gate that says no, then the comparison of the policies."""
+    refused = []
+    for stage in run.stages:
+        failed = [line for line in stage.gates if line.holds is False]
+        if failed:
+            said = "; ".join(f"{line.metric} is {line.shown}, and {line.bound}" for line in failed)
+            refused.append(Verdict(f"Gate of {stage.name} says no: {said}", "bad"))
+    return [*refused, _comparison(run)]
+
+
 def verdict(run: RunData) -> Verdict:
+    """The first of them."""
+    return verdicts(run)[0]
+
+
+def _comparison(run: RunData) -> Verdict:
     """One sentence from the last evaluation that compares policies, honest about what is not shown."""
     for stage in reversed(run.evaluations):
         found = estimates(stage.metrics)

@@ -13,6 +13,7 @@ from prefopt.tracking.progress import duration
 _THIN = "\u2009"
 _MINUS = "\u2212"
 _BYTES = ("B", "KiB", "MiB", "GiB", "TiB")
+_FLOPS = ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP", "EFLOP", "ZFLOP")
 
 # What is invisible and changes how its neighbours look (directions, joins left alone), or what HTML cannot carry.
 _CONTROL = re.compile(
@@ -49,22 +50,29 @@ def number(value: float) -> str:
 
 
 def quantity(name: str, value: object) -> str:
-    """A value with the unit that its name ends in: seconds, bytes, or none."""
+    """A value with the unit that its name ends in: seconds, bytes, flops, or none."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     if name.endswith("seconds"):
         return duration(float(value))
     if name.endswith("bytes"):
-        return _size(float(value))
+        return _scaled(float(value), 1024, _BYTES)
+    if name.endswith("flops"):
+        return _scaled(float(value), 1000, _FLOPS)
     return number(float(value))
 
 
-def _size(value: float) -> str:
+def _scaled(value: float, base: int, units: Sequence[str]) -> str:
     unit = 0
-    while abs(value) >= 1024 and unit < len(_BYTES) - 1:
-        value /= 1024
+    while abs(value) >= base and unit < len(units) - 1:
+        value /= base
         unit += 1
-    return f"{value:.0f} {_BYTES[unit]}" if unit == 0 else f"{value:.1f} {_BYTES[unit]}"
+    return f"{value:.0f} {units[unit]}" if unit == 0 else f"{value:.1f} {units[unit]}"
+
+
+def money(value: float, currency: str, digits: int = 2) -> str:
+    """An amount with its currency."""
+    return f"{fixed(value, digits)} {currency}".rstrip()
 
 
 def flatten(value: Any, prefix: str = "") -> list[tuple[str, object]]:
@@ -85,6 +93,7 @@ _WORDS = {
     "rows_read": "rows read",
     "kept_train": "kept for training",
     "kept_eval": "kept, held out",
+    "flops": "compute",
 }
 
 

@@ -11,8 +11,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from prefopt.report import format as fmt
-from prefopt.report.evaluation import Table, table_of, verdict
-from prefopt.report.plots import Plot, draw
+from prefopt.report.costs import costs_of
+from prefopt.report.drawing import Plot
+from prefopt.report.evaluation import Table, table_of, verdicts
+from prefopt.report.plots import draw
 from prefopt.report.rundata import RunData, StageData, read_run
 from prefopt.report.samples import samples_of
 from prefopt.store.files import make_folder, write_atomic
@@ -87,11 +89,20 @@ def render(run_dir: Path) -> Path:
 
 def page(run: RunData, plots: list[Plot]) -> str:
     """The report as HTML."""
-    cards = [_card(stage, [plot for plot in plots if plot.stage == stage.name]) for stage in run.stages]
+    cards = [
+        _card(stage, [plot for plot in plots if plot.stage == stage.name and not plot.evidence]) for stage in run.stages
+    ]
     tables = [table for stage in run.stages if (table := table_of(stage)) is not None]
     context: dict[str, Any] = {
         "run": run,
-        "verdict": verdict(run),
+        "verdicts": verdicts(run),
+        "evidence": [
+            (stage, shown)
+            for stage in run.stages
+            if (shown := [plot for plot in plots if plot.stage == stage.name and plot.evidence])
+            or stage.evidence.tables
+        ],
+        "cost": costs_of(run),
         "tables": tables,
         "cards": cards,
         "glossary": _glossary(cards, tables),

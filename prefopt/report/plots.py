@@ -1,77 +1,21 @@
-"""The plots of a report, as SVG that takes the page's colours and as PNG.
-
-A figure is drawn once, in the colours of the light theme. In the SVG each of them becomes a CSS variable, so that the
-same drawing is readable on dark ground and on paper.
-"""
+"""The plots of a report: what each stage logged over its steps, and the rewards of its answers."""
 
 from __future__ import annotations
 
-import io
 import itertools
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from prefopt.report.drawing import INK, SERIES, Plot, Sketch, legend, plain, plot_of
+from prefopt.report.evidence_plots import evidence_sketches
 from prefopt.report.rundata import Point, RunData, StageData, reward_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-INK, GRID = "#20242c", "#dfe2e8"
-SERIES = ("#2a5db0", "#c4571b", "#1f7a5c", "#7a4fb0", "#a8324a", "#5b6472")
-_VARIABLES = {INK: "var(--ink)", GRID: "var(--line)"} | {c: f"var(--series-{i})" for i, c in enumerate(SERIES, start=1)}
 
 MOST_POINTS = 300
 _BINS = 24
-_SIZE = (5.4, 2.9)
-_RC: Any = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "prefopt",
-    "font.family": "sans-serif",
-    "font.size": 9.0,
-    "text.color": INK,
-    "text.parse_math": False,
-    "axes.edgecolor": GRID,
-    "axes.labelcolor": INK,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.unicode_minus": True,
-    "grid.color": GRID,
-    "grid.linewidth": 0.7,
-    "xtick.color": GRID,
-    "ytick.color": GRID,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "legend.frameon": False,
-    "lines.linewidth": 1.6,
-    "lines.solid_capstyle": "round",
-    "figure.constrained_layout.use": True,
-    "savefig.facecolor": "white",
-}
-
-
-@dataclass(frozen=True)
-class Plot:
-    """One drawing.
-
-    Attributes:
-        name: Of the PNG file, without suffix; unique in the report.
-        title: One line above it.
-        caption: How to read it, for someone who sees such a plot for the first time.
-        svg: The drawing as an inline element.
-        png: The same as a file.
-    """
-
-    name: str
-    stage: str
-    title: str
-    caption: str
-    svg: str
-    png: bytes
 
 
 @dataclass(frozen=True)
@@ -184,21 +128,22 @@ _CURVES = (
 
 def draw(run: RunData) -> list[Plot]:
     """Every plot that the run has numbers for, in the order of its stages."""
-    plots: list[Plot] = []
-    for stage in run.stages:
-        for curves in _CURVES:
-            if curves.name == "loss" and stage.kind == "ppo":
-                continue  # its parts pull in opposite directions and neither need fall
-            present = [(stage.series[m], title) for m, title in curves.metrics if stage.series.get(m)]
-            if any(len(points) > 1 for points, _ in present):
-                plots.append(
-                    _plot(len(plots), stage, curves.name, curves.title, curves.caption, _curves(curves, present))
-                )
-        scores = _scores(stage)
-        if scores:
-            caption = "How often each policy's answers get which reward; the dashed lines are the averages."
-            plots.append(_plot(len(plots), stage, "reward", "Reward of the answers", caption, _distributions(scores)))
-    return plots
+    sketches = [sketch for stage in run.stages for sketch in _sketches(stage)]
+    return [plot_of(sketch, index) for index, sketch in enumerate(sketches)]
+
+
+def _sketches(stage: StageData) -> Iterator[Sketch]:
+    for curves in _CURVES:
+        if curves.name == "loss" and stage.kind == "ppo":
+            continue  # its parts pull in opposite directions and neither need fall
+        present = [(stage.series[m], title) for m, title in curves.metrics if stage.series.get(m)]
+        if any(len(points) > 1 for points, _ in present):
+            yield Sketch(curves.name, stage.name, curves.title, curves.caption, _curves(curves, present))
+    scores = _scores(stage)
+    if scores:
+        caption = "How often each policy's answers get which reward; the dashed lines are the averages."
+        yield Sketch("reward", stage.name, "Reward of the answers", caption, _distributions(scores))
+    yield from evidence_sketches(stage)
 
 
 def thin(points: Sequence[Point], most: int = MOST_POINTS) -> list[tuple[float, float, float, float]]:
@@ -212,51 +157,6 @@ def thin(points: Sequence[Point], most: int = MOST_POINTS) -> list[tuple[float, 
         middle = points[(start + end - 1) // 2][0]
         thinned.append((middle, sum(values) / len(values), min(values), max(values)))
     return thinned
-
-
-def _plot(index: int, stage: StageData, name: str, title: str, caption: str, paint: Callable[[Axes], None]) -> Plot:
-    from matplotlib import rc_context, rcdefaults, rcParams
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    with rc_context():
-        rcdefaults()  # not what the user's matplotlibrc says: the same run gives the same bytes everywhere
-        rcParams.update(_RC)
-        # No pyplot: it keeps figures alive and chooses a backend by looking at the screen.
-        figure = Figure(figsize=_SIZE)
-        FigureCanvasAgg(figure)
-        paint(figure.add_subplot())
-        svg, png = io.StringIO(), io.BytesIO()
-        figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-        figure.savefig(png, format="png", dpi=144, metadata={"Software": None})
-    return Plot(
-        name=f"{stage.name}-{name}",
-        stage=stage.name,
-        title=title,
-        caption=caption,
-        svg=inline_svg(svg.getvalue(), f"plot{index}", f"{stage.name}: {title}"),
-        png=png.getvalue(),
-    )
-
-
-def inline_svg(document: str, prefix: str, title: str) -> str:
-    """An SVG document as an element of a page.
-
-    Args:
-        document: What matplotlib wrote.
-        prefix: Put before every id, so that several drawings share a page.
-        title: Plain text that says what is drawn, for screen readers.
-    """
-    element = document[document.index("<svg") :]
-    element = re.sub(r"<metadata>.*?</metadata>", "", element, flags=re.DOTALL)
-    element = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", element)
-    element = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', r'<svg \1 role="img">', element, count=1)
-    # The page's own font; matplotlib's shorthand would also name fonts that few machines have.
-    element = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", element)
-    for colour, variable in _VARIABLES.items():
-        element = element.replace(colour, variable)
-    label = title.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return element.replace('role="img">', f'role="img"><title>{label}</title>', 1)
 
 
 def _curves(curves: _Curves, present: Sequence[tuple[Sequence[Point], str]]) -> Callable[[Axes], None]:
@@ -275,7 +175,7 @@ def _curves(curves: _Curves, present: Sequence[tuple[Sequence[Point], str]]) -> 
                 axes.fill_between(steps, low, high, color=colour, alpha=0.18, linewidth=0)
         axes.set_xlabel("optimiser step")
         axes.set_ylabel(curves.y_label)
-        _legend(axes)
+        legend(axes)
 
     return paint
 
@@ -300,22 +200,11 @@ def _distributions(scores: Mapping[str, Sequence[float]]) -> Callable[[Axes], No
             shares = [1.0 / len(values)] * len(values)
             axes.hist(values, bins=edges, weights=shares, color=colour, alpha=0.22, histtype="stepfilled")
             axes.hist(
-                values, bins=edges, weights=shares, color=colour, histtype="step", linewidth=1.4, label=_plain(policy)
+                values, bins=edges, weights=shares, color=colour, histtype="step", linewidth=1.4, label=plain(policy)
             )
             axes.axvline(sum(values) / len(values), color=colour, linewidth=1.2, linestyle=(0, (4, 3)))
         axes.set_xlabel("reward")
         axes.set_ylabel("share of answers")
-        _legend(axes)
+        legend(axes)
 
     return paint
-
-
-def _legend(axes: Any) -> None:
-    figure: Figure = axes.figure
-    figure.legend(loc="outside upper left", ncols=4, handlelength=1.4, columnspacing=1.4, borderaxespad=0.2)
-
-
-def _plain(name: str) -> str:
-    """A name that the plot's font can draw; a leading underscore would hide it from the legend."""
-    text = name.encode("ascii", "backslashreplace").decode("ascii")[:40]
-    return f" {text}" if text.startswith("_") else text or "(no name)"

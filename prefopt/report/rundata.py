@@ -14,6 +14,10 @@ import yaml
 
 from prefopt.errors import InputError, PrefoptError
 from prefopt.recipe.rounds import unrolled_blocks
+from prefopt.report.costs import Price, price_of
+from prefopt.report.findings import Evidence, read_evidence
+from prefopt.report.judged import GateLine, judged
+from prefopt.report.seeds import Seeds, read_seeds
 from prefopt.store import manifest as manifests
 from prefopt.store.files import read_json
 from prefopt.store.manifest import Manifest
@@ -21,6 +25,9 @@ from prefopt.store.run import RunDirectory
 from prefopt.tracking.jsonl import NONFINITE, RESERVED, read_jsonl
 
 Point = tuple[float, float]
+
+_NUMBERS = (int, float)
+_LARGEST = 1e100  # beyond it nothing can be drawn
 
 
 @dataclass(frozen=True)
@@ -33,6 +40,8 @@ class StageData:
         options: Its block in the recipe.
         series: Points (step, value) by metric, in the order they were logged; values that are not finite left out.
         samples: Rows of `samples.jsonl` of an evaluate stage.
+        evidence: What an evaluate stage found beside its metrics.
+        gates: Every bound of its `require`, in the recipe's order.
     """
 
     name: str
@@ -43,6 +52,8 @@ class StageData:
     manifest: Manifest | None = None
     series: Mapping[str, list[Point]] = field(default_factory=dict)
     samples: tuple[Mapping[str, Any], ...] = ()
+    evidence: Evidence = field(default_factory=Evidence)
+    gates: tuple[GateLine, ...] = ()
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -63,6 +74,8 @@ class RunData:
 
     Attributes:
         warnings: What a reader must know before believing the numbers.
+        price: Of an hour, where the recipe says it.
+        seeds: What several seeds say together, where there are several.
     """
 
     name: str
@@ -71,6 +84,8 @@ class RunData:
     recipe: str
     fingerprint: Any
     warnings: tuple[str, ...]
+    price: Price | None = None
+    seeds: Seeds | None = None
 
     @property
     def evaluations(self) -> list[StageData]:
@@ -97,6 +112,8 @@ def read_run(root: Path) -> RunData:
     folders = sorted(path.name for path in (root / "stages").glob("*") if path.is_dir())
     names = [str(name) for name in blocks] + [name for name in folders if name not in blocks]
     stages = tuple(_read_stage(run, name, blocks.get(name), warnings) for name in names)
+    price = price_of(recipe, warnings.append)
+    seeds = read_seeds(root, warnings.append)
     return RunData(
         name=str(recipe.get("name") or root.resolve().name),
         description=str(recipe.get("description") or ""),
@@ -104,6 +121,8 @@ def read_run(root: Path) -> RunData:
         recipe=text,
         fingerprint=_fingerprint(run.fingerprint, warnings),
         warnings=tuple(warnings),
+        price=price,
+        seeds=seeds,
     )
 
 
@@ -156,6 +175,10 @@ def _read_stage(run: RunDirectory, name: str, block: object, warnings: list[str]
         warnings.append(f"stage {name}: {error}")
         return StageData(name, kind, "unfinished", options=options)
     manifest = _manifest(folder, name, expected=current is not None, warnings=warnings)
+
+    def warn(text: str) -> None:
+        warnings.append(f"stage {name}: {text}")
+
     return StageData(
         name=name,
         kind=manifest.kind if manifest is not None else kind,
@@ -165,6 +188,8 @@ def _read_stage(run: RunDirectory, name: str, block: object, warnings: list[str]
         manifest=manifest,
         series=_series(_rows(folder / "metrics.jsonl", name, warnings), name, warnings),
         samples=tuple(_rows(folder / "samples.jsonl", name, warnings)),
+        evidence=read_evidence(folder, warn),
+        gates=judged(name, options.get("require"), manifest.metrics if manifest is not None else None, warn),
     )
 
 
@@ -204,14 +229,20 @@ def _series(rows: list[dict[str, Any]], stage: str, warnings: list[str]) -> dict
     series: dict[str, list[Point]] = {}
     broken: dict[str, list[int]] = {}
     for row in rows:
-        step = row.get("step")
-        if not isinstance(step, int | float) or row.get("summary"):
+        given: Any = row.get("step")
+        if type(given) not in _NUMBERS or not -_LARGEST < given < _LARGEST or row.get("summary"):
             continue
-        for name in row.get(NONFINITE) or ():
+        step = float(given)
+        for name in _list(row.get(NONFINITE)):
             broken.setdefault(str(name), []).append(int(step))
         for name, value in row.items():
-            if name not in RESERVED and isinstance(value, int | float) and not isinstance(value, bool):
-                series.setdefault(name, []).append((float(step), float(value)))
+            # Not isinstance: it is slow at millions of values, and True is no number.
+            if type(value) not in _NUMBERS or name in RESERVED:
+                continue
+            if -_LARGEST < value < _LARGEST:
+                series.setdefault(name, []).append((step, float(value)))
+            else:
+                broken.setdefault(name, []).append(int(step))
     for name, steps in broken.items():
         more = f" and {len(steps) - 1} later steps" if len(steps) > 1 else ""
         warnings.append(f"stage {stage}: {name} was not a finite number at step {steps[0]}{more}")

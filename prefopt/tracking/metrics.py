@@ -157,6 +157,7 @@ _ESTIMATES: tuple[tuple[str, str, str, Better | None], ...] = (
         "",
         "higher",
     ),
+    ("reward/margin", "Score of the preferred answer minus that of the other, on held-out pairs", "", "higher"),
     ("best_of_n", "Reward of the best of n answers of the baseline, as the reward itself picks it", "", None),
     (
         "headroom",
@@ -255,6 +256,8 @@ _EVALUATE: tuple[tuple[str, str, str, Better | None], ...] = (
     ),
     ("evaluate/prompts", "Held-out prompts that every policy answered.", "", None),
     ("evaluate/samples", "Completions sampled per policy.", "", None),
+    ("evaluate/pairs", "Held-out pairs that the reward was examined on.", "", None),
+    ("evaluate/pairs_too_long", "Held-out pairs left out, as an answer does not fit into the reward.", "", None),
 )
 
 

@@ -10,17 +10,21 @@ stage of the run is not done, the script ends with exit code 2.
 from __future__ import annotations
 
 import importlib.metadata
+import itertools
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes" / "quickstart.yaml"
+LOGGED_ROWS = 100_000
 LIBRARIES = ("torch", "transformers", "trl", "peft", "pydantic", "typer", "rich")
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline", "NO_COLOR": "1"}
 
@@ -50,6 +54,16 @@ def starts(run: Path) -> dict[str, float]:
             cost = json.loads(manifest.read_text(encoding="utf-8"))["cost"]
             found[event["stage"]] = event["seconds"] - cost["wall_seconds"]
     return found
+
+
+def long_run(run: Path, copy: Path) -> Path:
+    """A copy of a run whose first stage logged `LOGGED_ROWS` rows: its own ones again and again, at later steps."""
+    shutil.copytree(run, copy, ignore=shutil.ignore_patterns("seeds", "adapter*", "*.safetensors", "cache"))
+    log = next(iter(sorted((copy / "stages").glob("*/*/metrics.jsonl"))))
+    rows = itertools.cycle([json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()])
+    later = (json.dumps({**row, "step": step}) for step, row in zip(range(1, LOGGED_ROWS + 1), rows, strict=False))
+    log.write_text("\n".join(later) + "\n", encoding="utf-8")
+    return copy
 
 
 def processor() -> str:
@@ -87,6 +101,11 @@ def main() -> int:
     for name, limit, words in measured:
         seconds(*words)
         print(row(name, limit, [seconds(*words) for _ in range(repeats)]), flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        copy = str(long_run(run, Path(folder) / "long"))
+        prefopt("report", copy)
+        times = [seconds("report", copy) for _ in range(repeats)]
+    print(row(f"`prefopt report` of a run with {LOGGED_ROWS:,} logged rows", "5 s", times), flush=True)
     first, *others = starts(run).values()
     print(f"| start of the first stage of a run: libraries are imported | {first:.2f} s | – | – |")
     if others:

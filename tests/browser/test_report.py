@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from prefopt.report import render
-from tests.run_folder import HOSTILE, RunFolder
+from tests.run_folder import FULL, HOSTILE, RunFolder
 
 sync_api = pytest.importorskip("playwright.sync_api")
 
@@ -18,6 +18,7 @@ pytestmark = pytest.mark.browser
 
 CHROMIUM = os.environ.get("PREFOPT_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+PAPER = {"width": 718, "height": 1047}  # A4 within its margins, at 96 pixels an inch
 
 # WCAG contrast of every piece of visible text against the nearest opaque ground behind it.
 CONTRASTS = """
@@ -66,8 +67,9 @@ def browser():
 def reports(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     good = render(RunFolder(folder / "good").everything())
-    hostile = render(RunFolder(folder / "hostile", hostile=True).everything(prompts=len(HOSTILE)))
-    return {"good": good, "hostile": hostile}
+    full = render(RunFolder(folder / "full", recipe=FULL).full())
+    hostile = render(RunFolder(folder / "hostile", recipe=FULL, hostile=True).full(prompts=len(HOSTILE)))
+    return {"good": good, "full": full, "hostile": hostile}
 
 
 @pytest.fixture
@@ -111,7 +113,7 @@ def test_nothing_is_fetched_and_the_table_is_seen(reports, show):
 
 
 def test_every_link_of_the_page_leads_somewhere(reports, show):
-    page, _, _ = show(reports["good"])
+    page, _, _ = show(reports["full"])
     for link in page.locator("nav a").all():
         assert page.locator(link.get_attribute("href")).count() == 1
 
@@ -124,6 +126,8 @@ def test_hostile_samples_do_nothing(reports, show):
     assert [url for url in requests if not url.startswith("data:")] == [reports["hostile"].as_uri()]
     shown = page.locator("#samples").evaluate("element => element.textContent")
     assert all(text in shown for text in HOSTILE[:-1])
+    found = page.locator("#evidence").evaluate("element => element.textContent")
+    assert all(text in found for text in HOSTILE[:4])
     keep(page, "hostile")
 
 
@@ -143,13 +147,13 @@ def test_an_override_turns_nothing_around(reports, show):
     assert len(places) == 7 and places == sorted(places)
 
 
-@pytest.mark.parametrize("run", ["good", "hostile"])
+@pytest.mark.parametrize("run", ["good", "full", "hostile"])
 def test_a_phone_scrolls_down_only(reports, show, run):
     page, _, _ = show(reports[run], viewport=PHONE)
     for summary in page.locator("summary").all():
         summary.click()
     assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
-    box = page.locator(".scroll", has=page.locator("table.evaluation"))
+    box = page.locator("#evaluation .scroll").first
     assert box.evaluate("element => element.scrollWidth > element.clientWidth")
     keep(page, f"phone-{run}")
 
@@ -172,3 +176,48 @@ def test_paper_gets_the_folded_numbers_too(reports, show):
     page.emulate_media(media="print")
     assert page.locator("nav").is_hidden()
     assert page.locator("table.metrics").first.bounding_box()["height"] > 50
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_every_new_section_is_seen(reports, show, tmp_path, scheme, viewport):
+    page, requests, alarms = show(reports["full"], viewport=viewport, scheme=scheme)
+    assert [url for url in requests if not url.startswith("data:")] == [reports["full"].as_uri()] and alarms == []
+    assert page.evaluate("document.documentElement.scrollWidth") == viewport["width"]
+    assert page.locator("#verdict").inner_text().startswith("Gate of eval says no: dpo:win_rate is 0.7")
+    for part in ("seeds", "evaluation", "evidence", "stage-eval", "cost"):
+        picture = tmp_path / f"{part}.png"
+        page.locator(f"#{part}").screenshot(path=picture)
+        assert picture.stat().st_size > 5000, part
+    assert page.locator("#evidence figure svg").count() == 3
+    assert page.locator("#stage-eval .gates li").count() == 3 and page.locator("#stage-eval .gates .bad").count() == 1
+    keep(page, f"full-{scheme}-{viewport['width']}")
+
+
+def test_numbers_of_findings_are_on_the_right_and_scroll_alone(reports, show):
+    page, _, _ = show(reports["full"], viewport=PHONE)
+    assert page.locator("table.found tbody tr:first-child td").evaluate_all(
+        "cells => cells.map((cell) => getComputedStyle(cell).textAlign)"
+    ) == ["left", "right", "right"]
+    box = page.locator(".scroll", has=page.locator("table.found"))
+    assert box.evaluate("element => getComputedStyle(element).overflowX") == "auto"
+    table, note = box.bounding_box(), page.locator(".finding > .note").bounding_box()
+    assert note["y"] >= table["y"] + table["height"]
+
+
+def test_a_wide_screen_shows_the_evaluation_without_scrolling(reports, show):
+    page, _, _ = show(reports["full"])
+    for box in page.locator("#evaluation .scroll, #seeds .scroll, #cost .scroll").all():
+        assert box.evaluate("element => element.scrollWidth <= element.clientWidth")
+
+
+def test_paper_gets_the_new_sections(reports, show, tmp_path):
+    page, _, _ = show(reports["full"], viewport=PAPER)
+    page.emulate_media(media="print")
+    assert page.evaluate("document.documentElement.scrollWidth") == PAPER["width"]
+    for part in ("seeds", "evidence", "cost"):
+        assert page.locator(f"#{part}").is_visible()
+    assert page.locator(".gates").first.is_visible()
+    paper = tmp_path / "report.pdf"
+    page.pdf(path=paper)
+    assert paper.read_bytes().startswith(b"%PDF") and paper.stat().st_size > 50_000

@@ -129,12 +129,12 @@ class Warm:
 
 
 def folder(out: Path, stage: str) -> Path | None:
-    """Where a stage writes, or wrote; None before it was ever started."""
-    pointer = out / "stages" / stage / "started"
-    try:
-        return pointer.with_name(pointer.read_text().strip())
-    except FileNotFoundError:
-        return None
+    """Where a stage writes, or wrote, or found what another seed wrote; None before any of that."""
+    for name in ("started", "current"):
+        pointer = out / "stages" / stage / name
+        if pointer.is_file():
+            return pointer.with_name(pointer.read_text().strip())
+    return None
 
 
 def snapshot(*roots: Path, without: tuple[str, ...] = ()) -> Snapshot:

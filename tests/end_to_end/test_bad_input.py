@@ -72,7 +72,7 @@ def test_an_error_is_one_document_for_a_program(tmp_path: Path) -> None:
 @pytest.mark.parametrize("option", ["--only", "--from"])
 def test_an_unknown_stage_is_refused(tmp_path: Path, out: Path, option: str) -> None:
     said = refused(prefopt(*words(out, option, "dop")), 2)
-    assert "the recipe has no stage 'dop'" in said and "base, sft, pairs, reward, dpo, ppo, eval" in said
+    assert "the recipe has no stage 'dop'" in said and "base, sft, pairs, reward, checks, dpo, ppo, eval" in said
     assert list(tmp_path.iterdir()) == []
 
 

@@ -14,7 +14,7 @@ from prefopt.recipe.load import load
 from prefopt.recipe.schema import DataSpec
 from prefopt.store import manifest as manifests
 from prefopt.tracking.metrics import describe
-from tests.end_to_end.small import STAGES, Finished, Warm, copy_run, folder, results, states, words
+from tests.end_to_end.small import STAGES, STEPS_PER_ROLLOUT, Finished, Warm, copy_run, folder, results, states, words
 from tests.wandb_file import OfflineRun
 
 pytestmark = pytest.mark.slow
@@ -184,3 +184,60 @@ def test_every_stage_says_what_it_cost(quickstart: Finished) -> None:
         assert cost["wall_seconds"] > 0 and cost["peak_host_bytes"] > 1e8
         if stage != "checks":
             assert cost["flops"] > 1e6 and cost["tokens"] > 0, stage
+
+
+def test_what_a_policy_answered_once_is_not_sampled_again(quickstart: Finished, warm: Warm, tmp_path: Path) -> None:
+    out = copy_run(quickstart.out, tmp_path / "again")
+    line = words(out, "--set", "stages.eval.judge={model: gold, noise: 0.1}", "--only", "eval")
+    first = warm.run(line)
+    assert first.returncode == 0, first.stderr
+    assert "sampling" in first.stderr  # the copy's cache is empty
+    before = lines(out, "eval", "samples.jsonl")
+    # Other suites are another key, and the same answers.
+    second = warm.run([*line, "--set", "stages.eval.suites=[win_rate, kl]"])
+    assert second.returncode == 0, second.stderr
+    assert "known from an earlier evaluation" in second.stderr and "sampling" not in second.stderr
+    assert lines(out, "eval", "samples.jsonl") == before
+    directory = folder(out, "eval")
+    assert directory is not None
+    metrics = manifests.verify(directory, full=True).metrics
+    assert "dpo:judge_win_rate/mean" in metrics and not any("length/mean" in name for name in metrics)
+
+
+def test_checkpoints_that_were_kept_make_a_curve_over_training(
+    quickstart: Finished, warm: Warm, tmp_path: Path
+) -> None:
+    out = copy_run(quickstart.out, tmp_path / "curve")
+    keep = ("--set", "stages.ppo.keep_adapters=true", "--set", "stages.eval.checkpoints=true")
+    done = warm.run(words(out, *keep, "--only", "ppo", "--only", "eval"))
+    assert done.returncode == 0, done.stderr
+    trained, directory = folder(out, "ppo"), folder(out, "eval")
+    assert trained is not None and directory is not None
+    kept = sorted(path.name for path in (trained / "adapters").iterdir())
+    assert kept == [f"step-{STEPS_PER_ROLLOUT * rollout}" for rollout in (1, 2, 3)]
+    last = (trained / "adapters" / kept[-1] / "adapter_model.safetensors").read_bytes()
+    assert last == (trained / "adapter" / "adapter_model.safetensors").read_bytes()
+    curve = json.loads((directory / "findings.json").read_text())["curves"]["overoptimisation"]
+    assert [(point["policy"], point["step"]) for point in curve] == [
+        ("sft", None), ("dpo", None), ("ppo", None), ("ppo", STEPS_PER_ROLLOUT), ("ppo", 2 * STEPS_PER_ROLLOUT)
+    ]  # fmt: skip
+    assert all(point["proxy"] is not None and point["kl"] >= 0 for point in curve)
+    assert {row["policy"] for row in lines(out, "eval", "samples.jsonl")} == {"sft", "dpo", "ppo"}
+
+
+def test_two_seeds_share_the_base_and_are_compared_over_both(quickstart: Finished, warm: Warm, tmp_path: Path) -> None:
+    out = copy_run(quickstart.out, tmp_path / "seeds")
+    before = results(out)
+    done = warm.run(words(out, "--seeds", "2"))
+    assert done.returncode == 0, done.stderr
+    assert results(out) == before
+    second = out / "seeds" / "18"
+    assert results(second)["base"] == before["base"] and results(second)["sft"] != before["sft"]
+    assert "over seeds" in done.stdout
+    compared = json.loads(warm.run(["compare", str(out), "--json"]).stdout)
+    assert compared["prompts"] >= 3 and compared["prompts_left_out"] == 0
+    for entry in compared["entries"]:
+        assert set(entry["seeds"]) == {"17", "18"}
+    # Either seed is a run like any other.
+    assert states(warm.run(["status", str(second)])) == dict.fromkeys(STAGES, "done")
+    assert warm.run(["compare", f"{out}:dpo", f"{second}:dpo"]).returncode == 0

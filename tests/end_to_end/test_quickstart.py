@@ -64,7 +64,7 @@ def test_every_artefact_verifies_and_every_number_is_explained(quickstart: Finis
         assert measured and measured == manifest.metrics
         explained(measured)
         assert manifest.cost["wall_seconds"] > 0 and manifest.cost["peak_host_bytes"] > 2**20
-        if stage not in ("pairs", "eval"):
+        if stage not in ("pairs", "checks", "eval"):
             rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
             names = {name for row in rows for name in row} - {"step", "time", "summary"}
             held_out = set() if stage == "ppo" else {"eval/loss"}
@@ -136,7 +136,7 @@ def test_from_makes_a_stage_and_what_follows_again_with_the_same_result(
     copy_run(quickstart.out, out)
     before = {stage: snapshot(folder(out, stage) or out) for stage in STAGES}
     again = warm.run(words(out, "--from", "pairs"))
-    remade = ["pairs", "reward", "dpo", "ppo", "eval"]
+    remade = ["pairs", "reward", "checks", "dpo", "ppo", "eval"]
     assert states(again) == {stage: "done" if stage in remade else "skipped" for stage in STAGES}, again.stderr
     assert "pairs: --from asks for it" in again.stderr
     after = {stage: snapshot(folder(out, stage) or out) for stage in STAGES}

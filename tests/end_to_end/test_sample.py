@@ -57,8 +57,8 @@ def test_it_answers_as_evaluation_did(quickstart: Finished, warm: Warm, tmp_path
     artefact = folder(quickstart.out, stage)
     found = sampled(warm, artefact, "--file", prompts, "--max-new-tokens", 8, "--gold")["samples"]
     for row, was in zip(found, expected, strict=True):
-        assert was.keys() - row.keys() == {"kl", "reward"} and was["reward"] == was["gold"]
-        assert row | {"kl": was["kl"], "reward": was["reward"]} == was | {"gold_terms": row["gold_terms"]}
+        assert was.keys() - row.keys() == {"kl", "reward", "proxy"} and was["reward"] == was["gold"]
+        assert row | {key: was[key] for key in ("kl", "reward", "proxy")} == was | {"gold_terms": row["gold_terms"]}
 
 
 def test_lines_that_are_piped_in_are_answered_for_a_person(quickstart: Finished) -> None:

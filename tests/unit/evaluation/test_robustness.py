@@ -6,14 +6,13 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from prefopt.errors import DataError
-from prefopt.evaluation.findings import Findings
+from prefopt.evaluation.findings import Findings, score_pairs_that_fit, score_what_fits
 from prefopt.evaluation.robustness import (
     TRANSFORMS,
     Transform,
     difference_of_means,
     extra_whitespace,
     robustness,
-    score_what_fits,
     typos,
 )
 from prefopt.records import Message, PreferencePair, Prompt, Score
@@ -227,6 +226,9 @@ def test_a_pair_whose_changed_text_does_not_fit_is_left_out_of_that_change_alone
     assert "robustness/filler/flip_rate/mean" not in found.metrics
     texts = ["a", "b" * 200, "cc", "d" * 200, "e" * 300]
     assert score_what_fits(ShortSighted(len), [prompt(0)] * 5, texts) == [1.0, None, 2.0, None, None]
+    long = [pair(1, "b" * 200, "b"), pair(2, "cc", "c" * 200), pair(3, "ddd", "d")]
+    scored = score_pairs_that_fit(long, ShortSighted(len))
+    assert [(item.pair, item.chosen, item.rejected) for item in scored] == [(long[2], 3.0, 1.0)]
 
 
 def test_every_change_has_a_row_and_every_cell_a_column() -> None:

@@ -2,9 +2,10 @@ import math
 
 import pytest
 
+from prefopt.report.drawing import inline_svg
 from prefopt.report.evaluation import estimates, table_of, verdict
 from prefopt.report.format import decimals, fixed, flatten, number, quantity, segments
-from prefopt.report.plots import MOST_POINTS, inline_svg, thin
+from prefopt.report.plots import MOST_POINTS, thin
 from prefopt.report.rundata import RunData, StageData
 from prefopt.report.samples import samples_of
 from prefopt.store.manifest import Manifest
@@ -62,6 +63,18 @@ def test_the_table_puts_the_baseline_first_and_aligns_digits():
     assert [(column.name, column.decimals) for column in table.columns] == [("win_rate", 2), ("length", 0), ("zeta", 2)]
     assert table.rows[0].cells[0] is None and table.rows[1].cells[0].low == 0.6
     assert table_of(evaluation({})) is None
+
+
+def test_what_matters_first_has_a_table_of_its_own():
+    names = ("zeta", "distinct/pairs", "win_rate_length_controlled", "violation_rate", "reward", "win_rate")
+    metrics = {f"dpo:{name}/mean": 0.5 for name in names} | {"sft:zeta": 1.0}
+    first, others = table_of(evaluation(metrics)).parts
+    assert [column.name for column in first.columns] == ["win_rate", "reward", "violation_rate"]
+    assert [row.policy for row in first.rows] == ["dpo"] and first.title == ""
+    assert [column.title for column in others.columns] == ["win rate at equal length", "different word pairs", "zeta"]
+    assert [row.policy for row in others.rows] == ["sft", "dpo"] and others.title == "More about the answers"
+    assert others.rows[0].cells[:2] == (None, None) and others.rows[0].cells[2].mean == 1.0
+    assert len(table_of(evaluation({"dpo:zeta": 1.0})).parts) == 1
 
 
 def test_policies_with_any_name_are_kept_apart():
@@ -139,6 +152,7 @@ def test_columns_of_numbers():
 def test_quantities_have_units():
     assert quantity("wall_seconds", 73.0) == "1 min 13 s"
     assert quantity("peak_bytes", 1.5 * 2**30) == "1.5 GiB" and quantity("bytes", 12) == "12 B"
+    assert quantity("flops", 2.4e13) == "24.0 TFLOP" and quantity("flops", 12.0) == "12 FLOP"
     assert quantity("ok", True) == "True" and quantity("tokens", 1500) == "1\u2009500"
 
 

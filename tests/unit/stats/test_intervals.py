@@ -18,24 +18,26 @@ def test_wilson_stays_in_range_and_holds_the_estimate(successes: float, trials: 
 
 def test_wilson_covers_at_its_level() -> None:
     generator = np.random.default_rng(0)
-    hits = 0
-    for count in generator.binomial(80, 0.3, size=2000):
-        interval = wilson(int(count), 80)
-        hits += interval.low <= 0.3 <= interval.high
-    assert 0.93 <= hits / 2000 <= 0.97
+    for rate, size in ((0.5, 256), (0.05, 256), (0.3, 80)):
+        hits = 0
+        for count in generator.binomial(size, rate, size=8000):
+            interval = wilson(int(count), size)
+            hits += interval.low <= rate <= interval.high
+        assert abs(hits / 8000 - 0.95) <= 0.015, rate
 
 
 def test_bootstrap_covers_at_its_level_with_clusters() -> None:
     generator = np.random.default_rng(1)
     clustered = naive = 0
-    for trial in range(300):
-        values = (generator.normal(size=60)[:, None] + 0.3 * generator.normal(size=(60, 4))).ravel()
-        prompts = np.repeat(np.arange(60), 4).tolist()
-        _, low, high = bootstrap_mean(values.tolist(), prompts, resamples=600, seed=trial)
+    trials, clusters = 2000, np.repeat(np.arange(120), 3).tolist()
+    for trial in range(trials):
+        values = (generator.normal(size=120)[:, None] + 0.3 * generator.normal(size=(120, 3))).ravel().tolist()
+        _, low, high = bootstrap_mean(values, clusters, resamples=500, seed=trial)
         clustered += low <= 0 <= high
-        _, low, high = bootstrap_mean(values.tolist(), resamples=600, seed=trial)
-        naive += low <= 0 <= high
-    assert 0.91 <= clustered / 300 <= 0.98
+        if trial < 300:
+            _, low, high = bootstrap_mean(values, resamples=500, seed=trial)
+            naive += low <= 0 <= high
+    assert abs(clustered / trials - 0.95) <= 0.015
     assert naive / 300 < 0.85  # taking samples of one prompt as independent is overconfident
 
 
