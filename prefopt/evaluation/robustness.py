@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from prefopt.data.splits import prompt_key
 from prefopt.evaluation.findings import Finding, Findings, ScoredPair, number, percent, score_pairs, score_what_fits
-from prefopt.records import PreferencePair, Prompt
+from prefopt.records import PreferencePair
 from prefopt.rewards.scorers import Scorer
 from prefopt.stats.intervals import Interval, bootstrap_mean, cluster_numbers, wilson
 
