@@ -19,7 +19,7 @@ from prefopt.report.rundata import RunData, StageData, read_run
 from prefopt.report.samples import samples_of
 from prefopt.store.files import make_folder, write_atomic
 from prefopt.store.run import RunDirectory
-from prefopt.tracking.metrics import Metric, describe
+from prefopt.tracking.metrics import METRICS, Metric, describe
 from prefopt.tracking.redaction import redact
 
 _HEADLINES = (
@@ -175,7 +175,15 @@ def _metric_row(name: str, value: float) -> MetricRow:
 def _glossary(cards: Iterable[Card], tables: Iterable[Table]) -> list[MetricRow]:
     names = {row.name for card in cards for row in card.metrics}
     names |= {column.name for table in tables for column in table.columns}
+    names = {_without_ends(name) for name in names}
     return [MetricRow(m.name, "", m.meaning, m.unit, _ARROWS[m.better]) for m in map(_explain, sorted(names))]
+
+
+def _without_ends(name: str) -> str:
+    """`kl` of `dpo:kl/ci_low`: one explanation serves all policies and both ends of an interval."""
+    bare = name.rpartition(":")[2]
+    estimate, _, part = bare.rpartition("/")
+    return estimate if part in ("mean", "ci_low", "ci_high") and estimate in METRICS else bare
 
 
 def _moment(created: str) -> str:
