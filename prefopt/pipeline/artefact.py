@@ -22,7 +22,7 @@ from prefopt.store.hashing import HashCache
 from prefopt.store.manifest import Manifest
 from prefopt.store.run import KEY_DIGITS, RunDirectory
 
-MODEL_KINDS = ("pretrain", "sft", "dpo")
+MODEL_KINDS = ("pretrain", "sft", "dpo", "ppo")
 # The adapter has the shape it was trained with in a file of its own, and code is trusted or not each time.
 _NOT_OF_THE_BASE = ("lora", "trust_remote_code")
 _KEY = re.compile(rf"[0-9a-f]{{{KEY_DIGITS}}}")

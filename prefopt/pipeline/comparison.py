@@ -173,7 +173,7 @@ def _with_seeds(folder: Path, given: str, stage: str | None, notes: list[str]) -
     own = _evaluation(RunDirectory(folder), given, stage)
     kept = [own]
     for path in sorted((folder / SEEDS).glob("*"), key=lambda path: (len(path.name), path.name)):
-        if not path.is_dir():
+        if not path.is_dir() or path.name.startswith("."):
             continue
         where = f"{given}/{SEEDS}/{path.name}"
         try:

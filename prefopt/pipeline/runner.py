@@ -24,7 +24,7 @@ from prefopt.store import manifest as manifests
 from prefopt.store.files import make_folder, remove, set_aside
 from prefopt.store.hashing import HashCache
 from prefopt.store.manifest import Manifest
-from prefopt.store.run import RunDirectory
+from prefopt.store.run import SEEDS, RunDirectory
 from prefopt.tracking.progress import shown_metrics
 
 _REPLACED = "replaced"
@@ -62,9 +62,14 @@ def run_folder(name: str, out: Path | None) -> Path:
 
 
 def cache_folder(run: Path) -> Path:
-    """Where things that can be made again are kept: `PREFOPT_CACHE`, or `.cache` beside the run folder."""
+    """Where things that can be made again are kept: `PREFOPT_CACHE`, or `.cache` beside the run folder.
+
+    The further seeds of a run, which lie in it, share its cache.
+    """
     configured = os.environ.get("PREFOPT_CACHE")
-    return Path(configured).expanduser() if configured else run.absolute().parent / ".cache"
+    folder = run.absolute()
+    first = folder.parent.parent if folder.parent.name == SEEDS else folder
+    return Path(configured).expanduser() if configured else first.parent / ".cache"
 
 
 class Runner:

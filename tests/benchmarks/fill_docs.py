@@ -64,7 +64,8 @@ def costs(run: Path) -> str:
         data, cost = content["details"].get("data", {}), content["cost"]
         minutes, seconds = divmod(round(cost["wall_seconds"]), 60)
         trained = "–" if content["kind"] == "evaluate" else f"{data.get('kept_train', 0):,}"
-        rows = f"{trained}, {data.get('kept_eval', 0):,}"
+        held_out = data.get("kept_eval", content["metrics"].get("evaluate/pairs", 0))
+        rows = f"{trained}, {held_out:,.0f}"
         time = f"{minutes} min {seconds:02} s" if minutes else f"{seconds} s"
         memory = f"{cost['peak_host_bytes'] / 1e9:.1f} GB"
         flops = f"{cost['flops'] / 1e12:.1f}" if "flops" in cost else "–"
@@ -97,7 +98,7 @@ def over_seeds(run: Path) -> str:
         "| seed | policy | gold reward | share of headroom | win rate | KL (nats) | reward accuracy |",
         "|---" * 7 + "|",
     ]
-    for folder_of_seed in (run, *sorted((run / "seeds").glob("*"))):
+    for folder_of_seed in (run, *sorted((run / "seeds").glob("[0-9]*"))):
         metrics = manifest(folder_of_seed, "eval")["metrics"]
         accuracy = cell(manifest(folder_of_seed, "reward")["metrics"], "reward/accuracy", "{:.1%}")
         seed = 17 if folder_of_seed == run else folder_of_seed.name

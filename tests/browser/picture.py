@@ -2,7 +2,8 @@
 
 usage: python tests/browser/picture.py RUN_DIR OUT.png
 
-Two cuts of the page, one below the other: the head with the evaluation table, and the card of the dpo stage.
+Three cuts of the page, one below the other: the head with the evaluation table, the plots of the evaluation, and the
+card of the dpo stage.
 """
 
 from __future__ import annotations
@@ -28,13 +29,16 @@ def cuts(page_file: Path) -> list[Image.Image]:
         page = context.new_page()
         page.goto(page_file.absolute().as_uri())
         page.wait_for_load_state("networkidle")
-        stages = page.locator("#stages").bounding_box()
+        evidence = page.locator("#evidence").bounding_box()
+        curves = page.locator("#evidence figure").filter(has_text="Best of n").locator("xpath=..").bounding_box()
         card = page.locator("#stages figure").filter(has_text="Reward margin").locator("xpath=ancestor::article")
         box = card.bounding_box()
-        assert stages is not None and box is not None, "the page has no stages, or none of kind dpo"
-        head = {"x": 0, "y": 0, "width": WIDTH, "height": stages["y"] - MARGIN}
-        dpo = {"x": 0, "y": box["y"] - MARGIN / 2, "width": WIDTH, "height": box["height"] + MARGIN}
-        shots = [page.screenshot(clip=clip, full_page=True) for clip in (head, dpo)]
+        assert evidence is not None, "the page has no evidence"
+        assert curves is not None and box is not None, "the page has no curves, or no stage of kind dpo"
+        clips = [{"x": 0, "y": 0, "width": WIDTH, "height": evidence["y"] - MARGIN}]
+        for part in (curves, box):
+            clips.append({"x": 0, "y": part["y"] - MARGIN / 2, "width": WIDTH, "height": part["height"] + MARGIN})
+        shots = [page.screenshot(clip=clip, full_page=True) for clip in clips]
         browser.close()
     return [Image.open(io.BytesIO(shot)).convert("RGB") for shot in shots]
 

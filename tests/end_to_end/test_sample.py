@@ -46,7 +46,7 @@ def test_the_seed_alone_decides_the_text(quickstart: Finished, warm: Warm) -> No
     assert snapshot(quickstart.out) == before, "nothing is written"
 
 
-@pytest.mark.parametrize("stage", ["sft", "dpo"])
+@pytest.mark.parametrize("stage", ["sft", "dpo", "ppo"])
 def test_it_answers_as_evaluation_did(quickstart: Finished, warm: Warm, tmp_path: Path, stage: str) -> None:
     measured = folder(quickstart.out, "eval")
     assert measured is not None
