@@ -1,50 +1,23 @@
-"""Losses of direct preference optimisation: one pure function per variant and a table of names.
+"""Loss of preference optimisation: variants by name, mixtures, soft labels and robust averages.
 
-Notation, for a pair of chosen w and rejected l, all per row [B]:
-
-- S(y): sum of the completion's token log-probabilities; ρ(y) = S_policy(y) - S_reference(y), the log-ratio
-- h = β (ρ(w) - ρ(l)), the difference of implicit rewards β ρ (arXiv 2305.18290, equation 5)
-- ε: `label_smoothing`, the probability that the label is wrong
-
-A new variant is one function of `PairStatistics` and one line in `DPO_LOSSES`.
+The variants are in `prefopt.losses.dpo_variants`, the notation in `prefopt.losses.pair_statistics`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from prefopt.losses.dpo_variants import DPO_LOSSES
+from prefopt.losses.pair_statistics import CompletionStatistics, DPOOptions, PairStatistics, reference_summed, summed
 
-class PairStatistics(NamedTuple):
-    """What every variant may use, each [B].
-
-    Attributes:
-        chosen_logratio: ρ(w) in nats.
-        rejected_logratio: ρ(l) in nats.
-        chosen_length: Tokens of w, the end-of-sequence token included.
-        rejected_length: Tokens of l.
-    """
-
-    chosen_logratio: Tensor
-    rejected_logratio: Tensor
-    chosen_length: Tensor
-    rejected_length: Tensor
-
-
-class DPOOptions(NamedTuple):
-    """Scalars of the variants.
-
-    Attributes:
-        beta: Strength of the pull to the reference; above 0.
-        label_smoothing: ε in [0, 0.5).
-    """
-
-    beta: float = 0.1
-    label_smoothing: float = 0.0
+REFERENCE_FREE = frozenset({"sft", "simpo", "cpo", "orpo"})
+"""Variants that need no reference."""
+SORTED = frozenset({"aot", "aot_unpaired"})
+"""Variants that compare distributions over a batch: their rows are ranks, so rows have no weights and labels."""
 
 
 class DPOLossOutput(NamedTuple):
@@ -52,8 +25,8 @@ class DPOLossOutput(NamedTuple):
 
     Attributes:
         losses: One value per pair; average them with the pairs' weights.
-        chosen_rewards: β ρ(w), without gradient.
-        rejected_rewards: β ρ(l), without gradient.
+        chosen_rewards: β ρ(w) without gradient; β S(w) where there is no reference.
+        rejected_rewards: The same of l.
     """
 
     losses: Tensor
@@ -61,99 +34,99 @@ class DPOLossOutput(NamedTuple):
     rejected_rewards: Tensor
 
 
-Variant = Callable[[PairStatistics, DPOOptions], Tensor]
-
-
-def _advantage(pair: PairStatistics, options: DPOOptions) -> Tensor:
-    return options.beta * (pair.chosen_logratio - pair.rejected_logratio)
-
-
-def sigmoid_loss(pair: PairStatistics, options: DPOOptions) -> Tensor:
-    """-log σ(h): Bradley-Terry maximum likelihood (arXiv 2305.18290, equation 7)."""
-    return -F.logsigmoid(_advantage(pair, options))
-
-
-def conservative_loss(pair: PairStatistics, options: DPOOptions) -> Tensor:
-    """-(1-ε) log σ(h) - ε log σ(-h): cDPO (Mitchell 2023, "A note on DPO with noisy preferences", equation 4).
-
-    Cross-entropy with the smoothed label; the minimiser is h* = log((1-ε)/ε), so h cannot run away.
-    """
-    h = _advantage(pair, options)
-    epsilon = options.label_smoothing
-    return -(1 - epsilon) * F.logsigmoid(h) - epsilon * F.logsigmoid(-h)
-
-
-def robust_loss(pair: PairStatistics, options: DPOOptions) -> Tensor:
-    """[-(1-ε) log σ(h) + ε log σ(-h)] / (1-2ε): rDPO (arXiv 2403.00409, equation 12).
-
-    An unbiased estimate of the clean loss under labels flipped with probability ε; unbounded below.
-    """
-    h = _advantage(pair, options)
-    epsilon = options.label_smoothing
-    return (-(1 - epsilon) * F.logsigmoid(h) + epsilon * F.logsigmoid(-h)) / (1 - 2 * epsilon)
-
-
-def hinge_loss(pair: PairStatistics, options: DPOOptions) -> Tensor:
-    """max(0, 1 - h): the hinge of SLiC-HF on log-ratios (arXiv 2305.10425; arXiv 2309.06657, equation 9)."""
-    return torch.relu(1 - _advantage(pair, options))
-
-
-def ipo_loss(pair: PairStatistics, options: DPOOptions) -> Tensor:
-    """(ρ(w)/|w| - ρ(l)/|l| - 1/(2β))²: IPO (arXiv 2310.12036, equation 17), log-ratios averaged over tokens.
-
-    β is the paper's τ. The average is TRL's and HALOs' reading; the paper's text has the sum.
-    """
-    chosen = pair.chosen_logratio / pair.chosen_length
-    rejected = pair.rejected_logratio / pair.rejected_length
-    return (chosen - rejected - 1 / (2 * options.beta)) ** 2
-
-
-DPO_LOSSES: dict[str, Variant] = {
-    "sigmoid": sigmoid_loss,
-    "cdpo": conservative_loss,
-    "robust": robust_loss,
-    "hinge": hinge_loss,
-    "ipo": ipo_loss,
-}
-
-
 def dpo_loss(
     pair: PairStatistics,
-    loss_type: str = "sigmoid",
+    loss_type: str | Sequence[str] = "sigmoid",
     options: DPOOptions | None = None,
     probability: Tensor | None = None,
+    loss_weights: Sequence[float] | None = None,
 ) -> DPOLossOutput:
-    """The loss of each pair under the named variant.
+    """The loss of each pair under the named variant, or under a weighted sum of several (MPO, arXiv 2411.10442).
 
     With a soft label p the loss is its expectation over the two orders, p L(w, l) + (1 - p) L(l, w), as in cDPO; a tie
     has p = 0.5.
 
     Args:
-        pair: Log-ratios and lengths, each [B].
-        loss_type: A name of `DPO_LOSSES`.
-        options: Scalars of the variant.
+        pair: Statistics of the two completions.
+        loss_type: A name of `DPO_LOSSES`, or several.
+        options: Scalars of the variants.
         probability: P(w is preferred to l) of each pair [B], in [0, 1]; certain when None.
+        loss_weights: Of each name; 1 when None.
 
     Returns:
         Losses and implicit rewards, each [B].
 
     Raises:
-        ValueError: For an unknown name, tensors that are not [B] of one size, or options out of range.
+        ValueError: For an unknown name, tensors that are not [B] of one size, options out of range, a statistic that a
+            variant needs and the pair lacks, or soft labels for a variant that sorts.
     """
-    shapes = {tuple(tensor.shape) for tensor in pair}
-    if len(shapes) != 1 or len(next(iter(shapes))) != 1:
-        raise ValueError(f"expected four tensors [B] of one size, got {[list(tensor.shape) for tensor in pair]}")
+    _check_shapes(pair)
     options = options or DPOOptions()
     if options.beta <= 0 or not 0 <= options.label_smoothing < 0.5:
         raise ValueError(f"beta must be above 0 and label_smoothing in [0, 0.5), got {options}")
-    if loss_type not in DPO_LOSSES:
-        raise ValueError(f"unknown loss_type {loss_type!r}; known: {', '.join(DPO_LOSSES)}")
-    losses = DPO_LOSSES[loss_type](pair, options)
-    if probability is not None and bool((probability != 1).any()):
-        swapped = PairStatistics(pair.rejected_logratio, pair.chosen_logratio, pair.rejected_length, pair.chosen_length)
-        losses = probability * losses + (1 - probability) * DPO_LOSSES[loss_type](swapped, options)
-    return DPOLossOutput(
-        losses=losses,
-        chosen_rewards=(options.beta * pair.chosen_logratio).detach(),
-        rejected_rewards=(options.beta * pair.rejected_logratio).detach(),
-    )
+    names = [loss_type] if isinstance(loss_type, str) else list(loss_type)
+    shares = [1.0] * len(names) if loss_weights is None else list(loss_weights)
+    if not names or len(names) != len(shares):
+        raise ValueError(f"{len(names)} loss types have {len(shares)} loss_weights")
+    if probability is not None and not bool((probability != 1).any()):
+        probability = None
+    losses = torch.zeros_like(pair.chosen.logps)
+    for name, share in zip(names, shares, strict=True):
+        losses = losses + share * _expected(pair, name, options, probability)
+    with torch.no_grad():
+        rewards = [options.beta * _implicit(side, options) for side in (pair.chosen, pair.rejected)]
+    return DPOLossOutput(losses, rewards[0], rewards[1])
+
+
+def needs_reference(loss_types: Sequence[str]) -> bool:
+    """Whether any of the variants compares with a reference."""
+    return not set(loss_types) <= REFERENCE_FREE
+
+
+def dr_dpo(losses: Tensor, weights: Tensor, dr_beta: float) -> Tensor:
+    """-β' log Σ w exp(-L / β') / Σ w: Dr. DPO's average of the pairs' losses (arXiv 2407.07880), a scalar.
+
+    Pairs with a high loss, which are likely to be labelled wrong, count less: β' of infinity is the mean, β' of 0 the
+    minimum. The average is over one micro-batch.
+
+    Args:
+        losses: [B], nats.
+        weights: [B], not negative.
+        dr_beta: β', above 0.
+    """
+    total = weights.sum().clamp(min=torch.finfo(weights.dtype).tiny)
+    log_weights = torch.where(weights > 0, (weights / total).log(), -torch.inf)
+    return -dr_beta * torch.logsumexp(log_weights - losses / dr_beta, dim=0)
+
+
+def _expected(pair: PairStatistics, name: str, options: DPOOptions, probability: Tensor | None) -> Tensor:
+    if name not in DPO_LOSSES:
+        raise ValueError(f"unknown loss_type {name!r}; known: {', '.join(DPO_LOSSES)}")
+    losses = _weighed(pair, name, options)
+    if probability is None:
+        return losses
+    if name in SORTED:
+        raise ValueError(f"{name} sorts the batch: it cannot use the pairs' soft labels")
+    return probability * losses + (1 - probability) * _weighed(pair.swapped(), name, options)
+
+
+def _weighed(pair: PairStatistics, name: str, options: DPOOptions) -> Tensor:
+    losses = DPO_LOSSES[name](pair, options)
+    if not options.use_weighting:
+        return losses
+    chosen, rejected = pair.chosen.alignment, pair.rejected.alignment
+    if name in SORTED or chosen is None or rejected is None:
+        raise ValueError(f"use_weighting needs the alignment of both completions, and a loss of pairs, not {name}")
+    return losses * chosen * rejected
+
+
+def _implicit(side: CompletionStatistics, options: DPOOptions) -> Tensor:
+    policy = summed(side, options)
+    return policy if side.reference_logps is None else policy - reference_summed(side, options)
+
+
+def _check_shapes(pair: PairStatistics) -> None:
+    tensors = [value for value in (*pair.chosen, *pair.rejected, pair.margin) if value is not None]
+    shapes = {tuple(tensor.shape) for tensor in tensors}
+    if len(shapes) != 1 or len(next(iter(shapes))) != 1:
+        raise ValueError(f"expected tensors [B] of one size, got {[list(tensor.shape) for tensor in tensors]}")

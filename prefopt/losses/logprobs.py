@@ -5,6 +5,8 @@ Shape suffixes: B rows, T positions, V vocabulary entries.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -12,6 +14,10 @@ from torch import Tensor
 def _check_ranks(logits: Tensor, tokens: Tensor) -> None:
     if logits.ndim != 3 or tokens.shape != logits.shape[:2]:
         raise ValueError(f"expected logits [B, T, V] and tokens [B, T], got {list(logits.shape)}, {list(tokens.shape)}")
+
+
+def _at_least_float(logits: Tensor) -> Tensor:
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
 def token_logps(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> Tensor:
@@ -31,11 +37,67 @@ def token_logps(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> Ten
     _check_ranks(logits, tokens)
     if temperature <= 0:
         raise ValueError(f"temperature must be above 0, not {temperature}")
-    logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+    logits = _at_least_float(logits)
     if temperature != 1.0:
         logits = logits / temperature
     chosen = logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
     return chosen - logits.logsumexp(-1)
+
+
+class CompletionSums(NamedTuple):
+    """Sums over the completions of N rows, [N] each, in nats.
+
+    Attributes:
+        logps: S(y), over all tokens of the completion.
+        tail_logps: The part of it after the first `head_length` tokens; None unless asked for.
+        alignment: exp(mean_t(log π(y_t) - log Σ_v π(v)²)), without gradient; None unless asked for.
+        sequential_kl: Σ_t KL(reference ‖ policy) of the next-token distributions; None without a reference.
+        entropy: Mean entropy of the next-token distributions, without gradient.
+    """
+
+    logps: Tensor
+    tail_logps: Tensor | None
+    alignment: Tensor | None
+    sequential_kl: Tensor | None
+    entropy: Tensor
+
+
+def completion_sums(
+    logits: Tensor,
+    tokens: Tensor,
+    completion_mask: Tensor,
+    *,
+    head_length: Tensor | None = None,
+    alignment: bool = False,
+    reference_logits: Tensor | None = None,
+) -> CompletionSums:
+    """What the losses on pairs need to know of every row's completion.
+
+    Args:
+        logits: [N, T, V] of the whole row, unshifted: row t predicts token t + 1.
+        tokens: [N, T], prompt, completion and padding.
+        completion_mask: [N, T], 1 on completion tokens, the end-of-sequence token included.
+        head_length: [N], tokens that do not belong to the tail.
+        alignment: Whether to compute it.
+        reference_logits: [N, T, V].
+    """
+    _check_ranks(logits, tokens)
+    mask, logits = completion_mask[:, 1:].bool(), logits[:, :-1]
+    logps = token_logps(logits, tokens[:, 1:])
+    # where, not multiplication: a padded position may hold -inf, and -inf * 0 is NaN.
+    total = torch.where(mask, logps, 0.0).sum(-1)
+    lengths = mask.sum(-1).clamp(min=1)
+    tail = None
+    if head_length is not None:
+        position = mask.long().cumsum(-1)
+        tail = torch.where(mask & (position > head_length.unsqueeze(-1)), logps, 0.0).sum(-1)
+    with torch.no_grad():
+        uncertainty = _mean_entropy(logits, mask)
+        aligned = torch.where(mask, logps - _log_collision(logits), 0.0).sum(-1) / lengths if alignment else None
+    divergence = None
+    if reference_logits is not None:
+        divergence = torch.where(mask, exact_kl(reference_logits[:, :-1], logits), 0.0).sum(-1)
+    return CompletionSums(total, tail, None if aligned is None else aligned.exp(), divergence, uncertainty)
 
 
 def completion_logps(logits: Tensor, tokens: Tensor, completion_mask: Tensor) -> Tensor:
@@ -51,9 +113,24 @@ def completion_logps(logits: Tensor, tokens: Tensor, completion_mask: Tensor) ->
     """
     _check_ranks(logits, tokens)
     mask = completion_mask[:, 1:].bool()
-    logps = token_logps(logits[:, :-1], tokens[:, 1:])
     # where, not multiplication: a padded position may hold -inf, and -inf * 0 is NaN.
-    return torch.where(mask, logps, 0.0).sum(-1)
+    return torch.where(mask, token_logps(logits[:, :-1], tokens[:, 1:]), 0.0).sum(-1)
+
+
+def _mean_entropy(logits: Tensor, mask: Tensor, chunk: int = 1024) -> Tensor:
+    """Mean of the entropy over each row's mask, [B]; a few positions at a time, as each makes a copy of its logits."""
+    result = torch.zeros(mask.shape, dtype=_at_least_float(logits[:0]).dtype, device=logits.device)
+    rows, columns = mask.nonzero(as_tuple=True)
+    for start in range(0, len(rows), chunk):
+        place = rows[start : start + chunk], columns[start : start + chunk]
+        result[place] = entropy(logits[place].unsqueeze(0)).squeeze(0)
+    return result.sum(-1) / mask.sum(-1).clamp(min=1)
+
+
+def _log_collision(logits: Tensor) -> Tensor:
+    """The log of Σ_v π(v)² at each position: how likely two samples agree, [B, T]."""
+    logits = _at_least_float(logits)
+    return (2 * logits).logsumexp(-1) - 2 * logits.logsumexp(-1)
 
 
 def entropy(logits: Tensor) -> Tensor:
@@ -65,7 +142,7 @@ def entropy(logits: Tensor) -> Tensor:
     Returns:
         [B, T], nats.
     """
-    log_probabilities = logits.float().log_softmax(-1)
+    log_probabilities = _at_least_float(logits).log_softmax(-1)
     return -(log_probabilities.exp() * log_probabilities).sum(-1)
 
 
@@ -84,6 +161,6 @@ def exact_kl(logits: Tensor, reference_logits: Tensor) -> Tensor:
     """
     if logits.shape != reference_logits.shape:
         raise ValueError(f"shapes differ: {list(logits.shape)}, {list(reference_logits.shape)}")
-    log_p = logits.float().log_softmax(-1)
-    log_q = reference_logits.float().log_softmax(-1)
+    log_p = _at_least_float(logits).log_softmax(-1)
+    log_q = _at_least_float(reference_logits).log_softmax(-1)
     return (log_p.exp() * (log_p - log_q)).sum(-1)

@@ -76,10 +76,20 @@ class PairCollator:
     """Collates tokenised preference pairs into one batch [2B, T]: all chosen rows, then all rejected rows.
 
     A row has `prompt_ids`, `chosen_ids` and `rejected_ids`, and may have the reference's `reference_chosen_logps` and
-    `reference_rejected_logps`, a `weight` and a `probability`, which become [B] tensors.
+    `reference_rejected_logps` (and `…_tail_logps`), a `weight`, a `probability` and a `margin`, which become [B]
+    tensors.
     """
 
-    OPTIONAL = ("reference_chosen_logps", "reference_rejected_logps", "weight", "probability")
+    # With what a row has that does not say it; None where every row must.
+    OPTIONAL: Mapping[str, float | None] = {
+        "reference_chosen_logps": None,
+        "reference_rejected_logps": None,
+        "reference_chosen_tail_logps": None,
+        "reference_rejected_tail_logps": None,
+        "weight": 1.0,
+        "probability": 1.0,
+        "margin": 0.0,
+    }
 
     def __init__(self, pad_token_id: int) -> None:
         self.pad_token_id = pad_token_id
@@ -89,7 +99,8 @@ class PairCollator:
         prompts = [row["prompt_ids"] for row in rows]
         completions = [row["chosen_ids"] for row in rows] + [row["rejected_ids"] for row in rows]
         batch = prompt_completion_batch(prompts + prompts, completions, self.pad_token_id)
-        for name in self.OPTIONAL:
-            if name in rows[0]:
-                batch[name] = torch.tensor([row[name] for row in rows], dtype=torch.float32)
+        for name, default in self.OPTIONAL.items():
+            if any(name in row for row in rows):
+                values = [row[name] if default is None else row.get(name, default) for row in rows]
+                batch[name] = torch.tensor(values, dtype=torch.float32)
         return batch

@@ -15,7 +15,8 @@ def quiet(default: Any, **constraints: Any) -> Any:
     return Field(default, json_schema_extra={"numeric": False}, **constraints)
 
 
-def _as_tuple(value: object) -> object:
+def name_as_tuple(value: object) -> object:
+    """A name or a list of names as the tuple that frozen specs hold; anything else as it is."""
     if isinstance(value, str):
         return (value,)
     return tuple(value) if isinstance(value, list) else value
@@ -26,7 +27,8 @@ def list_as_tuple(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _unique(names: tuple[str, ...]) -> tuple[str, ...]:
+def unique(names: tuple[str, ...]) -> tuple[str, ...]:
+    """The names, where none is listed twice."""
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"{twice[0]!r} is listed twice")
@@ -35,7 +37,7 @@ def _unique(names: tuple[str, ...]) -> tuple[str, ...]:
 
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 Names = Annotated[
-    tuple[Name, ...], BeforeValidator(_as_tuple, json_schema_input_type=str | list[str]), AfterValidator(_unique)
+    tuple[Name, ...], BeforeValidator(name_as_tuple, json_schema_input_type=str | list[str]), AfterValidator(unique)
 ]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]  # what numpy takes
 

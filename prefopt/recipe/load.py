@@ -167,8 +167,10 @@ def _path(location: tuple[int | str, ...], tree: Mapping[str, Any]) -> KeyPath:
     for index, part in enumerate(location):
         if isinstance(node, dict) and part in node:
             node = node[part]
-        elif isinstance(node, list | str) and isinstance(part, int):
-            node = node[part] if isinstance(node, list) and part < len(node) else None
+        elif isinstance(node, str) and isinstance(part, int):
+            break  # one name where a list may stand
+        elif isinstance(node, list) and isinstance(part, int):
+            node = node[part] if part < len(node) else None
             if not isinstance(node, list | dict | str | int | float | None):
                 break
         elif not (index == last and isinstance(node, dict) and part != "[key]"):

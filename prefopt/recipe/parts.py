@@ -51,6 +51,10 @@ class Part:
         """Whether the recipe says it, and validly."""
         return self._valid.get(key) is not None
 
+    def changed(self, key: str) -> bool:
+        """Whether the recipe says it, validly, and not what would be the case anyway."""
+        return self.given(key) and self._valid[key] != self._spec.model_fields[key].get_default()
+
 
 def _touched(path: KeyPath, bad: set[KeyPath]) -> bool:
     return any(other[: len(path)] == path for other in bad)

@@ -7,6 +7,7 @@ from typing import Any
 from prefopt.errors import Problem
 from prefopt.recipe.layout import stage_specs
 from prefopt.recipe.parts import Fault, Part
+from prefopt.recipe.preference_rules import dpo_faults
 from prefopt.recipe.references import DATA_ROLES, names_in
 from prefopt.recipe.sampled import ppo_steps, rules_of
 from prefopt.recipe.schema import DataSpec
@@ -34,7 +35,7 @@ _ACCEPTS: dict[tuple[str, str], tuple[tuple[str, ...], str]] = {
     ("evaluate", "prompts"): (_PROMPTED, "plain text has no prompts"),
 }
 _FOR_FILES = ("data_dir", "revision", "split", "format", "columns")
-_SMOOTHED = ("cdpo", "robust")
+_PREFERENCE_RULES = {"dpo": (dpo_faults,)}
 _GROUPED = "a step's loss is the mean over its tokens, so tokens of short rows would weigh more: answers get shorter"
 
 
@@ -71,15 +72,13 @@ class Rules:
             kind = part.get("kind")
             self._rows(part, kind)
             self._positions(part, kind)
-            if kind == "dpo":
-                self._smoothing(part)
             if part.has("max_new_tokens"):
                 self._room(part)
             if part.has("warmup_steps"):
                 self._schedule(part, kind)
             if kind in ("pretrain", "sft") and part.get("train_sampling_strategy") == "group_by_length":
                 self._warn(part, "train_sampling_strategy", _GROUPED)
-            for rule in rules_of(kind):
+            for rule in (*rules_of(kind), *_PREFERENCE_RULES.get(kind, ())):
                 for fault in rule(part):
                     self._say(part, fault)
         self._unused()
@@ -155,14 +154,6 @@ class Rules:
         elif hidden // heads % 2:
             message = f"{hidden} gives {heads} heads of odd size, and rotary positions need an even one"
             self._add(part, "hidden_size", message, _next_size(hidden, 2 * heads))
-
-    def _smoothing(self, part: Part) -> None:
-        loss, smoothing = part.get("loss_type"), part.get("label_smoothing")
-        if smoothing > 0 and loss not in _SMOOTHED:
-            remedy = "`loss_type: cdpo` or `loss_type: robust` use it"
-            self._add(part, "label_smoothing", f"'{loss}' does not use label_smoothing", remedy)
-        if smoothing == 0 and loss in _SMOOTHED:
-            self._warn(part, "loss_type", f"'{loss}' without label_smoothing is the same as 'sigmoid'")
 
     def _room(self, part: Part) -> None:
         longest, new = part.get("max_length"), part.get("max_new_tokens")

@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from prefopt.recipe.base import Name, Names, Seed, Spec, list_as_tuple, quiet
-from prefopt.recipe.options.dpo import DPOLossType
+from prefopt.recipe.options.dpo import DPOLossOptions
 from prefopt.recipe.options.suites import Suite
 from prefopt.recipe.scorers import Judge, PPOReward, RequireSpec, Scorer
 
@@ -185,15 +185,12 @@ class SFTSpec(TrainingSpec):
     keep_adapters: bool = Field(False, description="keep the adapter of every checkpoint, for curves over training")
 
 
-class DPOSpec(TrainingSpec):
+class DPOSpec(DPOLossOptions, TrainingSpec):
     """Direct preference optimisation (arXiv 2305.18290); the reference is the stage that `init` names."""
 
     kind: Literal["dpo"]
     data: Names = Field(min_length=1, description="a data set of the recipe, or a list of them")
     init: Name | None = None
-    beta: float = Field(0.1, gt=0, description="strength of the pull to the reference; see docs/algorithms/dpo.md")
-    loss_type: DPOLossType = "sigmoid"
-    label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="probability that a label is wrong")
     learning_rate: float = Field(5e-5, gt=0)
     keep_adapters: bool = Field(False, description="keep the adapter of every checkpoint, for curves over training")
 

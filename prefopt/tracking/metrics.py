@@ -74,6 +74,7 @@ _DPO: tuple[tuple[str, str, str, Better | None], ...] = (
         "higher",
     ),
     ("dpo/rejected_shift", "Change of the rejected answer's log-probability against the reference.", "nats", "lower"),
+    ("dpo/entropy", "How undecided the policy is about the next token of the pairs' answers.", "nats", None),
     ("dpo/kl", "Estimate, on the pairs' own answers, of how far the policy is from its reference.", "nats", None),
 )
 

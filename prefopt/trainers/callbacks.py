@@ -76,6 +76,39 @@ class KeepAdapters(TrainerCallback):  # type: ignore[misc]
             shutil.copyfile(source / name, target / name)
 
 
+DISPLACED = -1.0
+"""Nats: chosen answers that lost more than a factor e in probability are worth a look."""
+
+
+class WarnOfDisplacement(TrainerCallback):  # type: ignore[misc]
+    """Says once that chosen answers become less likely while the margin grows (arXiv 2410.08847).
+
+    Args:
+        say: Takes the sentence.
+    """
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._said = False
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Look at the mean log-ratio of the chosen answers since the last log."""
+        shift = (logs or {}).get("dpo/chosen_shift")
+        if shift is not None and shift < DISPLACED and not self._said and state.is_world_process_zero:
+            self._said = True
+            self._say(
+                f"step {state.global_step}: chosen answers are {-shift:.1f} nats less likely than at the start "
+                "(displacement); see Pitfalls in docs/algorithms/dpo.md"
+            )
+
+
 class MetricSink(Protocol):
     """The part of a tracker that training needs."""
 

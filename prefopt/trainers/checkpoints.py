@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from torch.utils.data import Sampler
+from torch.utils.data import Sampler, SequentialSampler
 from transformers import Trainer
 
 from prefopt.errors import TrainingDiverged
@@ -148,6 +148,8 @@ class CheckpointedTrainer(Trainer):  # type: ignore[misc]
         args = self.args
         if not isinstance(self.train_dataset, Sized):  # a stream has no order but its own
             return None
+        if args.train_sampling_strategy == "sequential":
+            return SequentialSampler(self.train_dataset)
         return TrainingOrder(
             self.row_lengths(),
             args.train_batch_size * args.gradient_accumulation_steps * args.world_size,

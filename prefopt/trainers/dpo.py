@@ -3,11 +3,11 @@
 The algorithm, in the order of this file:
 
 1. Before the first step the reference's log-probabilities of every row are computed once, in batches of similar
-   length. They never change, so later epochs cost the policy's passes alone.
+   length. They never change, so later epochs cost the policy's passes alone. Losses without a reference skip this.
 2. The policy must equal the reference on the first rows: otherwise the reference is not the stage it started from, and
    every number that follows would be meaningless.
 3. Each step computes the policy's log-probabilities of both completions in one forward pass of the wrapped module,
-   and the loss that `loss_type` names (`prefopt.losses.dpo`).
+   and the loss, or the mixture of losses, that `loss_type` names (`prefopt.losses.dpo`).
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from prefopt.errors import DataError, InputError
-from prefopt.losses.dpo import DPOOptions, PairStatistics, dpo_loss
-from prefopt.losses.logprobs import completion_logps
+from prefopt.losses.dpo import SORTED, dpo_loss, dr_dpo, needs_reference
+from prefopt.losses.logprobs import CompletionSums, completion_sums
+from prefopt.losses.pair_statistics import CompletionStatistics, DPOOptions, FDivergence, PairStatistics
 from prefopt.models.batches import PairCollator, batches_by_length
 from prefopt.models.modes import evaluating
 from prefopt.models.roles import POLICY, reference_active
 from prefopt.trainers.opening import open_adapted, pad_token_of
-from prefopt.trainers.pairs import PairTrainer, Row, agreement
+from prefopt.trainers.pairs import PairTrainer, Row, agreement, weights
 from prefopt.trainers.rows import tokenised_pairs
 
 
@@ -38,11 +39,39 @@ class DPOConfig(TrainingArguments):  # type: ignore[misc]
     """`transformers.TrainingArguments` and DPO's own; batch sizes count pairs."""
 
     beta: float = field(default=0.1, metadata={"help": "strength of the pull to the reference"})
-    loss_type: str = field(default="sigmoid", metadata={"help": "a name of prefopt.losses.dpo.DPO_LOSSES"})
+    loss_type: list[str] = field(
+        default_factory=lambda: ["sigmoid"], metadata={"help": "a name of prefopt.losses.dpo.DPO_LOSSES, or several"}
+    )
+    loss_weights: list[float] | None = field(default=None, metadata={"help": "of each loss type; 1 by default"})
     label_smoothing: float = field(default=0.0, metadata={"help": "probability that a label is wrong"})
+    ld_alpha: float | None = field(default=None, metadata={"help": "weight of tokens beyond the shorter completion"})
+    f_divergence_type: FDivergence = field(default="reverse_kl", metadata={"help": "what regularises the policy"})
+    f_alpha_divergence_coef: float = field(default=0.5, metadata={"help": "the alpha of alpha_divergence"})
+    use_weighting: bool = field(default=False, metadata={"help": "WPO: weigh pairs by their likelihood"})
+    simpo_gamma: float = field(default=0.5, metadata={"help": "target margin of simpo"})
+    cpo_alpha: float = field(default=1.0, metadata={"help": "weight of the likelihood in cpo"})
+    orpo_lambda: float = field(default=0.1, metadata={"help": "weight of the odds ratio in orpo"})
+    discopop_tau: float = field(default=0.05, metadata={"help": "temperature of discopop's mixture"})
+    rdpo_alpha: float = field(default=0.01, metadata={"help": "price of a token in rdpo"})
+    chipo_clip: float = field(default=10.0, metadata={"help": "half of chipo's largest margin"})
+    dpop_lambda: float = field(default=50.0, metadata={"help": "weight of a fall of the chosen answer in dpop"})
+    tdpo_alpha: float = field(default=0.5, metadata={"help": "weight of the sequential divergences in tdpo"})
+    ropo_alpha: float = field(default=2.0, metadata={"help": "weight of ropo's bounded part"})
+    rpo_eta: float = field(default=1.0, metadata={"help": "what a unit of the rows' margin is worth in rpo"})
+    odpo_alpha: float = field(default=1.0, metadata={"help": "what the rows' margin is multiplied with in odpo"})
+    dr_beta: float | None = field(default=None, metadata={"help": "Dr. DPO: smaller counts pairs of high loss less"})
     max_length: int = field(default=1024, metadata={"help": "tokens of prompt and completion together"})
     remove_unused_columns: bool = field(default=False)
     logging_nan_inf_filter: bool = field(default=False)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.loss_type, str):
+            self.loss_type = [self.loss_type]
+        super().__post_init__()
+
+    def options(self) -> DPOOptions:
+        """The scalars of the losses."""
+        return DPOOptions(**{name: getattr(self, name) for name in DPOOptions._fields})
 
 
 class DPOTrainer(PairTrainer):
@@ -53,7 +82,8 @@ class DPOTrainer(PairTrainer):
             the policy did not start from the base, a frozen one named `reference`).
         args: Options; see `DPOConfig`.
         train_dataset: Rows with `prompt_ids`, `chosen_ids`, `rejected_ids`, or with `prompt`, `chosen`, `rejected` as
-            text or messages. An optional `weight` multiplies the row's loss.
+            text or messages. An optional `weight` multiplies the row's loss, `probability` is a soft label, and
+            `margin` says how much better the chosen answer was rated, for `odpo` and `rpo`.
         eval_dataset: Held-out rows of the same form.
         processing_class: The tokenizer; loaded with the model when that is a name.
         peft_config: Shape of the policy's adapter, where `model` has none yet.
@@ -86,7 +116,12 @@ class DPOTrainer(PairTrainer):
             processing_class=tokenizer,
             **kwargs,
         )
-        self._options = DPOOptions(args.beta, args.label_smoothing)
+        self._options = args.options()
+        self._compares = needs_reference(args.loss_type)
+        self._sequential = "tdpo" in args.loss_type
+        self._mean_chosen_length: Tensor | None = None
+        for rows in (self.train_dataset, self.eval_dataset or []):
+            _require_columns(rows, args.loss_type)
 
     # -- the reference -------------------------------------------------------------------------------------------------
 
@@ -94,7 +129,7 @@ class DPOTrainer(PairTrainer):
         """Train; `True` resumes from the newest checkpoint that verifies, if there is one."""
         checkpoint = self.checkpoint_of(resume_from_checkpoint)
         self.train_dataset = self._with_reference(self.train_dataset)
-        if checkpoint is None:
+        if checkpoint is None and self._compares:
             self._require_policy_equals_reference(self.train_dataset)
         return super().train(resume_from_checkpoint=checkpoint, **kwargs)
 
@@ -110,7 +145,7 @@ class DPOTrainer(PairTrainer):
         """Rows with the reference's log-probabilities of both completions, computed once."""
         if not rows:
             raise DataError("there are no pairs to train or evaluate on")
-        if "reference_chosen_logps" in rows[0]:
+        if not self._compares or "reference_chosen_logps" in rows[0]:
             return rows
         complete: list[dict[str, Any]] = [dict(row) for row in rows]
         # A pair is two rows of the batch, each as long as the longer one.
@@ -118,22 +153,23 @@ class DPOTrainer(PairTrainer):
         vocabulary = self.model.config.get_text_config().vocab_size
         for indices in batches_by_length(lengths, self.args.per_device_eval_batch_size, vocabulary):
             with reference_active(self.model):
-                chosen, rejected = self._logps_without_gradient([rows[i] for i in indices])
-            for index, c, r in zip(indices, chosen.tolist(), rejected.tolist(), strict=True):
-                complete[index].update(reference_chosen_logps=c, reference_rejected_logps=r)
+                found = self._sums_without_gradient([rows[i] for i in indices])
+            for name, values in _reference_columns(found).items():
+                for index, value in zip(indices, values.tolist(), strict=True):
+                    complete[index][name] = value
             # This pass can take minutes: callbacks may end it, as they may end an evaluation.
             self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         return complete
 
-    def _logps_without_gradient(self, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
+    def _sums_without_gradient(self, rows: Sequence[Row]) -> CompletionSums:
         batch = self._prepare_inputs(self.data_collator(rows))
         # Autocast as in training: otherwise policy and reference would differ by rounding before the first step.
         with evaluating(self.model), torch.no_grad(), self.accelerator.autocast():
-            return self._completion_logps(self.model, batch)
+            return self._completion_sums(self.model, batch)
 
     def _require_policy_equals_reference(self, rows: Sequence[Row]) -> None:
         first = rows[: self.args.per_device_eval_batch_size]
-        policy = torch.cat(self._logps_without_gradient(first)).cpu()
+        policy = self._sums_without_gradient(first).logps.cpu()
         names = ("reference_chosen_logps", "reference_rejected_logps")
         reference = torch.tensor([row[name] for name in names for row in first])
         exact = next(self.model.parameters()).dtype is torch.float32 and not self.args.bf16 and not self.args.fp16
@@ -148,28 +184,92 @@ class DPOTrainer(PairTrainer):
 
     def pair_losses(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss that `loss_type` names, of every pair; see `prefopt.losses.dpo`."""
-        policy_chosen, policy_rejected = self._completion_logps(model, inputs)
-        lengths = inputs["completion_mask"].sum(-1).to(policy_chosen.dtype)
-        chosen_length, rejected_length = lengths.chunk(2)
-        pair = PairStatistics(
-            policy_chosen - inputs["reference_chosen_logps"],
-            policy_rejected - inputs["reference_rejected_logps"],
-            chosen_length,
-            rejected_length,
-        )
-        output = dpo_loss(pair, self.args.loss_type, self._options, inputs.get("probability"))
+        sums = self._completion_sums(model, inputs, sequential_kl=self._sequential)
+        pair = self._statistics(sums, inputs)
+        output = dpo_loss(pair, self.args.loss_type, self._options, inputs.get("probability"), self.args.loss_weights)
         margin = output.chosen_rewards - output.rejected_rewards
-        return output.losses, {
+        metrics = {
             "dpo/accuracy": agreement(margin, inputs),
             "dpo/margin": margin,
             "dpo/chosen_reward": output.chosen_rewards,
             "dpo/rejected_reward": output.rejected_rewards,
-            "dpo/chosen_logp": policy_chosen.detach(),
-            "dpo/rejected_logp": policy_rejected.detach(),
-            "dpo/chosen_shift": pair.chosen_logratio.detach(),
+            "dpo/chosen_logp": pair.chosen.logps.detach(),
+            "dpo/rejected_logp": pair.rejected.logps.detach(),
+            "dpo/entropy": torch.stack(sums.entropy.chunk(2)).mean(0),
         }
+        for name, side in (("chosen", pair.chosen), ("rejected", pair.rejected)):
+            if side.reference_logps is not None:
+                metrics[f"dpo/{name}_shift"] = (side.logps - side.reference_logps).detach()
+        return output.losses, metrics
 
-    def _completion_logps(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
-        chosen, rejected = completion_logps(logits, batch["input_ids"], batch["completion_mask"]).chunk(2)
-        return chosen, rejected
+    def summed(self, losses: Tensor, each: Tensor) -> Tensor:
+        """Weighted sum of the pairs' losses; with `dr_beta` their robust mean, as often as the weights say."""
+        if self.args.dr_beta is None:
+            return super().summed(losses, each)
+        return dr_dpo(losses, each, self.args.dr_beta) * each.sum()
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
+        """Also the mean length of the step's chosen completions, by which likelihoods are divided."""
+        total = super()._get_num_items_in_batch(batch_samples, device)
+        tokens = [(weights(b) * b["completion_mask"].sum(-1).chunk(2)[0]).sum() for b in batch_samples]
+        everywhere = self.accelerator.gather(torch.stack(tokens).sum().to(device)).sum()
+        self._mean_chosen_length = everywhere / total.clamp(min=torch.finfo(total.dtype).tiny)
+        return total
+
+    def _statistics(self, sums: CompletionSums, inputs: dict[str, Tensor]) -> PairStatistics:
+        lengths = inputs["completion_mask"].sum(-1).to(sums.logps.dtype)
+        sides = [
+            CompletionStatistics(
+                logps, length, inputs.get(f"reference_{name}_logps"), tail, inputs.get(f"reference_{name}_tail_logps"),
+                sequential_kl, alignment,
+            )
+            for name, logps, length, tail, sequential_kl, alignment in zip(
+                ("chosen", "rejected"),
+                *(_halves(x) for x in (sums.logps, lengths, sums.tail_logps, sums.sequential_kl, sums.alignment)),
+                strict=True,
+            )
+        ]  # fmt: skip
+        mean = self._mean_chosen_length if self.model.training else None
+        return PairStatistics(sides[0], sides[1], inputs.get("margin"), mean)
+
+    def _completion_sums(
+        self, model: nn.Module, batch: dict[str, Tensor], *, sequential_kl: bool = False
+    ) -> CompletionSums:
+        def logits() -> Tensor:
+            output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
+            return output.logits  # type: ignore[no-any-return]
+
+        mask, head_length, reference_logits = batch["completion_mask"], None, None
+        if self._options.ld_alpha is not None:
+            head_length = torch.minimum(*mask.sum(-1).chunk(2)).repeat(2)
+        if sequential_kl:
+            with reference_active(self.model), evaluating(self.model), torch.no_grad():
+                reference_logits = logits()
+        return completion_sums(
+            logits(), batch["input_ids"], mask,
+            head_length=head_length, alignment=self._options.use_weighting, reference_logits=reference_logits,
+        )  # fmt: skip
+
+
+def _halves(values: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    if values is None:
+        return None, None
+    chosen, rejected = values.chunk(2)
+    return chosen, rejected
+
+
+def _reference_columns(sums: CompletionSums) -> dict[str, Tensor]:
+    found = {}
+    for kind, values in (("logps", sums.logps), ("tail_logps", sums.tail_logps)):
+        if values is not None:
+            found[f"reference_chosen_{kind}"], found[f"reference_rejected_{kind}"] = values.chunk(2)
+    return found
+
+
+def _require_columns(rows: Sequence[Row], loss_types: Sequence[str]) -> None:
+    """Refuse rows that lack what a loss needs, or have what it cannot use."""
+    for name in loss_types:
+        if name in ("odpo", "rpo") and any(row.get("margin") is None for row in rows):
+            raise DataError(f"{name} needs a margin in every row: how much better the chosen answer was rated")
+        if name in SORTED and any(row.get("weight", 1.0) != 1.0 or row.get("probability", 1.0) != 1.0 for row in rows):
+            raise DataError(f"{name} sorts the rows of a batch, so they can have no weight and no soft label")

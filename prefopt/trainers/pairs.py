@@ -65,9 +65,13 @@ class PairTrainer(CheckpointedTrainer):
         each = weights(inputs).to(losses)
         total = each.sum() if num_items_in_batch is None else num_items_in_batch / self.accelerator.num_processes
         # A step whose pairs all weigh nothing changes nothing.
-        loss = (each * losses).sum() / total.clamp(min=torch.finfo(each.dtype).tiny)
+        loss = self.summed(losses, each) / total.clamp(min=torch.finfo(each.dtype).tiny)
         self._record(metrics)
         return (loss, {}) if return_outputs else loss
+
+    def summed(self, losses: Tensor, each: Tensor) -> Tensor:
+        """Sum of the pairs' losses [B], weighted with `each` [B]: a scalar."""
+        return (each * losses).sum()
 
     def prediction_step(
         self,

@@ -19,9 +19,12 @@ TOKENISED = ("prompt_ids", "chosen_ids", "rejected_ids")
 
 
 def pair_row(pair: PreferencePair, encoder: Encoder) -> dict[str, Any] | None:
-    """A pair's token ids, weight and soft label, as `PairCollator` takes them; None when it is left out."""
+    """A pair's token ids, weight, soft label and margin, as `PairCollator` takes them; None when it is left out."""
     ids = encoder.encode_pair(pair)
-    return None if ids is None else {**ids._asdict(), "weight": pair.weight, "probability": pair.probability}
+    if ids is None:
+        return None
+    row = {**ids._asdict(), "weight": pair.weight, "probability": pair.probability}
+    return row if pair.margin is None else {**row, "margin": pair.margin}
 
 
 def tokenised_pairs(

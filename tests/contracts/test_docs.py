@@ -164,6 +164,8 @@ def said(default: object) -> str:
         return "none" if not default.model_dump(exclude_none=True) else "see below"
     if isinstance(default, bool):
         return str(default).lower()
+    if isinstance(default, tuple) and default:
+        return ", ".join(map(str, default))
     return {"None": "none", "()": "`[]`", "": "empty"}.get(str(default), str(default))
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from prefopt.data.load import load_pairs
+from prefopt.losses.pair_statistics import DPOOptions
 from prefopt.pipeline.adapters import Job, Method, run_adapter_stage
 from prefopt.pipeline.context import Inputs, StageContext, StageResult
 from prefopt.recipe.schema import DPOSpec
 from prefopt.trainers.arguments import training_arguments
+from prefopt.trainers.callbacks import WarnOfDisplacement
 from prefopt.trainers.dpo import DPOConfig, DPOTrainer
 from prefopt.trainers.rows import pair_row
 
@@ -21,9 +23,9 @@ def run(spec: DPOSpec, inputs: Inputs, context: StageContext) -> StageResult:
             directory=context.directory,
             seed=context.seed,
             dtype=context.recipe.model.dtype,
-            beta=spec.beta,
-            loss_type=spec.loss_type,
-            label_smoothing=spec.label_smoothing,
+            loss_type=list(spec.loss_type),
+            loss_weights=None if spec.loss_weights is None else list(spec.loss_weights),
+            **{name: getattr(spec, name) for name in DPOOptions._fields},
         )
         return DPOTrainer(
             job.model,
@@ -31,7 +33,7 @@ def run(spec: DPOSpec, inputs: Inputs, context: StageContext) -> StageResult:
             train_dataset=job.train,
             eval_dataset=job.evaluation or None,
             processing_class=job.base.tokenizer,
-            callbacks=job.callbacks,
+            callbacks=[*job.callbacks, WarnOfDisplacement(context.log)],
         )
 
     return run_adapter_stage(spec, inputs, context, Method(load_pairs, pair_row, trainer, reference=True))

@@ -7,6 +7,7 @@ from transformers import TrainerCallback
 
 from prefopt.errors import DataError, InputError, IntegrityError, TrainingDiverged
 from prefopt.models.roles import POLICY, REFERENCE, reference_active, save_adapter
+from prefopt.trainers.callbacks import WarnOfDisplacement
 from prefopt.trainers.dpo import DPOConfig, DPOTrainer
 from tests.tiny import random_rows, tiny_llama, tiny_policy, tiny_tokenizer
 
@@ -30,12 +31,12 @@ def config(directory: Path, **more) -> DPOConfig:
     return DPOConfig(output_dir=str(directory), **{**fields, **more})
 
 
-def trainer(directory: Path, rows=None, model=None, callbacks=None, **more) -> DPOTrainer:
+def trainer(directory: Path, rows=None, model=None, callbacks=None, held_out=None, **more) -> DPOTrainer:
     return DPOTrainer(
         model or tiny_policy(),
         config(directory, **more),
         train_dataset=rows or random_rows(24),
-        eval_dataset=random_rows(8, seed=9),
+        eval_dataset=held_out or random_rows(8, seed=9),
         processing_class=tiny_tokenizer(),
         callbacks=callbacks,
     )
@@ -287,3 +288,89 @@ def test_saving_asks_no_hub_and_the_saved_adapter_is_complete(tmp_path: Path, mo
     names = {path.name for path in (tmp_path / "saved").iterdir()}
     assert {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json"} <= names
     assert '"base_model_name_or_path": "base"' in (tmp_path / "saved" / "adapter_config.json").read_text()
+
+
+LOSSES = [
+    {"loss_type": name, **more}
+    for name, more in (
+        ("cdpo", {"label_smoothing": 0.1}),
+        ("ipo_sum", {}),
+        ("rdpo", {}),
+        ("chipo", {}),
+        ("dpop", {"dpop_lambda": 2.0}),
+        ("tdpo", {}),
+        ("ropo", {}),
+        ("rpo", {"rpo_eta": 2.0}),
+        ("odpo", {"odpo_alpha": 0.1}),
+        ("simpo", {"beta": 2.0}),
+        ("cpo", {}),
+        ("orpo", {"orpo_lambda": 1.0}),
+        ("aot", {}),
+        (["sigmoid", "sft"], {"loss_weights": [1.0, 0.2]}),
+        ("sigmoid", {"use_weighting": True}),
+        ("sigmoid", {"ld_alpha": 0.5}),
+        ("sigmoid", {"dr_beta": 1.0}),
+        ("sigmoid", {"f_divergence_type": "js_divergence", "beta": 1.0}),
+    )
+]
+
+
+@pytest.mark.parametrize("options", LOSSES, ids=lambda options: "-".join(map(str, options.values())))
+def test_every_loss_learns_to_tell_the_pairs_apart(tmp_path: Path, options: dict) -> None:
+    rows = [{**row, "margin": 1.0} for row in random_rows(8)]
+    t = trainer(tmp_path, rows, held_out=rows, max_steps=24, save_strategy="no", logging_steps=100, **options)
+    before = t.evaluate(rows)
+    t.train()
+    after = t.evaluate(rows)
+    assert after["eval_loss"] < before["eval_loss"] and after["eval_dpo/margin"] > before["eval_dpo/margin"]
+    assert 0 < after["eval_dpo/entropy"] < 10
+
+
+def test_losses_without_a_reference_compute_none(tmp_path: Path) -> None:
+    t = trainer(tmp_path, loss_type="simpo", beta=2.0, max_steps=2)
+    t.train()
+    assert "reference_chosen_logps" not in t.train_dataset[0]
+    assert not any("dpo/chosen_shift" in row for row in t.state.log_history)
+    mixed = trainer(tmp_path / "mixed", loss_type=["simpo", "sigmoid"], max_steps=2)
+    mixed.train()
+    assert "reference_chosen_logps" in mixed.train_dataset[0]
+
+
+@pytest.mark.parametrize("options", [{"loss_type": ["sft", "sigmoid"]}, {"loss_type": "cpo"}], ids=["sft", "cpo"])
+def test_a_likelihood_is_divided_by_the_tokens_of_the_whole_step(tmp_path: Path, options: dict) -> None:
+    more = {"max_steps": 3, "optim": "sgd", "learning_rate": 0.5, "save_strategy": "no", **options}
+    joint = trainer(tmp_path / "a", per_device_train_batch_size=8, **more)
+    split = trainer(tmp_path / "b", per_device_train_batch_size=1, gradient_accumulation_steps=8, **more)
+    joint.train()
+    split.train()
+    for (name, a), (_, b) in zip(joint.model.named_parameters(), split.model.named_parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("options", "row", "said"),
+    [
+        ({"loss_type": "odpo"}, {}, "needs a margin"),
+        ({"loss_type": "rpo"}, {}, "needs a margin"),
+        ({"loss_type": "aot"}, {"weight": 2.0}, "sorts the rows"),
+        ({"loss_type": "aot_unpaired"}, {"probability": 0.7}, "sorts the rows"),
+    ],
+)
+def test_rows_that_a_loss_cannot_use_are_refused(tmp_path: Path, options: dict, row: dict, said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        trainer(tmp_path, [{**given, **row} for given in random_rows(8)], **options)
+
+
+def test_answers_that_become_less_likely_are_spoken_of_once(tmp_path: Path) -> None:
+    heard: list[str] = []
+    rows = random_rows(8)
+    # Chosen and rejected answers that share all but their end can be told apart by making both unlikely.
+    t = trainer(tmp_path, rows, callbacks=[WarnOfDisplacement(heard.append)], max_steps=40, learning_rate=3e-2)
+    t.train()
+    lowest = min(row["dpo/chosen_shift"] for row in t.state.log_history if "dpo/chosen_shift" in row)
+    assert (len(heard) == 1) is (lowest < -1.0)
+    quiet: list[str] = []
+    callback = WarnOfDisplacement(quiet.append)
+    for shift in (0.5, -0.9, -2.5, -3.0):
+        callback.on_log(t.args, t.state, t.control, {"dpo/chosen_shift": shift})
+    assert len(quiet) == 1 and "2.5 nats less likely" in quiet[0]

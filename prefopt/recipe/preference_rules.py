@@ -1,0 +1,52 @@
+"""Rules between the keys of a `dpo` stage: each is fine by itself, and together they are wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from prefopt.recipe.options.dpo import DIVERGENT, LOSSES_OF, SORTED
+from prefopt.recipe.parts import Fault, Part
+
+_NEEDS_SMOOTHING = "exo_pair"
+_SAME_WITHOUT = ("cdpo", "robust")
+
+
+def dpo_faults(part: Part) -> Iterator[Fault]:
+    """What is wrong, or likely not meant, with the losses of a stage."""
+    losses = part.get("loss_type")
+    if losses is None:
+        return
+    names = (losses,) if isinstance(losses, str) else tuple(losses)
+    yield from _unread(part, names)
+    weights = part.get("loss_weights")
+    if weights is not None and len(weights) != len(names):
+        yield Fault("loss_weights", f"{len(weights)} weights for {len(names)} losses", "one number for each loss")
+    if part.get("label_smoothing") == 0:
+        if _NEEDS_SMOOTHING in names:
+            remedy = "set it to 0.001, as the paper does"
+            yield Fault("label_smoothing", "'exo_pair' needs it above 0", remedy)
+        for name in _SAME_WITHOUT:
+            if name in names:
+                yield Fault("loss_type", f"'{name}' without label_smoothing is the same as 'sigmoid'", wrong=False)
+    for key, on in (("use_weighting", part.get("use_weighting")), ("dr_beta", part.get("dr_beta") is not None)):
+        for name in sorted(SORTED & set(names)) if on else ():
+            yield Fault(key, f"'{name}' sorts the batch, so its rows are no pairs to weigh", "leave one of the two out")
+
+
+def _unread(part: Part, names: tuple[str, ...]) -> Iterator[Fault]:
+    """An option that no loss reads would change nothing, silently."""
+    for key, readers in LOSSES_OF.items():
+        if part.changed(key) and not readers & set(names):
+            remedy = f"it is for {', '.join(sorted(readers))}"
+            yield Fault(key, f"{_quoted(names)} does not use {key}", remedy)
+    divergence = part.get("f_divergence_type")
+    if part.changed("f_alpha_divergence_coef") and divergence != "alpha_divergence":
+        remedy = "add `f_divergence_type: alpha_divergence`"
+        yield Fault("f_alpha_divergence_coef", f"'{divergence}' has no such number", remedy)
+    deaf = sorted(set(names) - DIVERGENT - {"sft"})
+    if divergence != "reverse_kl" and deaf and len(deaf) < len(names):
+        yield Fault("f_divergence_type", f"{_quoted(deaf)} knows no other divergence than reverse_kl")
+
+
+def _quoted(names: tuple[str, ...] | list[str]) -> str:
+    return " and ".join(f"'{name}'" for name in names)
