@@ -15,7 +15,7 @@ from prefopt.errors import DataError, EnvironmentFault, InputError
 from prefopt.evaluation.policy import PolicyBench
 from prefopt.models.generate import SamplingOptions
 from prefopt.models.loading import BaseLocation, load_base, load_tokenizer, locate_base
-from prefopt.models.roles import load_frozen
+from prefopt.models.roles import POLICY, load_frozen
 from prefopt.pipeline.artefact import ModelArtefact
 from prefopt.pipeline.base_model import OpenBase, adapter_of, positions_of, stage_directories
 from prefopt.pipeline.loading import threads
@@ -123,9 +123,10 @@ def open_policy(artefact: ModelArtefact, *, trust_remote_code: bool, log: Callab
     weights = load_base(location, artefact.model, trust_remote_code=trust)
     positions = positions_of(weights.config.get_text_config())
     adapter = adapter_of(name, artefact.inputs)
-    model = weights.eval() if adapter is None else load_frozen(weights, {name: adapter})
+    # Not by the stage's name: a stage may be called what PEFT's modules are called, or have a dot in its name.
+    model = weights.eval() if adapter is None else load_frozen(weights, {POLICY: adapter})
     base = OpenBase(location, tokenizer, template, positions)
-    return OpenPolicy(name, base, PolicyBench(model, tokenizer), None if adapter is None else name, log)
+    return OpenPolicy(name, base, PolicyBench(model, tokenizer), None if adapter is None else POLICY, log)
 
 
 def _tokenizer(artefact: ModelArtefact, base: BaseLocation, trust: bool) -> tuple[PreTrainedTokenizerBase, str]:
