@@ -119,7 +119,7 @@ def open_policy(artefact: ModelArtefact, *, trust_remote_code: bool, log: Callab
     trust = artefact.model.trust_remote_code and trust_remote_code
     name = artefact.trained.stage
     location = locate_base(artefact.model, stage_directories(artefact.inputs))
-    tokenizer, template = _tokenizer(artefact, location, trust)
+    tokenizer, template = stage_tokenizer(artefact, location, trust)
     weights = load_base(location, artefact.model, trust_remote_code=trust)
     positions = positions_of(weights.config.get_text_config())
     adapter = adapter_of(name, artefact.inputs)
@@ -129,7 +129,7 @@ def open_policy(artefact: ModelArtefact, *, trust_remote_code: bool, log: Callab
     return OpenPolicy(name, base, PolicyBench(model, tokenizer), None if adapter is None else POLICY, log)
 
 
-def _tokenizer(artefact: ModelArtefact, base: BaseLocation, trust: bool) -> tuple[PreTrainedTokenizerBase, str]:
+def stage_tokenizer(artefact: ModelArtefact, base: BaseLocation, trust: bool) -> tuple[PreTrainedTokenizerBase, str]:
     """The tokenizer as the stage left it: it carries the chat template that the stage was trained with."""
     saved = artefact.trained.directory / ("model" if artefact.trained.kind == "pretrain" else "tokenizer")
     tokenizer = load_tokenizer(BaseLocation(str(saved), "main", base.name), trust_remote_code=trust)

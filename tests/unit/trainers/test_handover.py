@@ -51,7 +51,7 @@ def options(directory: Path, **more: Any) -> dict[str, Any]:
         "save_steps": 2,
         "logging_steps": 1,
         "use_cpu": True,
-        "bf16": False,
+        "bf16": False,  # TRL's own default is True
         "report_to": [],
         "disable_tqdm": True,
         "seed": 5,
