@@ -67,7 +67,7 @@ def run(name: str, overrides: list[str], out: Path) -> dict[str, object]:
 def exported(run: Path) -> dict[str, object]:
     """The largest difference of a logit between stage and export, or what went wrong; merged and not.
 
-    On a 4-bit base a merge is into the dequantised weights, and `prefopt export` itself refuses what computes otherwise.
+    On a 4-bit base a merge is into the dequantised weights; `prefopt export` itself refuses what computes otherwise.
     """
     found: dict[str, object] = {}
     for stage in ("dpo", "reward"):
