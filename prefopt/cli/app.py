@@ -28,9 +28,10 @@ VERBS = {
     "recipes": "List the recipes that ship with prefopt.",
     "compare": "Say which of several policies scores higher, by how much, and how sure that is.",
     "sample": "Let a trained stage answer prompts.",
+    "export": "Write a stage as PEFT or transformers alone open it: an adapter, or a merged model.",
     "schema": "Print the JSON Schema of recipes, for editors.",
 }
-LATER_VERBS = ("audit", "collect", "annotate", "evaluate", "release", "export")
+LATER_VERBS = ("audit", "collect", "annotate", "evaluate", "release")
 PIPE_CLOSED = 128 + 13  # what a shell reports for a program that SIGPIPE ended
 
 _EPILOG = (

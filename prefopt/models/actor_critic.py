@@ -20,7 +20,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from prefopt.models.heads import ScoreHead, hang_reward, hidden_states
-from prefopt.models.roles import POLICY, REFERENCE
+from prefopt.models.roles import POLICY, reference_of, set_active, stack_of
 from prefopt.models.wrapped import HoldsPeft
 
 VALUE = "value"
@@ -43,8 +43,8 @@ class ActorCritic(HoldsPeft):
     """Policy and value to be trained, and the frozen reference.
 
     Args:
-        peft: The base with an adapter named `policy`; one named `reference` where the policy did not start from the
-            base itself; one named `value` unless the value shares the policy's.
+        peft: The base with an adapter named `policy`; the one that it started from, unless that is the base itself
+            (see `prefopt.models.roles.policy_on`); one named `value` unless the value shares the policy's.
         value_head: From the hidden state to the value.
     """
 
@@ -62,10 +62,15 @@ class ActorCritic(HoldsPeft):
         """Compute with a role's adapter from now on; everything that is trained stays trainable."""
         if role == self._active:
             return
-        self.peft.set_adapter(role, inference_mode=True)
+        set_active(self.peft, self._adapters(role))
         for parameter in self._trained:
             parameter.requires_grad_(True)
         self._active = role
+
+    def _adapters(self, role: Role) -> list[str]:
+        """The adapters that are active where a role computes."""
+        reference = reference_of(self.peft)
+        return [reference] if role == "reference" and reference else stack_of(self.peft, role)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, prompt_length: int, role: Role) -> TokenOutputs:
         """One forward pass of one role over prompts and completions.
@@ -112,7 +117,7 @@ class ActorCritic(HoldsPeft):
     def _reference(self) -> Iterator[None]:
         """Within the block the reference's adapter is active, or none, without gradients."""
         with torch.no_grad():
-            if REFERENCE in self.peft.peft_config:
+            if reference_of(self.peft) is not None:
                 self.activate("reference")
                 yield
                 return

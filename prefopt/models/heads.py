@@ -21,13 +21,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prefopt.errors import IntegrityError
-from prefopt.models.roles import save_adapter
+from prefopt.models.flatten import CONFIG_FILE, WEIGHTS_FILE
+from prefopt.models.roles import REWARD, adapter_on, save_adapter, set_active
 from prefopt.models.wrapped import HoldsPeft
 
-REWARD = "reward"
 HEAD_KEY = "base_model.model.score.weight"
-_WEIGHTS = "adapter_model.safetensors"
-_CONFIG = "adapter_config.json"
 
 
 class ScoreHead(nn.Linear):
@@ -102,22 +100,23 @@ class RewardModel(HoldsPeft):
         return scores
 
 
-def new_reward_model(base: PreTrainedModel, lora: LoraConfig, init: Path | None) -> RewardModel:
+def new_reward_model(
+    base: PreTrainedModel, lora: LoraConfig, init: Path | None, *, reshape: bool = False
+) -> RewardModel:
     """A reward model to be trained.
 
     Args:
         base: The frozen base.
         lora: Shape of a new adapter.
-        init: Adapter folder to start from, such as that of an sft stage, whose shape is kept.
+        init: Adapter folder to start from, such as that of an sft stage.
+        reshape: Whether the adapter has the shape `lora` also with `init`, whose shape is kept otherwise.
     """
-    if init is None:
-        peft = get_peft_model(base, lora, adapter_name=REWARD)
-    else:
-        peft = PeftModel.from_pretrained(base, init, adapter_name=REWARD, is_trainable=True)
-    return RewardModel(peft, new_head(base))
+    return RewardModel(adapter_on(base, lora, init, REWARD, reshape=reshape), new_head(base))
 
 
-def save_reward(peft: PeftModel, adapter: str, head: ScoreHead, directory: Path, base_name: str) -> None:
+def save_reward(
+    peft: PeftModel, adapter: str, head: ScoreHead, directory: Path, base_name: str, *, complete: bool = True
+) -> None:
     """Write an adapter and its head as one SEQ_CLS folder.
 
     Args:
@@ -126,14 +125,15 @@ def save_reward(peft: PeftModel, adapter: str, head: ScoreHead, directory: Path,
         head: Without bias.
         directory: Where the folder's files go.
         base_name: See `prefopt.models.roles.save_adapter`.
+        complete: See there, too.
     """
-    save_adapter(peft, adapter, directory, base_name)
-    weights = load_file(directory / _WEIGHTS)
+    save_adapter(peft, adapter, directory, base_name, complete=complete)
+    weights = load_file(directory / WEIGHTS_FILE)
     weights[HEAD_KEY] = head.weight.detach().cpu().contiguous()
-    save_file(weights, directory / _WEIGHTS, metadata={"format": "pt"})
-    config = json.loads((directory / _CONFIG).read_text(encoding="utf-8"))
+    save_file(weights, directory / WEIGHTS_FILE, metadata={"format": "pt"})
+    config = json.loads((directory / CONFIG_FILE).read_text(encoding="utf-8"))
     config |= {"task_type": "SEQ_CLS", "modules_to_save": ["score"]}
-    (directory / _CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    (directory / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def read_reward(directory: Path) -> tuple[LoraConfig, dict[str, Tensor], Tensor]:
@@ -168,10 +168,10 @@ def hang_reward(base: PreTrainedModel | PeftModel, folder: Path, name: str) -> t
     """
     config, weights, head_weight = read_reward(folder)
     if isinstance(base, PeftModel):
-        peft, active = base, base.active_adapter
+        peft, active = base, list(base.active_adapters)
         trained = [parameter for parameter in peft.parameters() if parameter.requires_grad]
         peft.add_adapter(name, config)
-        peft.set_adapter(active)
+        set_active(peft, active)
         for parameter in trained:
             parameter.requires_grad_(True)
     else:

@@ -7,15 +7,17 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from peft import PeftModel
+from transformers import PreTrainedModel
 
 from prefopt.data.load import Loaded
 from prefopt.data.templates import Encoder
 from prefopt.models.roles import POLICY, policy_on, save_adapter
+from prefopt.models.targets import ALL_LINEAR, expert_blocks
 from prefopt.pipeline.base_model import OpenBase, adapter_of, data_of, data_policy, load_weights, open_base
 from prefopt.pipeline.context import Inputs, StageContext, StageResult
 from prefopt.pipeline.cost import both_rows, training_cost
 from prefopt.pipeline.training import final_metrics, kept_outputs, train
-from prefopt.recipe.schema import DataSpec, DPOSpec, RewardSpec, SFTSpec
+from prefopt.recipe.schema import AdapterSpec, DataSpec, DPOSpec, LoraSpec, PPOSpec, RewardSpec, SFTSpec
 from prefopt.trainers.checkpoints import CheckpointedTrainer
 
 Record = TypeVar("Record")
@@ -100,6 +102,25 @@ def encoded_rows(
     return Rows(train_rows, eval_rows, details)
 
 
+def open_trained_policy(
+    spec: SFTSpec | DPOSpec | PPOSpec, inputs: Inputs, context: StageContext, base: OpenBase, *, reference: bool
+) -> PeftModel:
+    """The base with the policy that a stage trains, and what it starts from."""
+    weights = load_weights(base, context)
+    lora = lora_of(spec, weights, context)
+    init = adapter_of(spec.init, inputs)
+    return policy_on(weights, lora, init, reference=reference, reshape=spec.lora is not None)
+
+
+def lora_of(spec: AdapterSpec, weights: PreTrainedModel, context: StageContext) -> LoraSpec:
+    """The shape of a new adapter of a stage; says what `all-linear` leaves out."""
+    lora = spec.lora.over(context.recipe.model.lora) if spec.lora else context.recipe.model.lora
+    blocks = expert_blocks(weights) if lora.lora_target_modules == ALL_LINEAR else []
+    if blocks:
+        context.log(f"all-linear: routers and experts stay as they are ({len(blocks)} blocks, as {blocks[0]})")
+    return lora
+
+
 def run_adapter_stage(
     spec: SFTSpec | DPOSpec, inputs: Inputs, context: StageContext, method: Method[Record]
 ) -> StageResult:
@@ -113,8 +134,7 @@ def run_adapter_stage(
     """
     base = open_base(inputs, context)
     rows = encoded_rows(spec, inputs, context, base, method.load, method.row)
-    init = adapter_of(spec.init, inputs)
-    model = policy_on(load_weights(base, context), context.recipe.model.lora, init, reference=method.reference)
+    model = open_trained_policy(spec, inputs, context, base, reference=method.reference)
 
     def build(callbacks: list[Any]) -> CheckpointedTrainer:
         built = method.trainer(Job(model, base, rows.train, rows.evaluation, context, callbacks))

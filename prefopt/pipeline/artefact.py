@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from prefopt.store.manifest import Manifest
 from prefopt.store.run import KEY_DIGITS, RunDirectory
 
 MODEL_KINDS = ("pretrain", "sft", "dpo", "ppo")
+EXPORT_KINDS = (*MODEL_KINDS, "reward")
 # The adapter has the shape it was trained with in a file of its own, and code is trusted or not each time.
 _NOT_OF_THE_BASE = ("lora", "trust_remote_code")
 _KEY = re.compile(rf"[0-9a-f]{{{KEY_DIGITS}}}")
@@ -53,19 +54,20 @@ class ModelArtefact:
         return any(spec.path == "toy" for spec in self.recipe.data.values())
 
 
-def find_artefact(path: Path, stage: str | None = None) -> ModelArtefact:
+def find_artefact(path: Path, stage: str | None = None, kinds: Sequence[str] = MODEL_KINDS) -> ModelArtefact:
     """Find, judge and verify the artefact of a stage that has a model; imports no torch and loads no weights.
 
     Args:
         path: `runs/NAME/stages/STAGE`, its KEY12 folder, or `runs/NAME`.
         stage: Name of the stage, where `path` is the run's folder.
+        kinds: Of the stages that will do.
 
     Raises:
-        InputError: When there is no such stage, it is not finished, it has no model, or the run's recipe has another
-            base model now.
+        InputError: When there is no such stage, it is not finished, it is of another kind, or the run's recipe has
+            another base model now.
         IntegrityError: When a file is not what its manifest says.
     """
-    run, name, key = _locate(path, stage)
+    run, name, key = _locate(path, stage, kinds)
     if not run.recipe.is_file():
         raise InputError(f"{run.root} is not the folder of a run: it has no recipe.yaml", _HOW)
     recipe = load(run.recipe).recipe
@@ -73,8 +75,8 @@ def find_artefact(path: Path, stage: str | None = None) -> ModelArtefact:
     if key is None or not (directory / manifests.MANIFEST).is_file():
         raise InputError(f"stage {name} has no finished artefact in {directory}", "`prefopt run` finishes it")
     manifest = manifests.read(directory)
-    if manifest.kind not in MODEL_KINDS:
-        able = [other for other, spec in recipe.stages.items() if spec.kind in MODEL_KINDS]
+    if manifest.kind not in kinds:
+        able = [other for other, spec in recipe.stages.items() if spec.kind in kinds]
         raise InputError(
             f"{directory} is the artefact of stage {manifest.stage}, kind {manifest.kind}, which has no model",
             f"stages with one: {', '.join(able)}",
@@ -93,14 +95,14 @@ def find_artefact(path: Path, stage: str | None = None) -> ModelArtefact:
     return ModelArtefact(run, recipe, trained, recipe.model, {name: trained, **_base(trained, recipe, run)})
 
 
-def _locate(path: Path, stage: str | None) -> tuple[RunDirectory, str, str | None]:
+def _locate(path: Path, stage: str | None, kinds: Sequence[str]) -> tuple[RunDirectory, str, str | None]:
     """Run, stage and KEY12 of what was pointed at; the last is None where the stage was never finished."""
     folder = Path(os.path.abspath(path.expanduser()))
     if not folder.is_dir():
         raise InputError(f"{path} is no folder", _HOW)
     if (folder / "recipe.yaml").is_file():
         run = RunDirectory(folder)
-        name = _named(run, stage)
+        name = _named(run, stage, kinds)
         return run, name, run.current(name)
     if folder.parent.name == "stages":
         run, name = RunDirectory(folder.parent.parent), folder.name
@@ -114,9 +116,9 @@ def _locate(path: Path, stage: str | None) -> tuple[RunDirectory, str, str | Non
     return run, name, key
 
 
-def _named(run: RunDirectory, stage: str | None) -> str:
+def _named(run: RunDirectory, stage: str | None, kinds: Sequence[str]) -> str:
     recipe = load(run.recipe).recipe
-    able = [name for name, spec in recipe.stages.items() if spec.kind in MODEL_KINDS]
+    able = [name for name, spec in recipe.stages.items() if spec.kind in kinds]
     if stage is None:
         raise InputError(f"{run.root} has several stages", f"name one with --stage: {', '.join(able)}")
     if stage not in recipe.stages:

@@ -15,7 +15,7 @@ from prefopt.errors import DataError, EnvironmentFault, InputError
 from prefopt.evaluation.policy import PolicyBench
 from prefopt.models.generate import SamplingOptions
 from prefopt.models.loading import BaseLocation, load_base, load_tokenizer, locate_base
-from prefopt.models.roles import load_frozen
+from prefopt.models.roles import POLICY, load_frozen
 from prefopt.pipeline.artefact import ModelArtefact
 from prefopt.pipeline.base_model import OpenBase, adapter_of, positions_of, stage_directories
 from prefopt.pipeline.loading import threads
@@ -119,16 +119,17 @@ def open_policy(artefact: ModelArtefact, *, trust_remote_code: bool, log: Callab
     trust = artefact.model.trust_remote_code and trust_remote_code
     name = artefact.trained.stage
     location = locate_base(artefact.model, stage_directories(artefact.inputs))
-    tokenizer, template = _tokenizer(artefact, location, trust)
+    tokenizer, template = stage_tokenizer(artefact, location, trust)
     weights = load_base(location, artefact.model, trust_remote_code=trust)
     positions = positions_of(weights.config.get_text_config())
     adapter = adapter_of(name, artefact.inputs)
-    model = weights.eval() if adapter is None else load_frozen(weights, {name: adapter})
+    # Not by the stage's name: a stage may be called what PEFT's modules are called, or have a dot in its name.
+    model = weights.eval() if adapter is None else load_frozen(weights, {POLICY: adapter})
     base = OpenBase(location, tokenizer, template, positions)
-    return OpenPolicy(name, base, PolicyBench(model, tokenizer), None if adapter is None else name, log)
+    return OpenPolicy(name, base, PolicyBench(model, tokenizer), None if adapter is None else POLICY, log)
 
 
-def _tokenizer(artefact: ModelArtefact, base: BaseLocation, trust: bool) -> tuple[PreTrainedTokenizerBase, str]:
+def stage_tokenizer(artefact: ModelArtefact, base: BaseLocation, trust: bool) -> tuple[PreTrainedTokenizerBase, str]:
     """The tokenizer as the stage left it: it carries the chat template that the stage was trained with."""
     saved = artefact.trained.directory / ("model" if artefact.trained.kind == "pretrain" else "tokenizer")
     tokenizer = load_tokenizer(BaseLocation(str(saved), "main", base.name), trust_remote_code=trust)

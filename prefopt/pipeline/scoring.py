@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from prefopt.errors import InputError
-from prefopt.models.heads import REWARD, RewardModel, hang_reward
+from prefopt.models.heads import RewardModel, hang_reward
+from prefopt.models.roles import REWARD
 from prefopt.pipeline.base_model import load_weights, open_base
 from prefopt.pipeline.context import Inputs, StageContext
 from prefopt.recipe.scorers import ScorerSpec

@@ -25,18 +25,32 @@ def _not_zero(steps: int) -> int:
     return steps
 
 
+Targets = (
+    str
+    | Annotated[tuple[str, ...], BeforeValidator(list_as_tuple, json_schema_input_type=list[str]), Field(min_length=1)]
+)
+
+
 class LoraSpec(Spec):
     """The LoRA adapter that training stages create (arXiv 2106.09685)."""
 
     lora_r: int = Field(16, ge=1, description="rank of the update")
     lora_alpha: float = Field(32.0, gt=0, description="the update is scaled by lora_alpha / lora_r")
     lora_dropout: float = Field(0.0, ge=0, lt=1)
-    lora_target_modules: (
-        str
-        | Annotated[
-            tuple[str, ...], BeforeValidator(list_as_tuple, json_schema_input_type=list[str]), Field(min_length=1)
-        ]
-    ) = Field("all-linear", description="'all-linear', or the module names to adapt")
+    lora_target_modules: Targets = Field("all-linear", description="'all-linear', or the module names to adapt")
+
+
+class StageLoraSpec(Spec):
+    """The shape of one stage's adapter; what is left out is the recipe's."""
+
+    lora_r: int | None = Field(None, ge=1, description="rank of the update")
+    lora_alpha: float | None = Field(None, gt=0, description="the update is scaled by lora_alpha / lora_r")
+    lora_dropout: float | None = Field(None, ge=0, lt=1)
+    lora_target_modules: Targets | None = Field(None, description="'all-linear', or the module names to adapt")
+
+    def over(self, recipe: LoraSpec) -> LoraSpec:
+        """The shape, with what is left out from the recipe's."""
+        return recipe.model_copy(update=self.model_dump(exclude_none=True))
 
 
 class ModelSpec(Spec):
@@ -175,7 +189,15 @@ class PretrainSpec(TrainingSpec):
     weight_decay: float = Field(0.01, ge=0)
 
 
-class SFTSpec(TrainingSpec):
+class AdapterSpec(StageSpec):
+    """A stage that trains a LoRA adapter."""
+
+    lora: StageLoraSpec | None = Field(
+        None, description="shape of this stage's adapter; by default that of the stage `init` names, or the recipe's"
+    )
+
+
+class SFTSpec(TrainingSpec, AdapterSpec):
     """Supervised fine-tuning on demonstrations, or on the chosen side of pairs; loss on completions only."""
 
     kind: Literal["sft"]
@@ -185,7 +207,7 @@ class SFTSpec(TrainingSpec):
     keep_adapters: bool = Field(False, description="keep the adapter of every checkpoint, for curves over training")
 
 
-class DPOSpec(DPOLossOptions, TrainingSpec):
+class DPOSpec(DPOLossOptions, TrainingSpec, AdapterSpec):
     """Direct preference optimisation (arXiv 2305.18290); the reference is the stage that `init` names."""
 
     kind: Literal["dpo"]
@@ -195,7 +217,7 @@ class DPOSpec(DPOLossOptions, TrainingSpec):
     keep_adapters: bool = Field(False, description="keep the adapter of every checkpoint, for curves over training")
 
 
-class RewardSpec(TrainingSpec):
+class RewardSpec(TrainingSpec, AdapterSpec):
     """A reward model: a LoRA adapter with a score head, trained on pairs (Bradley and Terry 1952; arXiv 2203.02155)."""
 
     kind: Literal["reward"]
@@ -247,7 +269,7 @@ class KLSpec(Spec):
     stop_above: float | None = Field(None, gt=0, description="nats per completion at which training ends")
 
 
-class PPOSpec(OptimisationSpec):
+class PPOSpec(OptimisationSpec, AdapterSpec):
     """Proximal policy optimisation (arXiv 1707.06347) with a KL penalty (arXiv 1909.08593), in the names of TRL's PPO.
 
     Every rollout of `rollout_batch_size` episodes gives `num_ppo_epochs` x `num_mini_batches` optimiser steps.

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from peft import PeftModel
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from prefopt.errors import Interrupted
+from prefopt.models.roles import copy_complete
 from prefopt.store.files import remove
 
 CANONICAL = {
@@ -45,7 +46,7 @@ KEPT_ADAPTERS = "adapters"
 
 
 class KeepAdapters(TrainerCallback):  # type: ignore[misc]
-    """Keeps the adapter of every checkpoint beside the checkpoints, which themselves do not outlive the stage.
+    """Keeps the adapter of every checkpoint, complete, beside the checkpoints, which do not outlive the stage.
 
     Args:
         directory: The stage's folder; `adapters/step-N` is written in it.
@@ -61,7 +62,7 @@ class KeepAdapters(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         """Copy that of the checkpoint a run resumes from: it may have been killed right after writing it."""
         if state.global_step > 0:
-            self.on_save(args, state, control)
+            self.on_save(args, state, control, **kwargs)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Copy it from the checkpoint that was just committed."""
@@ -71,9 +72,9 @@ class KeepAdapters(TrainerCallback):  # type: ignore[misc]
         source = checkpoint / self._adapter if (checkpoint / self._adapter).is_dir() else checkpoint
         target = self._directory / KEPT_ADAPTERS / f"step-{state.global_step}"
         remove(target)
-        target.mkdir(parents=True)
-        for name in ("adapter_config.json", "adapter_model.safetensors"):
-            shutil.copyfile(source / name, target / name)
+        model = getattr(kwargs["model"], "peft", kwargs["model"])
+        assert isinstance(model, PeftModel)
+        copy_complete(model, source, target)
 
 
 DISPLACED = -1.0

@@ -79,6 +79,11 @@ class CheckpointedTrainer(Trainer):  # type: ignore[misc]
         if self._staging is None and self.processing_class is not None:
             self.processing_class.save_pretrained(directory)
 
+    @property
+    def saves_complete(self) -> bool:
+        """Whether adapters are saved complete against the base; in checkpoints they are as they are trained."""
+        return self._staging is None
+
     def save_weights(self, directory: Path) -> None:
         """Write what is trained; a trainer whose model has heads beside its adapters adds them."""
         model = self.adapted_model()
@@ -87,7 +92,8 @@ class CheckpointedTrainer(Trainer):  # type: ignore[misc]
             return
         adapters = trained_adapters(model)
         for adapter in adapters:
-            save_adapter(model, adapter, _folder(directory, adapter, adapters), self.base_name)
+            folder = _folder(directory, adapter, adapters)
+            save_adapter(model, adapter, folder, self.base_name, complete=self.saves_complete)
 
     def load_weights(self, directory: Path) -> None:
         """Put back what `save_weights` wrote; only for models with adapters."""

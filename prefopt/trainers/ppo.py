@@ -269,7 +269,7 @@ class PPOTrainer(CheckpointedTrainer):
         return super().train(resume_from_checkpoint=checkpoint, **kwargs)
 
     def _require_policy_equals_reference(self, kl: Tensor) -> None:
-        exact = self.model.value_head.weight.dtype is torch.float32 and not self.args.bf16 and not self.args.fp16
+        exact = next(self.model.peft.parameters()).dtype is torch.float32 and not self.args.bf16 and not self.args.fp16
         gap = float(kl.abs().max())
         if gap > (1e-3 if exact else 0.2):
             raise InputError(

@@ -21,7 +21,6 @@ from prefopt.errors import DataError, IntegrityError
 from prefopt.losses.reward import reward_loss
 from prefopt.models.batches import PairCollator
 from prefopt.models.heads import (
-    REWARD,
     RewardModel,
     hang_reward,
     load_reward_weights,
@@ -30,6 +29,7 @@ from prefopt.models.heads import (
     save_reward,
 )
 from prefopt.models.modes import evaluating
+from prefopt.models.roles import REWARD, activate_trained, set_active, stack_of
 from prefopt.trainers.opening import open_adapted, pad_token_of
 from prefopt.trainers.pairs import PairTrainer, Row, agreement
 from prefopt.trainers.rows import tokenised_pairs
@@ -136,7 +136,8 @@ class RewardTrainer(PairTrainer):
             IntegrityError: When what was saved does not score as the model does: a head that is not saved, or saved
                 under a name that nobody reads, would be replaced by random numbers without a word.
         """
-        save_reward(self.model.peft, REWARD, self.model.score, directory, self.base_name)
+        complete = self.saves_complete
+        save_reward(self.model.peft, REWARD, self.model.score, directory, self.base_name, complete=complete)
         self._require_equal_scores(directory)
 
     def load_weights(self, directory: Path) -> None:
@@ -154,11 +155,12 @@ class RewardTrainer(PairTrainer):
         with evaluating(self.model), self.accelerator.autocast(), torch.random.fork_rng(devices=devices):
             expected = self.model(batch["input_ids"], batch["attention_mask"])
             peft, head = hang_reward(self.model.peft, directory, _SAVED)
-            peft.set_adapter(_SAVED, inference_mode=True)
+            beneath = [] if self.saves_complete else stack_of(peft, REWARD)[:-1]
+            set_active(peft, [*beneath, _SAVED])
             try:
                 found = RewardModel(peft, head)(batch["input_ids"], batch["attention_mask"])
             finally:
-                peft.set_adapter(REWARD)
+                activate_trained(peft, REWARD)
                 peft.delete_adapter(_SAVED)
         if not torch.allclose(found, expected, rtol=1e-4, atol=1e-4):
             gap = float((found - expected).abs().max())

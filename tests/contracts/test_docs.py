@@ -19,6 +19,7 @@ from prefopt.data.sources import SourceRow
 from prefopt.recipe.layout import specs_in, stage_specs
 from prefopt.recipe.load import load
 from prefopt.recipe.schema import (
+    AdapterSpec,
     DataSpec,
     LoraSpec,
     ModelSpec,
@@ -43,7 +44,8 @@ ROW = re.compile(r"^\| *`([^`]+)`[ *]*\| *(.*?) *\|", re.MULTILINE)
 SECTIONS = {"The recipe": Recipe, "model": ModelSpec, "model.lora": LoraSpec, "data.NAME": DataSpec,
             "tracking.wandb": WandbSpec, "price": PriceSpec, "rounds": RoundsSpec,
             "reward, proxy and judge": ScorerSpec}  # fmt: skip
-COMMON = {"Every stage": StageSpec, "Every training stage": OptimisationSpec, "Training on rows": TrainingSpec}
+COMMON = {"Every stage": StageSpec, "Every training stage": OptimisationSpec, "Training on rows": TrainingSpec,
+          "Stages with an adapter": AdapterSpec}  # fmt: skip
 
 
 def text_of(name: str) -> str:

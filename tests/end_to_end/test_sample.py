@@ -23,7 +23,7 @@ def sampled(warm: Warm, *line: object) -> dict[str, Any]:
     return document
 
 
-@pytest.mark.parametrize("stage", ["base", "sft", "dpo"])
+@pytest.mark.parametrize("stage", ["base", "sft", "dpo", "ppo"])
 def test_each_trained_stage_answers_and_is_judged(quickstart: Finished, warm: Warm, stage: str) -> None:
     document = sampled(warm, quickstart.out, "--stage", stage, *ASK, "--n", 2, "--gold")
     assert document["stage"] == stage and document["base"] == "base"

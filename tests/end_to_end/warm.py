@@ -36,7 +36,7 @@ def run(line: list[str], outputs: list[str], variables: dict[str, str]) -> int:
 
 start_server(Registry().preload, Path(sys.argv[1]))
 for request in map(json.loads, iter(sys.stdin.readline, "")):
-    if request["line"][0] == "sample":  # does its work itself
+    if request["line"][0] in ("sample", "export"):  # does its work itself
         importlib.import_module(PRELOAD)
     process = os.fork()
     if process == 0:

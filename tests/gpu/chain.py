@@ -4,7 +4,7 @@ usage: python tests/gpu/chain.py [OUT_DIR]
 
 Prints one JSON document with the hardware, the versions, the date, and each variant's times, peak memory and final
 table; writes the same to OUT_DIR/gpu.json. Ends with exit code 3 where there is no CUDA device, and with 1 when a
-variant fails or its dpo or ppo policy does not beat its sft policy.
+variant fails, its dpo or ppo policy does not beat its sft policy, or an export does not give the stage's logits.
 """
 
 from __future__ import annotations
@@ -58,11 +58,25 @@ def run(name: str, overrides: list[str], out: Path) -> dict[str, object]:
         content = json.loads(manifest.read_text(encoding="utf-8"))
         stages[content["stage"]] = content["cost"]
         metrics.update({k: v for k, v in content["metrics"].items() if content["kind"] == "evaluate"})
-    return {
-        "cost": stages,
-        "metrics": metrics,
-        "passed": all(metrics[f"{policy}:gold/ci_low"] > metrics["sft:gold/mean"] for policy in ("dpo", "ppo")),
-    }
+    exports = exported(out / name.replace(" ", "_"))
+    better = all(metrics[f"{policy}:gold/ci_low"] > metrics["sft:gold/mean"] for policy in ("dpo", "ppo"))
+    whole = all(isinstance(gap, float) for gap in exports.values())
+    return {"cost": stages, "metrics": metrics, "exports": exports, "passed": better and whole}
+
+
+def exported(run: Path) -> dict[str, object]:
+    """The largest difference of a logit between stage and export, or what went wrong; merged and not.
+
+    On a 4-bit base a merge is into the dequantised weights; `prefopt export` itself refuses what computes otherwise.
+    """
+    found: dict[str, object] = {}
+    for stage in ("dpo", "reward"):
+        for flags in ([], ["--merge"]):
+            command = [sys.executable, "-m", "prefopt", "export", str(run), "--stage", stage, *flags, "--json"]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            gap = json.loads(done.stdout)["largest_gap"] if done.returncode == 0 else done.stderr.splitlines()[-5:]
+            found[" ".join([stage, *flags])] = float(gap) if done.returncode == 0 else gap
+    return found
 
 
 def main() -> int:

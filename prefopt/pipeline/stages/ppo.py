@@ -7,8 +7,9 @@ from typing import Any
 
 from prefopt.data.load import load_prompts
 from prefopt.errors import DataError
-from prefopt.models.roles import POLICY, policy_on, save_adapter
-from prefopt.pipeline.base_model import OpenBase, adapter_of, data_of, data_policy, load_weights, open_base
+from prefopt.models.roles import POLICY, save_adapter
+from prefopt.pipeline.adapters import open_trained_policy
+from prefopt.pipeline.base_model import OpenBase, data_of, data_policy, open_base
 from prefopt.pipeline.context import Inputs, StageContext, StageResult
 from prefopt.pipeline.cost import ppo_cost
 from prefopt.pipeline.scoring import open_scorer
@@ -43,7 +44,7 @@ def run(spec: PPOSpec, inputs: Inputs, context: StageContext) -> StageResult:
     base = open_base(inputs, context)
     rows, details = _prompts(spec, inputs, context, base)
     scorer = open_scorer(spec.reward, inputs, context)
-    model = policy_on(load_weights(base, context), context.recipe.model.lora, adapter_of(spec.init, inputs))
+    model = open_trained_policy(spec, inputs, context, base, reference=True)
     source = spec.reward.model
     reward_model = inputs[source].directory / "adapter" if source is not None and source in inputs else None
 

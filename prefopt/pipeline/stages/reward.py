@@ -9,7 +9,7 @@ from typing import Any
 from prefopt.data.load import load_pairs
 from prefopt.models.heads import new_reward_model
 from prefopt.models.roles import lora_config
-from prefopt.pipeline.adapters import encoded_rows
+from prefopt.pipeline.adapters import encoded_rows, lora_of
 from prefopt.pipeline.base_model import adapter_of, load_weights, open_base
 from prefopt.pipeline.context import Inputs, StageContext, StageResult
 from prefopt.pipeline.cost import training_cost
@@ -26,8 +26,9 @@ def run(spec: RewardSpec, inputs: Inputs, context: StageContext) -> StageResult:
     """Train an adapter and a head; writes `adapter/`, `tokenizer/`, `scores.jsonl` and `table.json`."""
     base = open_base(inputs, context)
     rows = encoded_rows(spec, inputs, context, base, load_pairs, pair_row)
-    lora = lora_config(context.recipe.model.lora)
-    model = new_reward_model(load_weights(base, context), lora, adapter_of(spec.init, inputs))
+    weights = load_weights(base, context)
+    lora = lora_config(lora_of(spec, weights, context))
+    model = new_reward_model(weights, lora, adapter_of(spec.init, inputs), reshape=spec.lora is not None)
 
     def build(callbacks: list[Any]) -> RewardTrainer:
         args = training_arguments(

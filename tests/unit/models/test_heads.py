@@ -10,7 +10,6 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForSeque
 
 from prefopt.errors import IntegrityError
 from prefopt.models.heads import (
-    REWARD,
     RewardModel,
     ScoreHead,
     hang_reward,
@@ -19,6 +18,7 @@ from prefopt.models.heads import (
     new_reward_model,
     save_reward,
 )
+from prefopt.models.roles import REWARD
 from tests.tiny import tiny_llama, tiny_policy
 
 

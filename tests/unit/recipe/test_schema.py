@@ -51,7 +51,7 @@ def test_lora_targets_take_a_list_or_a_word():
 
 
 def test_layout_is_the_schema():
-    assert {home.level for home in homes()["lora_r"]} == {"model.lora"}
+    assert {home.level for home in homes()["lora_r"]} == {"model.lora", "stages.NAME.lora"}
     assert homes()["beta"][0].kinds == ("dpo",)
     tree = {"stages": {"x": {"kind": "dpo"}}}
     assert spec_at((), tree) is Recipe

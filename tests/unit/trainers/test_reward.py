@@ -146,10 +146,10 @@ def test_rows_grouped_by_length_are_all_used_once(tmp_path: Path) -> None:
 def test_a_head_that_is_not_saved_as_it_is_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     right = reward_module.save_reward
 
-    def wrong(peft, adapter, head, directory, base_name) -> None:
+    def wrong(peft, adapter, head, directory, base_name, **more) -> None:
         with torch.no_grad():
             head.weight += 1
-        right(peft, adapter, head, directory, base_name)
+        right(peft, adapter, head, directory, base_name, **more)
         with torch.no_grad():
             head.weight -= 1
 
