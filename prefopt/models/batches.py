@@ -76,10 +76,17 @@ class PairCollator:
     """Collates tokenised preference pairs into one batch [2B, T]: all chosen rows, then all rejected rows.
 
     A row has `prompt_ids`, `chosen_ids` and `rejected_ids`, and may have the reference's `reference_chosen_logps` and
-    `reference_rejected_logps`, a `weight` and a `probability`, which become [B] tensors.
+    `reference_rejected_logps`, a `weight`, a `probability` and a `margin`, which become [B] tensors; a margin that is
+    None is 0.
     """
 
-    OPTIONAL = ("reference_chosen_logps", "reference_rejected_logps", "weight", "probability")
+    OPTIONAL: tuple[str, ...] = (
+        "reference_chosen_logps",
+        "reference_rejected_logps",
+        "weight",
+        "probability",
+        "margin",
+    )
 
     def __init__(self, pad_token_id: int) -> None:
         self.pad_token_id = pad_token_id
@@ -91,5 +98,6 @@ class PairCollator:
         batch = prompt_completion_batch(prompts + prompts, completions, self.pad_token_id)
         for name in self.OPTIONAL:
             if name in rows[0]:
-                batch[name] = torch.tensor([row[name] for row in rows], dtype=torch.float32)
+                values = [0.0 if name == "margin" and row[name] is None else row[name] for row in rows]
+                batch[name] = torch.tensor(values, dtype=torch.float32)
         return batch

@@ -61,6 +61,17 @@ EXAMPLES: dict[str, tuple[str, dict[str, Any], Any]] = {
         PreferencePair((Message("user", "The sky is"),), " blue.", " black."),
     ),
     "hh": ("hh", {"chosen": HH + " a ", "rejected": HH + " b"}, PreferencePair(HH_PROMPT, "a", "b")),
+    "saferlhf": (
+        "saferlhf",
+        {"prompt": "Hi", "response_0": "a", "response_1": "b", "better_response_id": 1, "safer_response_id": 0},
+        PreferencePair(ASK, "b", "a", axes={"safe": 0.0}),
+    ),
+    "rated": (
+        "preference",
+        {"prompt": "Hi", "chosen": "a", "rejected": "b", "score_chosen": 7.5, "score_rejected": 5.0,
+         "axes": {"safe": 0.25}},
+        PreferencePair(ASK, "a", "b", margin=2.5, score_chosen=7.5, score_rejected=5.0, axes={"safe": 0.25}),
+    ),
     "messages": ("messages", {"messages": chat("Hi", "a")}, Demonstration(ASK, "a")),
     "messages without answer": ("messages", {"messages": chat("Hi")}, ASK),
     "prompt_completion strings": (
@@ -275,7 +286,9 @@ class TestDetection:
         assert detect(rows, formats.PAIRS).name == "hh"
 
     def test_a_named_format_that_the_caller_cannot_use(self):
-        with pytest.raises(DataError, match=r"format 'text' cannot be used here.*one of: preference, hh, implicit"):
+        with pytest.raises(
+            DataError, match=r"format 'text' cannot be used here.*one of: preference, hh, implicit, saferlhf"
+        ):
             choose(rows_of({"text": "a"}), "text", formats.PAIRS)
 
 
@@ -291,7 +304,9 @@ class TestRename:
             DataError, match=r"row 1: no column 'question', which `columns` maps to 'prompt'.*seen: text"
         ):
             list(rename(rows_of({"text": "a"}), {"prompt": "question"}))
-        with pytest.raises(DataError, match=r"'promt' is not a canonical column.*known: annotator, chosen"):
+        with pytest.raises(
+            DataError, match=r"'promt' is not a canonical column.*known: annotator, axes, better_response_id, chosen"
+        ):
             list(rename(rows_of({"text": "a"}), {"promt": "text"}))
 
 
