@@ -202,6 +202,18 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
         {"prompt": "Hi", "completion": {}},
         "column 'completion': expected text or a list of messages",
     ),
+    (
+        "saferlhf",
+        {"prompt": "Hi", "response_0": "a", "response_1": "b", "better_response_id": 2},
+        "column 'better_response_id': expected a finite number from 0 to 1, found 2",
+    ),
+    (
+        "saferlhf",
+        {"prompt": "Hi", "response_0": "a", "response_1": "b", "better_response_id": 0.5},
+        "column 'better_response_id': expected a whole number from 0 to 1, found 0.5",
+    ),
+    ("preference", {**PAIR, "axes": [1]}, "column 'axes': expected a mapping of names to numbers, found [1]"),
+    ("preference", {**PAIR, "axes": "{safe"}, "column 'axes': expected a mapping of names to numbers, found '{safe'"),
 ]
 
 
@@ -313,3 +325,10 @@ class TestRename:
 @pytest.mark.parametrize("text", ["", " \t\n", "\x00\x1f", "\u200d\u2060", "\u202e", "\u3000\u2028"])
 def test_blank(text):
     assert is_blank(text) and not is_blank(text + "a") and not is_blank(text + "👍🏽") and not is_blank(text + ".")
+
+
+def test_an_axis_out_of_range_is_named_and_one_without_a_label_is_left_out() -> None:
+    (_, pair), *_ = convert(rows_of({**PAIR, "axes": {"safe": 1, "brief": None}}), FORMATS["preference"], pytest.fail)
+    assert pair.axes == {"safe": 1.0}
+    with pytest.raises(DataError, match="row 1: column 'axes': column 'safe': expected a finite number from 0 to 1"):
+        list(convert(rows_of({**PAIR, "axes": {"safe": 2}}), FORMATS["preference"], pytest.fail))
