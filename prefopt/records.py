@@ -79,6 +79,9 @@ class PreferencePair:
         margin: How much better `chosen` is, in the labeller's own unit; None where nobody said.
         weight: Multiplies the row's loss; not negative.
         extra: Columns of the source that prefopt does not interpret.
+        score_chosen: Absolute rating of `chosen`, in the labeller's own unit; None where nobody rated it.
+        score_rejected: The same of `rejected`.
+        axes: P(chosen is preferred) on further axes by name, such as `safe`, each in [0, 1].
 
     Raises:
         ValueError: For an empty prompt, an empty completion, equal completions, or a number out of range.
@@ -94,6 +97,9 @@ class PreferencePair:
     annotator: str = ""
     id: str = ""
     extra: Mapping[str, object] = field(default_factory=dict)
+    score_chosen: float | None = None
+    score_rejected: float | None = None
+    axes: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _check_prompt(self.prompt)
@@ -103,8 +109,13 @@ class PreferencePair:
             raise ValueError("chosen equals rejected")
         if not 0.0 <= self.probability <= 1.0:
             raise ValueError(f"probability must be in [0, 1], not {self.probability}")
-        if self.margin is not None and not math.isfinite(self.margin):
-            raise ValueError(f"margin must be finite, not {self.margin}")
+        for name in ("margin", "score_chosen", "score_rejected"):
+            value = getattr(self, name)
+            if value is not None and not math.isfinite(value):
+                raise ValueError(f"{name} must be finite, not {value}")
+        for axis, probability in self.axes.items():
+            if not 0.0 <= probability <= 1.0:
+                raise ValueError(f"probability on the axis {axis} must be in [0, 1], not {probability}")
         if not (math.isfinite(self.weight) and self.weight >= 0):
             raise ValueError(f"weight must be finite and not negative, not {self.weight}")
 
@@ -138,14 +149,16 @@ class Score:
     Attributes:
         value: In the scorer's own unit; finite.
         std: Disagreement between the members of an ensemble, in the same unit; 0 for a single scorer.
+        axes: Scores on further axes by name, such as `safe`, where the scorer has them.
     """
 
     value: float
     std: float = 0.0
+    axes: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.value) and math.isfinite(self.std)):
-            raise ValueError(f"a score must be finite, not {self.value} ± {self.std}")
+        if not all(map(math.isfinite, (self.value, self.std, *self.axes.values()))):
+            raise ValueError(f"a score must be finite, not {self.value} ± {self.std} {dict(self.axes) or ''}".rstrip())
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, overload
 
 from prefopt.data.sources import SourceRow
@@ -134,6 +136,33 @@ class Cells:
         if isinstance(value, bool) or not isinstance(value, str | int):
             raise self.error(column, f"text or a whole number, found {type(value).__name__}")
         return str(value)
+
+    def has(self, column: str) -> bool:
+        """Whether a column holds something."""
+        return self._row.row.get(column) not in (None, "")
+
+    def choice(self, column: str, count: int) -> int:
+        """A whole number from 0 to `count - 1`."""
+        found = self.number(column, None, 0, count - 1)
+        if found is None or found != int(found):
+            raise self.error(column, f"a whole number from 0 to {count - 1}, found {self._row.row.get(column)!r:.40}")
+        return int(found)
+
+    def shares(self, column: str) -> dict[str, float]:
+        """An optional mapping of names to numbers in [0, 1]; in CSV it is JSON. Names without a number are left out."""
+        value = self._row.row.get(column)
+        if isinstance(value, str) and value.lstrip().startswith("{"):
+            with suppress(ValueError):  # what is no JSON is refused below, as it was found
+                value = json.loads(value)
+        if value is None or value == "":
+            return {}
+        if not isinstance(value, Mapping):
+            raise self.error(column, f"a mapping of names to numbers, found {value!r:.40}")
+        inner = Cells(
+            SourceRow(self._row.number, dict(value), f"{self._row.where}: column '{column}'"), self._format, {}
+        )
+        found = {str(name): inner.number(name, None, 0.0, 1.0) for name in value}
+        return {name: share for name, share in found.items() if share is not None}
 
     def extra(self, *interpreted: str) -> dict[str, object]:
         """The other columns that hold something."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from itertools import chain, islice
 from typing import Any
@@ -84,20 +84,30 @@ def _pair(cells: Cells, prompt: Prompt, chosen: str, rejected: str) -> Preferenc
         raise RowDropped(Reason.EMPTY_COMPLETION)
     if chosen.strip() == rejected.strip():
         raise RowDropped(Reason.EQUAL)
+    ratings = cells.number("score_chosen", None), cells.number("score_rejected", None)
+    first, second = ratings
+    rated = None if first is None or second is None else first - second
     return PreferencePair(
         prompt,
         chosen,
         rejected,
         probability=cells.number("probability", 1.0, low=0.0, high=1.0),
-        margin=cells.number("margin", None),
+        margin=rated if (margin := cells.number("margin", None)) is None else margin,
         weight=cells.number("weight", 1.0, low=0.0),
         source=cells.label("source"),
         annotator=cells.label("annotator"),
         id=cells.label("id"),
-        extra=cells.extra(
-            "prompt", "chosen", "rejected", "probability", "margin", "weight", "source", "annotator", "id"
-        ),
+        extra=cells.extra(*_OF_PAIRS),
+        score_chosen=first,
+        score_rejected=second,
+        axes=cells.shares("axes"),
     )
+
+
+_OF_PAIRS = (
+    *("prompt", "chosen", "rejected", "probability", "margin", "weight", "source", "annotator", "id"),
+    *("score_chosen", "score_rejected", "axes"),
+)
 
 
 def _demonstration(cells: Cells, prompt: Prompt, completion: str) -> Demonstration:
@@ -157,6 +167,16 @@ def _hh(cells: Cells) -> Item:
     return _pair(cells, conversations.parse_transcript(before), first, second)
 
 
+def _saferlhf(cells: Cells) -> Item:
+    """The better answer is chosen; which is safer is a label on the axis `safe` (arXiv 2310.12773)."""
+    better = cells.choice("better_response_id", 2)
+    pair = _pair(cells, cells.prompt("prompt"), cells.text(f"response_{better}"), cells.text(f"response_{1 - better}"))
+    safer = {"safe": float(cells.choice("safer_response_id", 2) == better)} if cells.has("safer_response_id") else {}
+    read = ("response_0", "response_1", "better_response_id", "safer_response_id")
+    extra = {name: value for name, value in pair.extra.items() if name not in read}
+    return replace(pair, axes={**safer, **pair.axes}, extra=extra)
+
+
 def _messages(cells: Cells) -> Item:
     messages = cells.messages("messages")
     if not messages or messages[-1].role != "assistant":
@@ -201,28 +221,31 @@ def _is_implicit_pair(row: Mapping[str, Any]) -> bool:
 
 
 def _is_prompt_alone(row: Mapping[str, Any]) -> bool:
-    return "prompt" in row and not {"chosen", "rejected", "completion"} & row.keys()
+    return "prompt" in row and not {"chosen", "rejected", "completion", "better_response_id"} & row.keys()
 
 
+_SAFERLHF = ("prompt", "response_0", "response_1", "better_response_id")
 FORMATS: dict[str, Format] = {
     item.name: item
     for item in (
         Format("preference", "prompt, chosen, rejected", _has("prompt", "chosen", "rejected"), _preference),
         Format("hh", "chosen, rejected as '\\n\\nHuman: … \\n\\nAssistant: …'", _is_transcript_pair, _hh),
         Format("implicit", "chosen, rejected without prompt", _is_implicit_pair, _implicit),
+        Format("saferlhf", ", ".join(_SAFERLHF), _has(*_SAFERLHF), _saferlhf),
         Format("prompt_completion", "prompt, completion", _has("prompt", "completion"), _prompt_completion),
         Format("messages", "messages", _has("messages"), _messages),
         Format("text", "text", _has("text"), _text),
         Format("prompt", "prompt", _is_prompt_alone, _prompt),
     )
 }
-PAIRS = ("preference", "hh", "implicit")
+PAIRS = ("preference", "hh", "implicit", "saferlhf")
 DEMONSTRATIONS = (*PAIRS, "prompt_completion", "messages")
 PROMPTS = (*DEMONSTRATIONS, "prompt")
 TEXTS = (*DEMONSTRATIONS, "text")
 
 COLUMNS = frozenset(
-    "prompt chosen rejected completion messages text probability margin weight source annotator id".split()
+    "prompt chosen rejected completion messages text probability margin weight source annotator id score_chosen "
+    "score_rejected axes response_0 response_1 better_response_id safer_response_id".split()
 )
 
 

@@ -23,22 +23,29 @@ _CHANCE_DRAWS = 200
 
 
 def calibration(pairs: Sequence[ScoredPair], seed: int = 0) -> Findings:
+    """`calibration_of_margins` of held-out pairs with scores; labels enter as probabilities: 0.7 came true to 70 %."""
+    margins = [pair.chosen - pair.rejected for pair in pairs]
+    return calibration_of_margins(margins, [pair.pair.probability for pair in pairs], clusters(pairs), seed)
+
+
+def calibration_of_margins(
+    margins: Sequence[float], outcomes: Sequence[float], prompts: Sequence[str], seed: int = 0
+) -> Findings:
     """ECE, Brier score and likelihood of σ(margin / T) for T = 1 and for a fitted T.
 
     T is fitted on one half of the prompts and judged on the other, both ways round, so that no pair judges a
     temperature it helped to choose; the T that is reported is that of all pairs. Every pair counts in both orders.
-    Labels enter as probabilities: 0.7 came true to 70 %.
 
     Args:
-        pairs: Held-out pairs with scores.
+        margins: r(first) - r(second) of each held-out pair.
+        outcomes: Probability that the first is preferred.
+        prompts: The prompt of each pair, or anything that is equal for pairs of one prompt.
         seed: Of the halves, and of the draws for the error that chance alone gives.
 
     Raises:
         ValueError: With fewer than two prompts.
     """
-    margins = [pair.chosen - pair.rejected for pair in pairs]
-    outcomes = [pair.pair.probability for pair in pairs]
-    halves = _halves(clusters(pairs), seed)
+    halves = _halves(prompts, seed)
     temperatures = _cross_fitted(margins, outcomes, halves)
     scaled = [margin / t for margin, t in zip(margins, temperatures, strict=True)]
     temperature = fit_temperature(*both_orders(margins, outcomes))
@@ -59,7 +66,7 @@ def calibration(pairs: Sequence[ScoredPair], seed: int = 0) -> Findings:
         findings.curves[f"reliability_{name}"] = [b._asdict() for b in reliability(p, y)]
     findings.tables.append(
         Finding(
-            f"Calibration on {len(pairs)} held-out pairs; the fitted temperature is {temperature:.2f}",
+            f"Calibration on {len(margins)} held-out pairs; the fitted temperature is {temperature:.2f}",
             ("temperature", "ECE", "ECE by chance", "Brier score", "NLL (nats)"),
             tuple(rows),
             "ECE by chance is what as many pairs give when the probabilities are exactly right. A Brier score of 0.25 "

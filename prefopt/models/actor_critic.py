@@ -147,14 +147,14 @@ def actor_critic(peft: PeftModel, *, value: str, reward: Path | None = None) -> 
         peft: The base with `policy` and, where it has one, `reference`.
         value: `adapter`, one of its own, or `shared`, a head on the policy.
         reward: Artefact of a reward model that the value starts as; without it the value starts at 0. Only for a value
-            with an adapter of its own.
+            with an adapter of its own. Of a head with several outputs the first counts.
     """
     hidden_size = int(peft.config.get_text_config().hidden_size)
     head = zero_value_head(hidden_size)
     if value == "adapter" and reward is not None:
         peft, score = hang_reward(peft, reward, VALUE)
         with torch.no_grad():
-            head.weight.copy_(score.weight)
+            head.weight.copy_(score.weight[:1])
     elif value == "adapter":
         peft.add_adapter(VALUE, peft.peft_config[POLICY])
     device = next(peft.parameters()).device

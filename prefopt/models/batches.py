@@ -80,7 +80,7 @@ class PairCollator:
     tensors.
     """
 
-    # With what a row has that does not say it; None where every row must.
+    # With what stands for a row that does not say it; None where every row must.
     OPTIONAL: Mapping[str, float | None] = {
         "reference_chosen_logps": None,
         "reference_rejected_logps": None,
@@ -100,7 +100,7 @@ class PairCollator:
         completions = [row["chosen_ids"] for row in rows] + [row["rejected_ids"] for row in rows]
         batch = prompt_completion_batch(prompts + prompts, completions, self.pad_token_id)
         for name, default in self.OPTIONAL.items():
-            if any(name in row for row in rows):
-                values = [row[name] if default is None else row.get(name, default) for row in rows]
+            if any(row.get(name) is not None for row in rows):
+                values = [default if row.get(name) is None else row[name] for row in rows]
                 batch[name] = torch.tensor(values, dtype=torch.float32)
         return batch

@@ -10,6 +10,7 @@ Shape suffixes: B rows, T positions, H hidden size.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -29,13 +30,13 @@ HEAD_KEY = "base_model.model.score.weight"
 
 
 class ScoreHead(nn.Linear):
-    """Hidden state to one number, in float32 whatever the base computes in.
+    """Hidden state to one number, or several, in float32 whatever the base computes in.
 
     New weights are drawn from N(0, 1 / (H + 1)) (arXiv 2009.01325; arXiv 2403.17031, detail 11).
     """
 
-    def __init__(self, hidden_size: int, *, bias: bool = False) -> None:
-        super().__init__(hidden_size, 1, bias=bias, dtype=torch.float32)
+    def __init__(self, hidden_size: int, outputs: int = 1, *, bias: bool = False) -> None:
+        super().__init__(hidden_size, outputs, bias=bias, dtype=torch.float32)
 
     def reset_parameters(self) -> None:
         """Draw new weights."""
@@ -44,10 +45,10 @@ class ScoreHead(nn.Linear):
             nn.init.zeros_(self.bias)
 
 
-def new_head(model: PeftModel | PreTrainedModel) -> ScoreHead:
+def new_head(model: PeftModel | PreTrainedModel, outputs: int = 1) -> ScoreHead:
     """A new head for a model, on its device."""
     hidden_size = int(model.config.get_text_config().hidden_size)
-    return ScoreHead(hidden_size).to(next(model.parameters()).device)
+    return ScoreHead(hidden_size, outputs).to(next(model.parameters()).device)
 
 
 def hidden_states(model: PeftModel | PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -86,7 +87,7 @@ class RewardModel(HoldsPeft):
 
     Args:
         peft: The base with the adapter that is to be used, active.
-        head: From the last token's state to the score.
+        head: From the last token's state to the score, or to several.
     """
 
     def __init__(self, peft: PeftModel, head: ScoreHead) -> None:
@@ -94,14 +95,38 @@ class RewardModel(HoldsPeft):
         self.score = head
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Scores, [B] float32, of rows [B, T] that are padded on either side."""
+        """Scores, [B] float32, of rows [B, T] that are padded on either side; [B, R] of a head with R > 1 outputs."""
         hidden = hidden_states(self.peft, input_ids, attention_mask)
         scores: Tensor = self.score(last_token(hidden, attention_mask).float()).squeeze(-1)
         return scores
 
 
+class RewardEnsemble(HoldsPeft):
+    """Frozen reward models that are adapters on one base: every row passes through each of them.
+
+    Args:
+        peft: The base with the adapters.
+        heads: The head of each, by the adapter's name, in the order of the scores.
+    """
+
+    def __init__(self, peft: PeftModel, heads: Mapping[str, ScoreHead]) -> None:
+        super().__init__(peft)
+        self.adapters = tuple(heads)
+        self.heads = nn.ModuleList(heads.values())
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Scores of rows [B, T]: [B, R], the outputs of all heads side by side."""
+        scores = []
+        for adapter, head in zip(self.adapters, self.heads, strict=True):
+            if self.peft.active_adapter != adapter:
+                self.peft.set_adapter(adapter, inference_mode=True)
+            hidden = hidden_states(self.peft, input_ids, attention_mask)
+            scores.append(head(last_token(hidden, attention_mask).float()))
+        return torch.cat(scores, dim=1)
+
+
 def new_reward_model(
-    base: PreTrainedModel, lora: LoraConfig, init: Path | None, *, reshape: bool = False
+    base: PreTrainedModel, lora: LoraConfig, init: Path | None, outputs: int = 1, *, reshape: bool = False
 ) -> RewardModel:
     """A reward model to be trained.
 
@@ -109,9 +134,10 @@ def new_reward_model(
         base: The frozen base.
         lora: Shape of a new adapter.
         init: Adapter folder to start from, such as that of an sft stage.
+        outputs: Numbers that the head gives.
         reshape: Whether the adapter has the shape `lora` also with `init`, whose shape is kept otherwise.
     """
-    return RewardModel(adapter_on(base, lora, init, REWARD, reshape=reshape), new_head(base))
+    return RewardModel(adapter_on(base, lora, init, REWARD, reshape=reshape), new_head(base, outputs))
 
 
 def save_reward(
@@ -134,6 +160,19 @@ def save_reward(
     config = json.loads((directory / CONFIG_FILE).read_text(encoding="utf-8"))
     config |= {"task_type": "SEQ_CLS", "modules_to_save": ["score"]}
     (directory / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def scale_saved_head(directory: Path, factors: Sequence[float]) -> None:
+    """Multiply the outputs of a saved head, so that whoever opens the folder gets scores in another unit.
+
+    Args:
+        directory: Written by `save_reward`.
+        factors: One for each output.
+    """
+    weights = load_file(directory / WEIGHTS_FILE)
+    head = weights[HEAD_KEY]
+    weights[HEAD_KEY] = head * torch.tensor(factors, dtype=head.dtype).unsqueeze(1)
+    save_file(weights, directory / WEIGHTS_FILE, metadata={"format": "pt"})
 
 
 def read_reward(directory: Path) -> tuple[LoraConfig, dict[str, Tensor], Tensor]:
@@ -180,7 +219,7 @@ def hang_reward(base: PreTrainedModel | PeftModel, folder: Path, name: str) -> t
     for key, parameter in peft.named_parameters():
         if f".{name}." in key:
             parameter.requires_grad_(False)
-    head = ScoreHead(head_weight.shape[1])
+    head = ScoreHead(head_weight.shape[1], head_weight.shape[0])
     with torch.no_grad():
         head.weight.copy_(head_weight)
     head.requires_grad_(False)

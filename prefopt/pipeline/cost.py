@@ -61,7 +61,7 @@ def answering_cost(
     return {"tokens": float(sum(new)), "flops": sampling_cost(flops, prompt_ids, new) + again}
 
 
-def ppo_cost(trainer: PPOTrainer, *, reward_model: bool) -> dict[str, float]:
+def ppo_cost(trainer: PPOTrainer, *, reward_passes: int) -> dict[str, float]:
     """Tokens and operations of PPO: sampling, scoring, the passes over a rollout, and the update.
 
     Every episode is sampled once, passed through policy and reference (and value, where that is another adapter),
@@ -70,7 +70,7 @@ def ppo_cost(trainer: PPOTrainer, *, reward_model: bool) -> dict[str, float]:
 
     Args:
         trainer: After training.
-        reward_model: Whether a model on the same base gave the rewards.
+        reward_passes: Forward passes of a reward model on the same base that gave an episode its reward; 0 for none.
     """
     model = trainer.adapted_model()
     assert model is not None
@@ -83,7 +83,7 @@ def ppo_cost(trainer: PPOTrainer, *, reward_model: bool) -> dict[str, float]:
     towers = 1 if trainer.model.shared else 2
     sampled = episodes * replace(flops, adapters=0).sample(row - new, new)
     passes = (1 + towers) * flops.forward(tokens, row, head)
-    scored = flops.forward(tokens, row, 0.0) if reward_model else 0.0
+    scored = reward_passes * flops.forward(tokens, row, 0.0)
     update = args.num_ppo_epochs * towers * flops.train(tokens, row, False, False, head)
     return {"tokens": tokens, "flops": sampled + passes + scored + update}
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from prefopt.errors import InputError
-from prefopt.models.heads import RewardModel, hang_reward
-from prefopt.models.roles import REWARD
+from prefopt.models.reward_artefact import open_reward
 from prefopt.pipeline.base_model import load_weights, open_base
 from prefopt.pipeline.context import Inputs, StageContext
 from prefopt.recipe.scorers import ScorerSpec
@@ -47,6 +46,6 @@ def _reward_model(stage: str, inputs: Inputs, context: StageContext) -> Scorer:
     if inputs[stage].kind != "reward":
         raise InputError(f"stage {stage} is of kind {inputs[stage].kind}, which scores nothing", "name a reward stage")
     base = open_base(inputs, context)
-    peft, head = hang_reward(load_weights(base, context), inputs[stage].directory / "adapter", REWARD)
+    model, artefact = open_reward(load_weights(base, context), inputs[stage].directory)
     encoder = base.encoder(None, "trim_prompt")
-    return RewardModelScorer(RewardModel(peft.eval(), head), encoder, base.pad_token_id, name=stage)
+    return RewardModelScorer(model, encoder, base.pad_token_id, name=stage, artefact=artefact)

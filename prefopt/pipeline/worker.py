@@ -36,7 +36,7 @@ from prefopt.store.lock import exclusive
 from prefopt.store.manifest import MEASUREMENTS, Manifest
 
 # What an uncommitted stage's folder keeps when the stage starts again; everything else is made again.
-KEPT = ("checkpoints", "adapters", "metrics.jsonl", "wandb", "wandb_run_id", "key.json", "spent.json")
+KEPT = ("checkpoints", "adapters", "members", "metrics.jsonl", "wandb", "wandb_run_id", "key.json", "spent.json")
 SPENT = "spent.json"
 # A worker whose runner was killed ends by itself; a new one waits this long for it.
 LOCK_SECONDS = 15.0

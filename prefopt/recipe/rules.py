@@ -21,6 +21,7 @@ _FORMAT_ROWS = {
     "preference": "pairs",
     "implicit": "pairs",
     "hh": "pairs",
+    "saferlhf": "pairs",
 }
 _PROMPTED = ("completions", "pairs", "prompts")
 _ACCEPTS: dict[tuple[str, str], tuple[tuple[str, ...], str]] = {

@@ -1,4 +1,4 @@
-"""Rules for stages that sample completions: what their sizes must be to each other."""
+"""Rules for the kinds of stages: what their keys must be to each other."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from prefopt.recipe.options.suites import POLICY_SUITES, REWARD_SUITES
 from prefopt.recipe.parts import Fault, Part
 from prefopt.recipe.references import names_in
+from prefopt.recipe.reward_rules import REWARD_RULES
 
 Rule = Callable[[Part], Iterator[Fault]]
 
@@ -108,4 +109,5 @@ _RULES: dict[str, tuple[Rule, ...]] = {
     "collect": (_pairs, _greedy),
     "evaluate": (_suites, _headroom, _greedy),
     "ppo": (_batches, _pull),
+    "reward": REWARD_RULES,
 }

@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from prefopt.recipe.base import Name, Names, Seed, Spec, list_as_tuple, quiet
 from prefopt.recipe.options.dpo import DPOLossOptions
+from prefopt.recipe.options.reward import RewardOptions
 from prefopt.recipe.options.suites import Suite
 from prefopt.recipe.scorers import Judge, PPOReward, RequireSpec, Scorer
 
@@ -81,7 +82,9 @@ class DataSpec(Spec):
     data_dir: str | None = None
     revision: str | None = None
     split: str = "train"
-    format: Literal["auto", "preference", "implicit", "hh", "messages", "prompt_completion", "text"] = "auto"
+    format: Literal["auto", "preference", "implicit", "hh", "saferlhf", "messages", "prompt_completion", "text"] = (
+        "auto"
+    )
     columns: dict[str, str] = Field(default_factory=dict, description="canonical column: column of the source")
     max_samples: int | None = Field(None, ge=1, description="rows read from the source before any is dropped")
     eval_fraction: float = Field(0.1, ge=0, lt=1, description="share of prompts held out; the split is by prompt")
@@ -217,15 +220,12 @@ class DPOSpec(DPOLossOptions, TrainingSpec, AdapterSpec):
     keep_adapters: bool = Field(False, description="keep the adapter of every checkpoint, for curves over training")
 
 
-class RewardSpec(TrainingSpec, AdapterSpec):
+class RewardSpec(RewardOptions, TrainingSpec, AdapterSpec):
     """A reward model: a LoRA adapter with a score head, trained on pairs (Bradley and Terry 1952; arXiv 2203.02155)."""
 
     kind: Literal["reward"]
     data: Names = Field(min_length=1, description="pairs: data sets of the recipe or collect stages")
     init: Name | None = Field(None, description="stage whose adapter to start from; a new adapter by default")
-    center_rewards_coefficient: float = Field(
-        0.0, ge=0, description="weight of (chosen + rejected)^2, which pulls scores to 0 (arXiv 2312.09244)"
-    )
     learning_rate: float = Field(1e-4, gt=0)
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from itertools import permutations
+from itertools import combinations, permutations
+
+import numpy as np
 
 
 def cohen_kappa(first: Sequence[Hashable], second: Sequence[Hashable]) -> float:
@@ -63,3 +65,19 @@ def krippendorff_alpha(
     observed = sum(count * distance(a, b) for (a, b), count in coincidences.items())
     expected = sum(totals[a] * totals[b] * distance(a, b) for a in totals for b in totals) / (n - 1)
     return 1.0 if expected == 0 else 1 - observed / expected
+
+
+def mean_correlation(series: Sequence[Sequence[float]]) -> float:
+    """Mean of Pearson's correlations of all pairs of series; 0 for a pair of which one is constant.
+
+    Raises:
+        ValueError: For fewer than two series or values, or series of different lengths.
+    """
+    if len(series) < 2 or min(map(len, series)) < 2 or len(set(map(len, series))) > 1:
+        raise ValueError("need two series or more, each of as many values, two or more")
+    centred = [np.asarray(each, dtype=np.float64) - np.mean(each) for each in series]
+    found = []
+    for first, second in combinations(centred, 2):
+        scale = float(np.sqrt((first**2).sum() * (second**2).sum()))
+        found.append(float(first @ second) / scale if scale > 0 else 0.0)
+    return sum(found) / len(found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,6 +57,48 @@ def length_controlled_win_rate(
         drawn[row] = expit(_fit(x, y, weights, np.array([a, b]))[0])
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(expit(a)), float(low), float(high))
+
+
+class LengthPreference(NamedTuple):
+    """How a preference goes with length, and nothing else: P(first is preferred) = σ(b tanh(Δ / s)).
+
+    Attributes:
+        coefficient: b in nats; above 0 where the longer answer is preferred more often.
+        spread: s, the root mean square of Δ in tokens, or 1 where all answers of a pair are as long.
+    """
+
+    coefficient: float
+    spread: float
+
+    def logits(self, extra_tokens: Sequence[float]) -> list[float]:
+        """Log-odds that the first answer of each pair is preferred, from how many tokens longer it is."""
+        found: list[float] = (self.coefficient * np.tanh(np.asarray(extra_tokens) / self.spread)).tolist()
+        return found
+
+
+def fit_length_preference(
+    outcomes: Sequence[float], extra_tokens: Sequence[float], weights: Sequence[float] | None = None
+) -> LengthPreference:
+    """A ruler fitted to preferences by maximum likelihood, in the form that win rates are controlled with.
+
+    Every pair counts in both orders, so that the order says nothing.
+
+    Args:
+        outcomes: 1 where the first answer was preferred, 0 where the second was, or a share.
+        extra_tokens: Length of the first minus that of the second.
+        weights: Of the pairs; all 1 when None.
+
+    Raises:
+        ValueError: For no pairs, weights that are all 0, or lengths or weights that do not match the outcomes.
+    """
+    y, gaps = np.asarray(outcomes, dtype=np.float64), np.asarray(extra_tokens, dtype=np.float64)
+    each = np.ones_like(y) if weights is None else np.asarray(weights, dtype=np.float64)
+    if y.size == 0 or gaps.shape != y.shape or each.shape != y.shape or not each.sum() > 0:
+        raise ValueError("need an outcome, a length difference and a weight for each pair, and one weight above 0")
+    spread = float(np.sqrt((gaps**2).mean())) or 1.0
+    x = np.tanh(gaps / spread)
+    x, y, each = (np.concatenate(parts) for parts in ((x, -x), (y, 1 - y), (each, each)))
+    return LengthPreference(float(_fit(x, y, each, np.zeros(2))[1]), spread)
 
 
 def _fit(x: Floats, y: Floats, weights: Floats, start: Floats) -> Floats:

@@ -83,6 +83,25 @@ _REWARD: tuple[tuple[str, str, str, Better | None], ...] = (
     ("reward/margin", "Score of the chosen answer minus that of the rejected one.", "", "higher"),
     ("reward/chosen_score", "Score of chosen answers; only differences of one prompt mean something.", "", None),
     ("reward/rejected_score", "Score of rejected answers.", "", None),
+    ("reward/second_accuracy", "Share of labels on the second axis that its own score agrees with.", "", "higher"),
+    (
+        "reward/length_correlation",
+        "Correlation of margins with how many tokens longer the chosen answer is, on held-out pairs.",
+        "",
+        None,
+    ),
+    (
+        "reward/member_correlation",
+        "Correlation of two members' margins on held-out pairs, averaged over pairs of members; 1: they are one model.",
+        "",
+        "lower",
+    ),
+    (
+        "reward/rating_explained_variance",
+        "Share of the variance of held-out ratings that scores foresee: 1 is all, 0 none.",
+        "",
+        "higher",
+    ),
 )
 
 _PPO: tuple[tuple[str, str, str, Better | None], ...] = (

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from prefopt.trainers.ppo import PPOTrainer as PPOTrainer
     from prefopt.trainers.ppo_config import PPOConfig as PPOConfig
     from prefopt.trainers.pretrain import PretrainTrainer as PretrainTrainer
-    from prefopt.trainers.reward import RewardConfig as RewardConfig
     from prefopt.trainers.reward import RewardTrainer as RewardTrainer
+    from prefopt.trainers.reward_config import RewardConfig as RewardConfig
     from prefopt.trainers.trl import SFTTrainer as SFTTrainer
 
 _HOME = {
@@ -24,7 +24,7 @@ _HOME = {
     "PPOConfig": "ppo_config",
     "PPOTrainer": "ppo",
     "PretrainTrainer": "pretrain",
-    "RewardConfig": "reward",
+    "RewardConfig": "reward_config",
     "RewardTrainer": "reward",
     "SFTTrainer": "trl",
 }

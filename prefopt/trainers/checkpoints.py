@@ -20,7 +20,9 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils.data import Sampler, SequentialSampler
-from transformers import Trainer
+from transformers import Trainer, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import TrainOutput
 
 from prefopt.errors import TrainingDiverged
 from prefopt.models.roles import load_adapter_weights, save_adapter
@@ -116,7 +118,27 @@ class CheckpointedTrainer(Trainer):  # type: ignore[misc]
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """Train; `True` resumes from the newest checkpoint that verifies, if there is one."""
-        return super().train(resume_from_checkpoint=self.checkpoint_of(resume_from_checkpoint), **kwargs)
+        checkpoint = self.checkpoint_of(resume_from_checkpoint)
+        if checkpoint is not None and (state := self._ended(Path(checkpoint))) is not None:
+            return self._reopen(checkpoint, state)
+        return super().train(resume_from_checkpoint=checkpoint, **kwargs)
+
+    def _ended(self, checkpoint: Path) -> TrainerState | None:
+        """The state of a checkpoint that is the last one, where `Trainer` would take one step too many.
+
+        It looks for the end after a step, and so misses it where the last step was in the middle of an epoch.
+        """
+        state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        within_epoch = self.args.max_steps > 0 or not float(self.args.num_train_epochs).is_integer()
+        last = self.args.max_steps if self.args.max_steps > 0 else state.max_steps
+        return state if within_epoch and state.global_step >= last else None
+
+    def _reopen(self, checkpoint: str, state: TrainerState) -> TrainOutput:
+        self.state = state
+        self._load_from_checkpoint(checkpoint, self.model)
+        self.callback_handler.on_train_begin(self.args, self.state, self.control)
+        self.callback_handler.on_train_end(self.args, self.state, self.control)
+        return TrainOutput(state.global_step, math.nan, {})
 
     def checkpoint_of(self, resume_from_checkpoint: str | bool | None) -> str | None:
         """The checkpoint that `train`'s argument means."""

@@ -107,7 +107,8 @@ class PairTrainer(CheckpointedTrainer):
         mode, prefix = ("eval", "eval_") if any(name.startswith("eval_") for name in logs) else ("train", "")
         for name, pair in self._sums[mode].items():
             total, count = self.accelerator.reduce(pair.to(self.args.device), reduction="sum").tolist()
-            logs[prefix + name] = total / count
+            if count:  # of labels that only some rows have
+                logs[prefix + name] = total / count
         self._sums[mode].clear()
         super().log(logs, start_time)
 

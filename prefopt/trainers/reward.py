@@ -1,13 +1,13 @@
 """A reward model from preference pairs (arXiv 2009.01325), as a thin trainer over `transformers.Trainer`.
 
-Both answers of a pair go through one forward pass; the score of each is read at its last real token. After every save
-adapter and head are read back and must give the scores that the model gives.
+Both answers of a pair go through one forward pass; the score of each is read at its last real token. The head may have
+several outputs: members of an ensemble that share the adapter, and for each the score and a second axis. After every
+save adapter and head are read back and must give the scores that the model gives.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,13 @@ import torch
 import transformers
 from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from prefopt.errors import DataError, IntegrityError
-from prefopt.losses.reward import reward_loss
-from prefopt.models.batches import PairCollator
+from prefopt.errors import DataError, InputError, IntegrityError
+from prefopt.losses.reward import labelled, rating_loss, reward_loss
 from prefopt.models.heads import (
     RewardModel,
+    ScoreHead,
     hang_reward,
     load_reward_weights,
     new_head,
@@ -30,22 +30,15 @@ from prefopt.models.heads import (
 )
 from prefopt.models.modes import evaluating
 from prefopt.models.roles import REWARD, activate_trained, set_active, stack_of
+from prefopt.stats.calibration import both_orders, fit_temperature
 from prefopt.trainers.opening import open_adapted, pad_token_of
 from prefopt.trainers.pairs import PairTrainer, Row, agreement
+from prefopt.trainers.reward_config import RewardConfig
+from prefopt.trainers.reward_rows import RewardCollator, RewardRows, reward_row
 from prefopt.trainers.rows import tokenised_pairs
 
 _PROBE = 4  # pairs that are scored again after every save
 _SAVED = "saved"
-
-
-@dataclass
-class RewardConfig(TrainingArguments):  # type: ignore[misc]
-    """`transformers.TrainingArguments` and the reward model's own; batch sizes count pairs."""
-
-    center_rewards_coefficient: float = field(default=0.0, metadata={"help": "pulls the scores to 0"})
-    max_length: int = field(default=1024, metadata={"help": "tokens of prompt and completion together"})
-    remove_unused_columns: bool = field(default=False)
-    logging_nan_inf_filter: bool = field(default=False)
 
 
 class RewardTrainer(PairTrainer):
@@ -56,15 +49,20 @@ class RewardTrainer(PairTrainer):
             `RewardModel`.
         args: Options; see `RewardConfig`.
         train_dataset: Rows with `prompt_ids`, `chosen_ids`, `rejected_ids`, or with `prompt`, `chosen`, `rejected` as
-            text or messages. An optional `weight` multiplies the row's loss.
+            text or messages. An optional `weight` multiplies the row's loss; `probability`, `margin`, `source`,
+            `annotator`, `score_chosen`, `score_rejected` and `axes` are used as the options say.
         eval_dataset: Held-out rows of the same form.
         processing_class: The tokenizer; loaded with the model when that is a name.
         peft_config: Shape of the adapter, where `model` has none yet.
         kwargs: Passed to `transformers.Trainer` (`callbacks`, `optimizers` …).
 
     Raises:
-        InputError: When the model has no adapter to train.
-        DataError: When no usable row is left.
+        InputError: When the model has no adapter to train, or its head not as many outputs as the options ask for.
+        DataError: When no usable row is left, or one lacks what the options need.
+
+    Attributes:
+        fitted: What was fitted on the training rows; with `head: regression` scores are ratings minus `fitted.origin`,
+            divided by `fitted.unit`.
     """
 
     model: RewardModel
@@ -81,51 +79,117 @@ class RewardTrainer(PairTrainer):
         **kwargs: Any,
     ) -> None:
         transformers.set_seed(args.seed)  # a new adapter and head start from random weights
-        head = model.score if isinstance(model, RewardModel) else None
         given = model.peft if isinstance(model, RewardModel) else model
         peft, tokenizer = open_adapted(given, processing_class, peft_config, REWARD)
-        rows = tokenised_pairs(train_dataset, tokenizer, args.max_length)
+        rows = tokenised_pairs(train_dataset, tokenizer, args.max_length, reward_row)
         if not rows:
             raise DataError("there are no pairs to train on")
+        self.fitted = RewardRows.fit(rows, args)
+        held_out = tokenised_pairs(eval_dataset, tokenizer, args.max_length, reward_row) if eval_dataset else None
         super().__init__(
-            model=RewardModel(peft, head or new_head(peft)),
+            model=RewardModel(peft, _head(model, peft, args)),
             args=args,
-            data_collator=PairCollator(pad_token_of(tokenizer)),
-            train_dataset=rows,
-            eval_dataset=tokenised_pairs(eval_dataset, tokenizer, args.max_length) if eval_dataset else None,
+            data_collator=RewardCollator(pad_token_of(tokenizer)),
+            train_dataset=self.fitted.prepared(rows, args, training=True),
+            eval_dataset=self.fitted.prepared(held_out, args, training=False) if held_out else None,
             processing_class=tokenizer,
             **kwargs,
         )
 
     def pair_losses(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Bradley-Terry loss of every pair; see `prefopt.losses.reward`."""
-        chosen, rejected = model(inputs["input_ids"], inputs["attention_mask"]).chunk(2)
-        output = reward_loss(
-            chosen,
-            rejected,
-            probability=inputs.get("probability"),
-            center_rewards_coefficient=self.args.center_rewards_coefficient,
-        )
+        """Loss of every pair, over members the mean and over axes the sum; see `prefopt.losses.reward`."""
+        scores = self._by_member(model(inputs["input_ids"], inputs["attention_mask"]))
+        chosen, rejected = scores.chunk(2)  # [B, members, axes]; losses are [B, members]
+        losses, metrics = self._main_losses(chosen[..., 0], rejected[..., 0], inputs)
+        if self.args.second_axis:
+            label, known = labelled(inputs["second_probability"])
+            second = reward_loss(chosen[..., 1], rejected[..., 1], probability=label.unsqueeze(1))
+            losses = losses + known.unsqueeze(1) * second.losses
+            metrics["reward/second_accuracy"] = agreement(second.margins.mean(1), {"probability": label})[known > 0]
+        if "member_weights" in inputs:
+            losses = losses * inputs["member_weights"]
+        return losses.mean(1), metrics
+
+    def _main_losses(
+        self, chosen: Tensor, rejected: Tensor, inputs: dict[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        if self.args.head == "regression":
+            ratings = (inputs["rating_chosen"].unsqueeze(1), inputs["rating_rejected"].unsqueeze(1))
+            output = rating_loss(chosen, rejected, *ratings)
+        else:
+            probability, margin = inputs.get("probability"), self._asked_margin(inputs)
+            output = reward_loss(
+                chosen,
+                rejected,
+                probability=None if probability is None else probability.unsqueeze(1),
+                margin=None if margin is None else margin.unsqueeze(1),
+                center_rewards_coefficient=self.args.center_rewards_coefficient,
+                focal_gamma=self.args.focal_gamma,
+            )
+        margins = output.margins.mean(1)
         return output.losses, {
-            "reward/accuracy": agreement(output.margins, inputs),
-            "reward/margin": output.margins,
-            "reward/chosen_score": chosen.detach(),
-            "reward/rejected_score": rejected.detach(),
+            "reward/accuracy": agreement(margins, inputs),
+            "reward/margin": margins,
+            "reward/chosen_score": chosen.detach().mean(1),
+            "reward/rejected_score": rejected.detach().mean(1),
         }
 
+    def _asked_margin(self, inputs: dict[str, Tensor]) -> Tensor | None:
+        """What the difference of scores is compared with: the rows' margin, minus what their lengths explain."""
+        margin = None
+        if self.args.margin_scale and "margin" in inputs:
+            margin = self.args.margin_scale * inputs["margin"]
+        if "length_logit" in inputs:
+            # σ(d + the ruler's log-odds): the scores need not say again what length says (arXiv 1909.03683).
+            margin = -inputs["length_logit"] if margin is None else margin - inputs["length_logit"]
+        return margin
+
+    def _by_member(self, scores: Tensor) -> Tensor:
+        """Outputs of the head as [rows, M, A]."""
+        return scores.reshape(len(scores), self.args.ensemble_heads, -1)
+
     @torch.no_grad()
-    def scores(self, rows: Sequence[Row]) -> tuple[list[float], list[float]]:
-        """Scores of the chosen and of the rejected answers of tokenised pairs."""
-        chosen: list[float] = []
-        rejected: list[float] = []
+    def outputs(self, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
+        """Scores of the chosen and of the rejected answers of tokenised pairs, by member and axis: [N, M, A] each."""
+        shape = (0, self.args.ensemble_heads, self.model.score.out_features // self.args.ensemble_heads)
+        chosen, rejected = [torch.empty(shape)], [torch.empty(shape)]
         size = self.args.per_device_eval_batch_size
         for start in range(0, len(rows), size):
             batch = self._prepare_inputs(self.data_collator(rows[start : start + size]))
             with evaluating(self.model), self.accelerator.autocast():
-                first, second = self.model(batch["input_ids"], batch["attention_mask"]).chunk(2)
-            chosen += first.tolist()
-            rejected += second.tolist()
-        return chosen, rejected
+                found = self._by_member(self.model(batch["input_ids"], batch["attention_mask"]))
+            first, second = found.float().cpu().chunk(2)
+            chosen.append(first)
+            rejected.append(second)
+        return torch.cat(chosen), torch.cat(rejected)
+
+    def scores(self, rows: Sequence[Row]) -> tuple[list[float], list[float]]:
+        """Scores of the chosen and of the rejected answers of tokenised pairs: of several members the mean."""
+        chosen, rejected = self.outputs(rows)
+        return chosen[..., 0].mean(1).tolist(), rejected[..., 0].mean(1).tolist()
+
+    def calibrate(self, rows: Sequence[Row] | None = None) -> float:
+        """Divide the scores by the temperature that makes the labels of held-out pairs most likely (arXiv 1706.04599).
+
+        The ranking stays. The head itself is divided, so that whoever opens what is saved next has calibrated scores.
+
+        Args:
+            rows: Tokenised pairs that were not trained on; the evaluation rows when None.
+
+        Returns:
+            The temperature.
+
+        Raises:
+            ValueError: For no rows.
+        """
+        held_out = self.eval_dataset if rows is None else rows
+        chosen, rejected = self.scores(held_out or [])
+        margins = [c - r for c, r in zip(chosen, rejected, strict=True)]
+        labels = [row.get("probability", 1.0) for row in held_out or []]
+        temperature = fit_temperature(*both_orders(margins, labels))
+        with torch.no_grad():
+            self.model.score.weight.div_(temperature)
+        return temperature
 
     # -- saving --------------------------------------------------------------------------------------------------------
 
@@ -165,3 +229,12 @@ class RewardTrainer(PairTrainer):
         if not torch.allclose(found, expected, rtol=1e-4, atol=1e-4):
             gap = float((found - expected).abs().max())
             raise IntegrityError(f"{directory}: the saved reward model scores differently, by up to {gap:.1e}")
+
+
+def _head(model: object, peft: PeftModel, args: RewardConfig) -> ScoreHead:
+    """The head that the model has, or a new one, with an output for each member and axis."""
+    outputs = args.ensemble_heads * (2 if args.second_axis else 1)
+    head = model.score if isinstance(model, RewardModel) else new_head(peft, outputs)
+    if head.out_features != outputs:
+        raise InputError(f"the options ask for {outputs} outputs of the head, and it has {head.out_features}")
+    return head

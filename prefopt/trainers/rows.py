@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -23,12 +23,14 @@ def pair_row(pair: PreferencePair, encoder: Encoder) -> dict[str, Any] | None:
     ids = encoder.encode_pair(pair)
     if ids is None:
         return None
-    row = {**ids._asdict(), "weight": pair.weight, "probability": pair.probability}
-    return row if pair.margin is None else {**row, "margin": pair.margin}
+    return {**ids._asdict(), "weight": pair.weight, "probability": pair.probability, "margin": pair.margin}
 
 
 def tokenised_pairs(
-    rows: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, max_length: int
+    rows: Sequence[Mapping[str, Any]],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    encoded: Callable[[PreferencePair, Encoder], dict[str, Any] | None] = pair_row,
 ) -> list[Mapping[str, Any]]:
     """Tokenise preference pairs; rows that are tokenised already are kept.
 
@@ -38,6 +40,7 @@ def tokenised_pairs(
         rows: With `prompt_ids`, `chosen_ids` and `rejected_ids`, or in any format of docs/concepts.md that holds pairs.
         tokenizer: Gets the `transcript` chat template when it has none.
         max_length: Tokens of prompt and completion together.
+        encoded: Makes a row of a pair; None where the pair is left out.
 
     Raises:
         DataError: When a row is wrong, or none is usable; with the reasons.
@@ -52,7 +55,7 @@ def tokenised_pairs(
     tokenised: list[Mapping[str, Any]] = []
     for _, item in formats.convert(all_rows, item_format, lambda reason: reasons.update([reason.value])):
         assert isinstance(item, PreferencePair)  # every format of PAIRS gives pairs
-        row = pair_row(item, encoder)
+        row = encoded(item, encoder)
         if row is not None:
             tokenised.append(row)
     if not tokenised:

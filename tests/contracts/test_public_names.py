@@ -92,7 +92,7 @@ PUBLIC = {
         "token_rewards",
         "value_loss",
     ],
-    "prefopt.losses.reward": ["RewardLoss", "reward_loss"],
+    "prefopt.losses.reward": ["RewardLoss", "labelled", "rating_loss", "reward_loss"],
     "prefopt.rewards": [],
     "prefopt.rewards.model": ["RewardModelScorer"],
     "prefopt.rewards.scorers": ["GoldScorer", "LexiconScorer", "Scorer"],

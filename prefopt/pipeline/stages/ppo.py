@@ -7,6 +7,7 @@ from typing import Any
 
 from prefopt.data.load import load_prompts
 from prefopt.errors import DataError
+from prefopt.models.reward_artefact import read_artefact
 from prefopt.models.roles import POLICY, save_adapter
 from prefopt.pipeline.adapters import open_trained_policy
 from prefopt.pipeline.base_model import OpenBase, data_of, data_policy, open_base
@@ -46,7 +47,10 @@ def run(spec: PPOSpec, inputs: Inputs, context: StageContext) -> StageResult:
     scorer = open_scorer(spec.reward, inputs, context)
     model = open_trained_policy(spec, inputs, context, base, reference=True)
     source = spec.reward.model
-    reward_model = inputs[source].directory / "adapter" if source is not None and source in inputs else None
+    rewards = read_artefact(inputs[source].directory) if source is not None and source in inputs else None
+    # The value starts as the reward, unless that has a constant, which a value that predicts raw scores would lack.
+    starts = rewards is not None and not rewards.origin
+    reward_model = inputs[str(source)].directory / "adapter" if starts else None
 
     def build(callbacks: list[Any]) -> PPOTrainer:
         args = training_arguments(
@@ -85,7 +89,7 @@ def run(spec: PPOSpec, inputs: Inputs, context: StageContext) -> StageResult:
     ]
     write_atomic(context.directory / "samples.jsonl", "".join(line + "\n" for line in lines))
     outputs = ["adapter", "tokenizer", "samples.jsonl", *kept_outputs(spec)]
-    cost = ppo_cost(trained, reward_model=reward_model is not None)
+    cost = ppo_cost(trained, reward_passes=len(rewards.adapters) if rewards else 0)
     return StageResult(metrics=final_metrics(context), outputs=outputs, details=details, cost=cost)
 
 

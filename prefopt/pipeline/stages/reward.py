@@ -2,91 +2,69 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from typing import Any
 
 from prefopt.data.load import load_pairs
-from prefopt.models.heads import new_reward_model
-from prefopt.models.roles import lora_config
-from prefopt.pipeline.adapters import encoded_rows, lora_of
-from prefopt.pipeline.base_model import adapter_of, load_weights, open_base
+from prefopt.errors import DataError
+from prefopt.models.heads import scale_saved_head
+from prefopt.models.reward_artefact import DESCRIPTION, RewardArtefact, write_artefact
+from prefopt.models.roles import REWARD
+from prefopt.pipeline.adapters import encoded_rows
+from prefopt.pipeline.base_model import load_weights, open_base
 from prefopt.pipeline.context import Inputs, StageContext, StageResult
-from prefopt.pipeline.cost import training_cost
-from prefopt.pipeline.training import final_metrics, train
+from prefopt.pipeline.cost import total
+from prefopt.pipeline.reward_members import Member, Training, train_members
+from prefopt.pipeline.reward_scores import HeldOut, measure
+from prefopt.pipeline.training import final_metrics
 from prefopt.recipe.schema import RewardSpec
-from prefopt.stats.intervals import wilson
-from prefopt.store.files import write_atomic, write_json
-from prefopt.trainers.arguments import training_arguments
-from prefopt.trainers.reward import RewardConfig, RewardTrainer
-from prefopt.trainers.rows import pair_row
+from prefopt.trainers.reward_rows import reward_row
 
 
 def run(spec: RewardSpec, inputs: Inputs, context: StageContext) -> StageResult:
-    """Train an adapter and a head; writes `adapter/`, `tokenizer/`, `scores.jsonl` and `table.json`."""
+    """Train adapters and heads; writes `adapter/`, `tokenizer/`, `reward.json`, `scores.jsonl` and `table.json`.
+
+    The adapters of an ensemble's other members are in `members/`.
+    """
     base = open_base(inputs, context)
-    rows = encoded_rows(spec, inputs, context, base, load_pairs, pair_row)
-    weights = load_weights(base, context)
-    lora = lora_config(lora_of(spec, weights, context))
-    model = new_reward_model(weights, lora, adapter_of(spec.init, inputs), reshape=spec.lora is not None)
-
-    def build(callbacks: list[Any]) -> RewardTrainer:
-        args = training_arguments(
-            RewardConfig,
-            spec,
-            directory=context.directory,
-            seed=context.seed,
-            dtype=context.recipe.model.dtype,
-            center_rewards_coefficient=spec.center_rewards_coefficient,
+    rows = encoded_rows(spec, inputs, context, base, load_pairs, reward_row)
+    if spec.calibrate and not rows.evaluation:
+        raise DataError(
+            f"stage {context.stage}: 'calibrate' needs held-out pairs, and {', '.join(spec.data)} have none",
+            "give the data an eval_fraction > 0",
         )
-        trainer = RewardTrainer(
-            model,
-            args,
-            train_dataset=rows.train,
-            eval_dataset=rows.evaluation or None,
-            processing_class=base.tokenizer,
-            callbacks=callbacks,
-        )
-        trainer.base_name = base.location.name
-        return trainer
-
-    trained = train(build, spec, context)
-    trained.save_weights(context.directory / "adapter")
+    members = train_members(Training(spec, inputs, context, base, rows), load_weights(base, context))
     base.tokenizer.save_pretrained(context.directory / "tokenizer")
-    metrics = {**final_metrics(context), **_measure(trained, rows.evaluation, context)}
-    outputs = ["adapter", "tokenizer", "scores.jsonl", "table.json"]
-    cost = training_cost(trained, head=False)
+    held_out = HeldOut.of(members, rows.evaluation)
+    metrics = final_metrics(context)
+    if spec.calibrate:
+        metrics |= held_out.calibration(context.seed)
+    held_out = _finish(spec, members, held_out, metrics.get("calibration/temperature"), context)
+    metrics |= measure(held_out, context.stage, context.directory, regression=spec.head == "regression")
+    folders = [member.folder for member in members]
+    outputs = [*folders, "tokenizer", DESCRIPTION, "scores.jsonl", "table.json"]
+    cost = total([member.cost for member in members])
     return StageResult(metrics=metrics, outputs=outputs, details=rows.details, cost=cost)
 
 
-def _measure(trained: RewardTrainer, pairs: Sequence[Any], context: StageContext) -> dict[str, float]:
-    """Accuracy on held-out pairs, over rows; a tie of the label says nothing, a tie of the scores counts half."""
-    chosen, rejected = trained.scores(pairs)
-    margins = [c - r for c, r in zip(chosen, rejected, strict=True)]
-    lines = [
-        json.dumps({"chosen": c, "rejected": r, "probability": pair["probability"]}, allow_nan=False)
-        for c, r, pair in zip(chosen, rejected, pairs, strict=True)
-    ]
-    write_atomic(context.directory / "scores.jsonl", "".join(line + "\n" for line in lines))
-    told = [
-        margin if pair["probability"] > 0.5 else -margin
-        for margin, pair in zip(margins, pairs, strict=True)
-        if pair["probability"] != 0.5
-    ]
-    if not told:
-        write_json(context.directory / "table.json", {"columns": ["reward model", "held-out pairs"], "rows": []})
-        return {}
-    accuracy = wilson(sum(1.0 if m > 0 else 0.5 if m == 0 else 0.0 for m in told), len(told))
-    row = [
-        context.stage,
-        f"{len(told)}",
-        f"{accuracy.estimate:.1%} [{accuracy.low:.1%}, {accuracy.high:.1%}]",
-        f"{sum(told) / len(told):.2f}",
-    ]
-    columns = ["reward model", "held-out pairs", "accuracy", "mean margin"]
-    write_json(context.directory / "table.json", {"columns": columns, "rows": [row]})
-    return {
-        "reward/accuracy/mean": accuracy.estimate,
-        "reward/accuracy/ci_low": accuracy.low,
-        "reward/accuracy/ci_high": accuracy.high,
-    }
+def _finish(
+    spec: RewardSpec,
+    members: Sequence[Member],
+    held_out: HeldOut,
+    temperature: float | None,
+    context: StageContext,
+) -> HeldOut:
+    """Give the saved heads the unit that scores are to have, and say so in `reward.json`; the scores in that unit.
+
+    Heads are linear: what divides a score divides their weights, so whoever opens the adapter has the unit too.
+    """
+    axes = (REWARD, spec.second_axis) if spec.second_axis else (REWARD,)
+    unit, origin = members[0].unit, members[0].origin
+    factor = unit / (temperature or 1.0)
+    if factor != 1.0:
+        for member in members:
+            heads = member.chosen.shape[1]
+            scale_saved_head(context.directory / member.folder, [factor, *[1.0] * (len(axes) - 1)] * heads)
+    held_out = held_out.rescaled(factor, origin)
+    folders = tuple(member.folder for member in members)
+    write_artefact(context.directory, RewardArtefact(folders, axes, temperature, origin, held_out.offsets()))
+    return held_out

@@ -61,6 +61,17 @@ EXAMPLES: dict[str, tuple[str, dict[str, Any], Any]] = {
         PreferencePair((Message("user", "The sky is"),), " blue.", " black."),
     ),
     "hh": ("hh", {"chosen": HH + " a ", "rejected": HH + " b"}, PreferencePair(HH_PROMPT, "a", "b")),
+    "saferlhf": (
+        "saferlhf",
+        {"prompt": "Hi", "response_0": "a", "response_1": "b", "better_response_id": 1, "safer_response_id": 0},
+        PreferencePair(ASK, "b", "a", axes={"safe": 0.0}),
+    ),
+    "rated": (
+        "preference",
+        {"prompt": "Hi", "chosen": "a", "rejected": "b", "score_chosen": 7.5, "score_rejected": 5.0,
+         "axes": {"safe": 0.25}},
+        PreferencePair(ASK, "a", "b", margin=2.5, score_chosen=7.5, score_rejected=5.0, axes={"safe": 0.25}),
+    ),
     "messages": ("messages", {"messages": chat("Hi", "a")}, Demonstration(ASK, "a")),
     "messages without answer": ("messages", {"messages": chat("Hi")}, ASK),
     "prompt_completion strings": (
@@ -191,6 +202,18 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
         {"prompt": "Hi", "completion": {}},
         "column 'completion': expected text or a list of messages",
     ),
+    (
+        "saferlhf",
+        {"prompt": "Hi", "response_0": "a", "response_1": "b", "better_response_id": 2},
+        "column 'better_response_id': expected a finite number from 0 to 1, found 2",
+    ),
+    (
+        "saferlhf",
+        {"prompt": "Hi", "response_0": "a", "response_1": "b", "better_response_id": 0.5},
+        "column 'better_response_id': expected a whole number from 0 to 1, found 0.5",
+    ),
+    ("preference", {**PAIR, "axes": [1]}, "column 'axes': expected a mapping of names to numbers, found [1]"),
+    ("preference", {**PAIR, "axes": "{safe"}, "column 'axes': expected a mapping of names to numbers, found '{safe'"),
 ]
 
 
@@ -275,7 +298,9 @@ class TestDetection:
         assert detect(rows, formats.PAIRS).name == "hh"
 
     def test_a_named_format_that_the_caller_cannot_use(self):
-        with pytest.raises(DataError, match=r"format 'text' cannot be used here.*one of: preference, hh, implicit"):
+        with pytest.raises(
+            DataError, match=r"format 'text' cannot be used here.*one of: preference, hh, implicit, saferlhf"
+        ):
             choose(rows_of({"text": "a"}), "text", formats.PAIRS)
 
 
@@ -291,10 +316,19 @@ class TestRename:
             DataError, match=r"row 1: no column 'question', which `columns` maps to 'prompt'.*seen: text"
         ):
             list(rename(rows_of({"text": "a"}), {"prompt": "question"}))
-        with pytest.raises(DataError, match=r"'promt' is not a canonical column.*known: annotator, chosen"):
+        with pytest.raises(
+            DataError, match=r"'promt' is not a canonical column.*known: annotator, axes, better_response_id, chosen"
+        ):
             list(rename(rows_of({"text": "a"}), {"promt": "text"}))
 
 
 @pytest.mark.parametrize("text", ["", " \t\n", "\x00\x1f", "\u200d\u2060", "\u202e", "\u3000\u2028"])
 def test_blank(text):
     assert is_blank(text) and not is_blank(text + "a") and not is_blank(text + "👍🏽") and not is_blank(text + ".")
+
+
+def test_an_axis_out_of_range_is_named_and_one_without_a_label_is_left_out() -> None:
+    (_, pair), *_ = convert(rows_of({**PAIR, "axes": {"safe": 1, "brief": None}}), FORMATS["preference"], pytest.fail)
+    assert pair.axes == {"safe": 1.0}
+    with pytest.raises(DataError, match="row 1: column 'axes': column 'safe': expected a finite number from 0 to 1"):
+        list(convert(rows_of({**PAIR, "axes": {"safe": 2}}), FORMATS["preference"], pytest.fail))

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from prefopt.losses.reward import labelled, rating_loss
 from prefopt.losses.reward import reward_loss as loss_and_margins
 
 
@@ -79,3 +80,39 @@ def test_the_margins_are_plain_differences_without_gradient() -> None:
     chosen, rejected = scores(4)
     found = loss_and_margins(chosen.requires_grad_(), rejected, margin=torch.ones_like(rejected)).margins
     assert torch.equal(found, chosen.detach() - rejected) and not found.requires_grad
+
+
+def test_focal_modulation_of_zero_is_the_likelihood_and_of_two_leaves_out_what_is_ranked_right() -> None:
+    chosen, rejected = scores(5)
+    p = torch.linspace(0, 1, len(chosen), dtype=torch.float64)
+    plain = reward_loss(chosen, rejected, probability=p)
+    assert torch.equal(reward_loss(chosen, rejected, probability=p, focal_gamma=0.0), plain)
+    right = torch.sigmoid(chosen - rejected)
+    focal = reward_loss(chosen, rejected, focal_gamma=2.0)
+    assert torch.allclose(focal, -((1 - right) ** 2) * right.log(), atol=1e-12)
+    both = p * focal + (1 - p) * reward_loss(rejected, chosen, focal_gamma=2.0)
+    assert torch.allclose(reward_loss(chosen, rejected, probability=p, focal_gamma=2.0), both, atol=1e-12)
+    assert torch.autograd.gradcheck(
+        lambda w, r: reward_loss(w, r, probability=p, focal_gamma=2.0),
+        (chosen.requires_grad_(), rejected.requires_grad_()),
+    )
+
+
+def test_focal_modulation_stays_finite_where_everything_is_decided() -> None:
+    difference = torch.tensor([-200.0, 0.0, 200.0], requires_grad=True)
+    loss = reward_loss(difference, torch.zeros(3), focal_gamma=1.5)
+    loss.sum().backward()
+    assert loss.isfinite().all() and difference.grad.isfinite().all() and loss[0].item() == pytest.approx(200.0)
+
+
+def test_ratings_cost_their_squared_error_and_are_least_where_they_are_met() -> None:
+    chosen, rejected = scores(6)
+    found = rating_loss(chosen, rejected, chosen + 1, rejected - 3)
+    assert torch.allclose(found.losses, torch.full_like(chosen, 0.5 * (1 + 9)))
+    assert torch.equal(found.margins, chosen - rejected)
+    assert rating_loss(chosen, rejected, chosen, rejected).losses.abs().max() == 0
+
+
+def test_labels_that_are_missing_are_told_from_ties() -> None:
+    label, known = labelled(torch.tensor([0.5, math.nan, 1.0]))
+    assert label.tolist() == [0.5, 0.5, 1.0] and known.tolist() == [1.0, 0.0, 1.0]

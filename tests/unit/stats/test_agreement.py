@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from prefopt.stats.agreement import cohen_kappa, interval, krippendorff_alpha
+from prefopt.stats.agreement import cohen_kappa, interval, krippendorff_alpha, mean_correlation
 
 # Krippendorff 2011, "Computing Krippendorff's alpha-reliability", part C: 4 observers, 12 units, missing data.
 TEXTBOOK = {
@@ -45,3 +45,13 @@ def test_opposites_are_worse_than_chance() -> None:
 def test_what_makes_no_sense_is_refused(call) -> None:
     with pytest.raises(ValueError):
         call()
+
+
+def test_the_mean_correlation_is_that_of_numpy_and_of_a_constant_there_is_none() -> None:
+    series = np.random.default_rng(0).normal(size=(3, 20))
+    expected = np.corrcoef(series)[np.triu_indices(3, 1)].mean()
+    assert mean_correlation(series.tolist()) == pytest.approx(expected)
+    same = series[0].tolist()
+    assert mean_correlation([same, same]) == pytest.approx(1) and mean_correlation([same, [2.0] * 20]) == 0
+    with pytest.raises(ValueError, match="two series"):
+        mean_correlation([same])

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from prefopt.stats.length_control import length_controlled_win_rate
+from prefopt.stats.length_control import fit_length_preference, length_controlled_win_rate
 
 
 def judged(bias: float, quality: float, count: int = 4000, seed: int = 0) -> tuple[list[float], list[float]]:
@@ -52,3 +52,25 @@ def test_always_winning_is_finite() -> None:
 def test_what_makes_no_sense_is_refused(arguments) -> None:
     with pytest.raises(ValueError):
         length_controlled_win_rate(*arguments)
+
+
+def test_a_ruler_is_fitted_to_preferences_in_whatever_order_they_are_told() -> None:
+    outcomes, extra = judged(bias=2.0, quality=0.0)
+    extra = (np.array(extra) - 10).tolist()
+    outcomes = (
+        np.random.default_rng(1).uniform(size=4000) < 1 / (1 + np.exp(-2 * np.tanh(np.array(extra) / 10)))
+    ) * 1.0
+    found = fit_length_preference(outcomes, extra)
+    assert found.coefficient == pytest.approx(2.0, abs=0.2) and found.spread == pytest.approx(10, abs=0.5)
+    turned = fit_length_preference([1 - y for y in outcomes], [-gap for gap in extra])
+    assert turned.coefficient == pytest.approx(found.coefficient, abs=1e-4)
+    assert found.logits([0.0, 1e6]) == pytest.approx([0.0, found.coefficient])
+    assert fit_length_preference([1.0] * 5, [0.0] * 5).logits([3.0]) == pytest.approx([0.0], abs=1e-6)
+
+
+def test_pairs_without_weight_do_not_teach_the_ruler() -> None:
+    outcomes, extra = [1.0, 1.0, 0.0, 0.0], [5.0, -5.0, 5.0, -5.0]
+    assert fit_length_preference(outcomes, extra).coefficient == pytest.approx(0, abs=1e-6)
+    assert fit_length_preference(outcomes, extra, [1, 0, 0, 1]).coefficient > 1
+    with pytest.raises(ValueError, match="one weight above 0"):
+        fit_length_preference(outcomes, extra, [0, 0, 0, 0])

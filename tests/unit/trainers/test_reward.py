@@ -103,6 +103,21 @@ def test_a_run_that_stopped_in_its_second_epoch_goes_on_as_if_it_had_not(tmp_pat
     assert weights_hash(resumed) == weights_hash(whole)
 
 
+def test_a_run_that_had_ended_in_the_middle_of_an_epoch_takes_no_further_step(tmp_path: Path) -> None:
+    for more in ({"max_steps": 4}, {"max_steps": -1, "num_train_epochs": 0.5}):
+        directory = tmp_path / str(more["max_steps"])
+        ended = trainer(directory, **more)
+        ended.train()
+        again = trainer(directory, **more)
+        again.train(resume_from_checkpoint=True)
+        assert again.state.global_step == ended.state.global_step
+        assert weights_hash(again) == weights_hash(ended)
+        assert again.evaluate()["eval_loss"] == pytest.approx(ended.evaluate()["eval_loss"])
+    further = trainer(tmp_path / "4", max_steps=6)
+    further.train(resume_from_checkpoint=True)
+    assert further.state.global_step == 6
+
+
 def test_one_pass_of_eight_equals_eight_passes_of_one(tmp_path: Path) -> None:
     trained = []
     for size in (8, 1):
