@@ -36,6 +36,7 @@ from prefopt.models.export import (
 from prefopt.models.flatten import CONFIG_FILE, WEIGHTS_FILE
 from prefopt.models.heads import RewardModel, hang_reward
 from prefopt.models.loading import BaseLocation, load_base, locate_base
+from prefopt.models.reward_artefact import read_artefact
 from prefopt.models.roles import POLICY, REWARD, load_frozen
 from prefopt.pipeline.artefact import ModelArtefact
 from prefopt.pipeline.base_model import adapter_of, positions_of, stage_directories
@@ -68,11 +69,14 @@ def export(
         log: Takes one line for the person who watches.
 
     Raises:
-        InputError: When the folder is not empty, or the architecture has no model of the wanted task.
+        InputError: When the folder is not empty, the architecture has no model of the wanted task, or a reward stage
+            is an ensemble.
         EnvironmentFault: When the base cannot be read, or the folder not written.
         IntegrityError: When what was written does not give the same logits.
     """
     adapter = adapter_of(artefact.trained.stage, artefact.inputs)
+    if artefact.trained.kind == "reward":
+        _require_one_model(artefact.trained.stage, artefact.trained.directory)
     merge = merge and adapter is not None
     folder = _destination(artefact, out, merge)
     logging.set_verbosity_error()
@@ -88,6 +92,16 @@ def export(
         remedy = "hide the device: CUDA_VISIBLE_DEVICES= prefopt export …"
         raise EnvironmentFault("out of device memory", remedy) from error
     return done
+
+
+def _require_one_model(stage: str, directory: Path) -> None:
+    """Refuse what no file format of PEFT or transformers can hold: the mean of several models, or two scores."""
+    described = read_artefact(directory)
+    if len(described.adapters) > 1 or described.offsets or len(described.axes) > 1 or described.origin:
+        raise InputError(
+            f"stage {stage} is no single reward model: it has members, a second axis or a constant",
+            "export a stage of plain pairs without 'ensemble', or score with prefopt",
+        )
 
 
 def _destination(artefact: ModelArtefact, out: Path | None, merge: bool) -> Path:

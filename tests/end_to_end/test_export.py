@@ -166,6 +166,15 @@ def test_what_has_no_model_is_refused(quickstart: Finished, warm: Warm, stage: s
     assert done.returncode == code and said in done.stderr
 
 
+def test_an_ensemble_is_no_single_model(quickstart: Finished, warm: Warm, out: Path) -> None:
+    copy_run(quickstart.out, out)
+    done = warm.run(words(out, "--set", "stages.reward.ensemble=2", "--only", "reward"))
+    assert done.returncode == 0, done.stderr
+    refused = warm.run(["export", str(out / "stages" / "reward")])
+    assert refused.returncode == 2 and "no single reward model" in refused.stderr
+    assert not (out / "export").exists()
+
+
 def test_a_changed_artefact_is_not_exported(quickstart: Finished, warm: Warm, out: Path) -> None:
     copy_run(quickstart.out, out)
     directory = folder(out, "dpo")
