@@ -20,6 +20,7 @@ from prefopt.stats.calibration import (
 )
 
 _CHANCE_DRAWS = 200
+FOLDS = 10
 
 
 def calibration(pairs: Sequence[ScoredPair], seed: int = 0) -> Findings:
@@ -33,20 +34,19 @@ def calibration_of_margins(
 ) -> Findings:
     """ECE, Brier score and likelihood of σ(margin / T) for T = 1 and for a fitted T.
 
-    T is fitted on one half of the prompts and judged on the other, both ways round, so that no pair judges a
-    temperature it helped to choose; the T that is reported is that of all pairs. Every pair counts in both orders.
+    T is fitted on nine tenths of the prompts and judged on the others, ten times, so that no pair judges a temperature
+    it helped to choose; the T that is reported is that of all pairs. Every pair counts in both orders.
 
     Args:
         margins: r(first) - r(second) of each held-out pair.
         outcomes: Probability that the first is preferred.
         prompts: The prompt of each pair, or anything that is equal for pairs of one prompt.
-        seed: Of the halves, and of the draws for the error that chance alone gives.
+        seed: Of the tenths, and of the draws for the error that chance alone gives.
 
     Raises:
         ValueError: With fewer than two prompts.
     """
-    halves = _halves(prompts, seed)
-    temperatures = _cross_fitted(margins, outcomes, halves)
+    temperatures = _cross_fitted(margins, outcomes, _folds(prompts, seed))
     scaled = [margin / t for margin, t in zip(margins, temperatures, strict=True)]
     temperature = fit_temperature(*both_orders(margins, outcomes))
     findings = Findings(metrics={"calibration/temperature": temperature})
@@ -76,22 +76,22 @@ def calibration_of_margins(
     return findings
 
 
-def _halves(prompts: Sequence[str], seed: int) -> list[int]:
-    """0 or 1 for each pair, the same for all pairs of a prompt, and as many prompts in each."""
+def _folds(prompts: Sequence[str], seed: int) -> list[int]:
+    """A fold for each pair, the same for all pairs of a prompt, and as many prompts in each."""
     ranked = sorted(set(prompts), key=lambda prompt: hashlib.sha256(f"{seed}{prompt}".encode()).hexdigest())
     if len(ranked) < 2:
         raise ValueError("a temperature needs pairs of two prompts or more")
-    half = {prompt: rank % 2 for rank, prompt in enumerate(ranked)}
-    return [half[prompt] for prompt in prompts]
+    fold = {prompt: rank % FOLDS for rank, prompt in enumerate(ranked)}
+    return [fold[prompt] for prompt in prompts]
 
 
-def _cross_fitted(margins: Sequence[float], outcomes: Sequence[float], halves: Sequence[int]) -> list[float]:
-    """For each pair the temperature of the other half."""
-    fitted = []
-    for half in (0, 1):
-        rows = [i for i, h in enumerate(halves) if h != half]
-        fitted.append(fit_temperature(*both_orders([margins[i] for i in rows], [outcomes[i] for i in rows])))
-    return [fitted[half] for half in halves]
+def _cross_fitted(margins: Sequence[float], outcomes: Sequence[float], folds: Sequence[int]) -> list[float]:
+    """For each pair the temperature of the pairs in other folds."""
+    fitted = {}
+    for fold in set(folds):
+        rows = [i for i, f in enumerate(folds) if f != fold]
+        fitted[fold] = fit_temperature(*both_orders([margins[i] for i in rows], [outcomes[i] for i in rows]))
+    return [fitted[fold] for fold in folds]
 
 
 def _ece_of_chance(probabilities: Sequence[float], seed: int) -> float:

@@ -13,7 +13,7 @@ REVISIONS: dict[str, int] = {
     "reward": 2,
     "dpo": 2,
     "ppo": 1,
-    "evaluate": 3,
+    "evaluate": 4,
 }
 
 USES_MODEL: frozenset[str] = frozenset({"sft", "collect", "reward", "dpo", "ppo", "evaluate"})
