@@ -72,14 +72,18 @@ def batches_by_length(lengths: Sequence[int], batch_size: int, vocabulary: int) 
     return batches
 
 
+FILLER = "filler"
+
+
 class PairCollator:
     """Collates tokenised preference pairs into one batch [2B, T]: all chosen rows, then all rejected rows.
 
     A row has `prompt_ids`, `chosen_ids` and `rejected_ids`, and may have the reference's `reference_chosen_logps` and
-    `reference_rejected_logps`, a `weight` and a `probability`, which become [B] tensors.
+    `reference_rejected_logps`, a `weight`, a `probability` and a `filler` (a pair that is none, so that a rank without
+    rows has something to compute), which become [B] tensors.
     """
 
-    OPTIONAL = ("reference_chosen_logps", "reference_rejected_logps", "weight", "probability")
+    OPTIONAL = ("reference_chosen_logps", "reference_rejected_logps", "weight", "probability", FILLER)
 
     def __init__(self, pad_token_id: int) -> None:
         self.pad_token_id = pad_token_id

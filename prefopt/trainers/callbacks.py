@@ -11,6 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from prefopt.errors import Interrupted
 from prefopt.store.files import remove
+from prefopt.trainers.ranks import any_rank
 
 CANONICAL = {
     "loss": "train/loss",
@@ -117,19 +118,21 @@ class StageCallback(TrainerCallback):  # type: ignore[misc]
         metrics = canonical_metrics(logs or {})
         if metrics.keys() - {"train/epoch"}:
             self.latest.update(metrics)
+        if metrics.keys() - {"train/epoch"} and state.is_world_process_zero:
             self._sink.log(metrics, state.global_step)
 
     def on_prediction_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Stop inside an evaluation or a pass of the reference at once: nothing but the last save interval is lost."""
-        if self._stop():
+        if any_rank(self._stop()):
             raise Interrupted(f"stopped at step {state.global_step} while held-out rows or the reference were computed")
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Report progress; ask for a checkpoint and an end when the process should stop."""
-        self._progress(state.global_step, state.max_steps, self.latest)
-        if self._stop() and state.global_step < state.max_steps:
+        if state.is_world_process_zero:
+            self._progress(state.global_step, state.max_steps, self.latest)
+        if any_rank(self._stop()) and state.global_step < state.max_steps:
             self.stopped = True
             control.should_save = True
             control.should_training_stop = True

@@ -30,6 +30,7 @@ from prefopt.models.modes import evaluating
 from prefopt.models.roles import POLICY, reference_active
 from prefopt.trainers.opening import open_adapted, pad_token_of
 from prefopt.trainers.pairs import PairTrainer, Row, agreement
+from prefopt.trainers.ranks import shared_out
 from prefopt.trainers.rows import tokenised_pairs
 
 
@@ -116,13 +117,22 @@ class DPOTrainer(PairTrainer):
         # A pair is two rows of the batch, each as long as the longer one.
         lengths = [2 * (len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))) for row in rows]
         vocabulary = self.model.config.get_text_config().vocab_size
-        for indices in batches_by_length(lengths, self.args.per_device_eval_batch_size, vocabulary):
-            with reference_active(self.model):
-                chosen, rejected = self._logps_without_gradient([rows[i] for i in indices])
-            for index, c, r in zip(indices, chosen.tolist(), rejected.tolist(), strict=True):
+        batches = batches_by_length(lengths, self.args.per_device_eval_batch_size, vocabulary)
+
+        def compute(numbers: Sequence[int]) -> list[tuple[list[float], list[float]]]:
+            found: list[tuple[list[float], list[float]]] = []
+            for turn in range(-(-len(batches) // self.args.world_size)):
+                if turn < len(numbers):
+                    with reference_active(self.model):
+                        pair = self._logps_without_gradient([rows[i] for i in batches[numbers[turn]]])
+                    found.append((pair[0].tolist(), pair[1].tolist()))
+                # This pass can take minutes: callbacks may end it, on all ranks in the same turn.
+                self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+            return found
+
+        for indices, (chosen, rejected) in zip(batches, shared_out(len(batches), compute), strict=True):
+            for index, c, r in zip(indices, chosen, rejected, strict=True):
                 complete[index].update(reference_chosen_logps=c, reference_rejected_logps=r)
-            # This pass can take minutes: callbacks may end it, as they may end an evaluation.
-            self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         return complete
 
     def _logps_without_gradient(self, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
