@@ -88,7 +88,7 @@ class StageCallback(TrainerCallback):  # type: ignore[misc]
     """Connects a trainer to its stage.
 
     Args:
-        sink: Receives metrics under canonical names.
+        sink: Receives metrics under canonical names; None on ranks that only repeat the first.
         progress: Called with (step, total steps, latest metrics) after each optimiser step.
         stop: Answers True once the process was asked to stop; the trainer then saves a checkpoint and ends.
 
@@ -98,7 +98,10 @@ class StageCallback(TrainerCallback):  # type: ignore[misc]
     """
 
     def __init__(
-        self, sink: MetricSink, progress: Callable[[int, int, Mapping[str, float]], None], stop: Callable[[], bool]
+        self,
+        sink: MetricSink | None,
+        progress: Callable[[int, int, Mapping[str, float]], None],
+        stop: Callable[[], bool],
     ) -> None:
         self._sink = sink
         self._progress = progress
@@ -118,8 +121,8 @@ class StageCallback(TrainerCallback):  # type: ignore[misc]
         metrics = canonical_metrics(logs or {})
         if metrics.keys() - {"train/epoch"}:
             self.latest.update(metrics)
-        if metrics.keys() - {"train/epoch"} and state.is_world_process_zero:
-            self._sink.log(metrics, state.global_step)
+            if self._sink is not None:
+                self._sink.log(metrics, state.global_step)
 
     def on_prediction_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -130,8 +133,7 @@ class StageCallback(TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Report progress; ask for a checkpoint and an end when the process should stop."""
-        if state.is_world_process_zero:
-            self._progress(state.global_step, state.max_steps, self.latest)
+        self._progress(state.global_step, state.max_steps, self.latest)
         if any_rank(self._stop()) and state.global_step < state.max_steps:
             self.stopped = True
             control.should_save = True

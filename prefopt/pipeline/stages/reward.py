@@ -50,6 +50,8 @@ def run(spec: RewardSpec, inputs: Inputs, context: StageContext) -> StageResult:
         return trainer
 
     trained = train(build, spec, context)
+    if context.rank > 0:
+        return StageResult({}, [])
     trained.save_weights(context.directory / "adapter")
     base.tokenizer.save_pretrained(context.directory / "tokenizer")
     metrics = {**final_metrics(context), **_measure(trained, rows.evaluation, context)}
