@@ -31,6 +31,7 @@ from prefopt.pipeline import loading
 from prefopt.pipeline.context import Inputs, StageInput, StageResult, StopFlag
 from prefopt.pipeline.messages import Failed, Job, Log, Progress
 from prefopt.recipe.bundled import recipes_folder
+from prefopt.recipe.schema import AccelerateSpec, OptimisationSpec
 from prefopt.store.files import disk_faults
 
 RANK_MODULE = "prefopt.pipeline.rank"
@@ -84,11 +85,12 @@ def run_ranks(
         EnvironmentFault: When the ranks cannot be started, or one ends without a word.
         PrefoptError: Whatever a rank raised first.
     """
-    count = job.spec.accelerate.num_processes  # type: ignore[union-attr]
+    assert isinstance(job.spec, OptimisationSpec)  # no other stage asks for several processes
+    count = job.spec.ranks
     key = secrets.token_hex(32)
     with tempfile.TemporaryDirectory(prefix="prefopt-") as folder:
         address = str(Path(folder) / "ranks")
-        command, environment = launch_command(job, count, address)
+        command, environment = launch_command(job.stage, job.spec.accelerate, address)
         log(f"{count} processes by accelerate launch")
         with Listener(address, authkey=bytes.fromhex(key)) as listener:
             process = subprocess.Popen(command, env={**environment, RANK_KEY: key}, stdin=subprocess.DEVNULL)
@@ -103,21 +105,27 @@ def run_ranks(
     return hub.outcome(job, count, process.returncode)
 
 
-def launch_command(job: Job, count: int, address: str) -> tuple[list[str], dict[str, str]]:
+def launch_command(stage: str, accelerate: AccelerateSpec, address: str) -> tuple[list[str], dict[str, str]]:
     """The command that starts the ranks, and its environment.
+
+    Args:
+        stage: Name of the stage.
+        accelerate: What it asks for.
+        address: Of the socket that the ranks call.
 
     Raises:
         InputError: For a configuration with a precision of its own, or of several machines.
         EnvironmentFault: When there is no configuration, or there are too few devices.
     """
-    given = job.spec.accelerate.config_file  # type: ignore[union-attr]
-    devices = _devices()
-    config = Path(given) if given else _bundled("ddp.yaml" if devices else "ddp_cpu.yaml")
+    count, devices = accelerate.num_processes, _devices()
+    config = (
+        Path(accelerate.config_file) if accelerate.config_file else _bundled("ddp.yaml" if devices else "ddp_cpu.yaml")
+    )
     settings = read_config(config)
     on_cpu = bool(settings.get("use_cpu"))
     if not on_cpu and devices < count:
         raise EnvironmentFault(
-            f"stage {job.stage} asks for {count} processes, and this machine has {devices} CUDA devices",
+            f"stage {stage} asks for {count} processes, and this machine has {devices} CUDA devices",
             "lower accelerate.num_processes, or choose a config_file with `use_cpu: true`",
         )
     threads = max(1, loading.threads() // count)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils.data import IterableDataset, Sampler, SequentialSampler
 from transformers import Trainer
 
-from prefopt.errors import TrainingDiverged
+from prefopt.errors import InputError, TrainingDiverged
 from prefopt.models.roles import load_adapter_weights, save_adapter
 from prefopt.store.checkpoints import commit_checkpoint, newest_verified, rotate
 from prefopt.trainers.order import TrainingOrder
@@ -116,11 +116,21 @@ class CheckpointedTrainer(Trainer):  # type: ignore[misc]
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """Train; `True` resumes from the newest checkpoint that verifies, if there is one."""
+        self._require_whole_weights()
         checkpoint = self.checkpoint_of(resume_from_checkpoint)
         if self.args.process_index > 0:
             # Ranks have other rows, and so must have other dropout; weights come from the first.
             transformers.set_seed(self.args.seed + self.args.process_index * RANK_SEED)
         return super().train(resume_from_checkpoint=checkpoint, **kwargs)
+
+    def _require_whole_weights(self) -> None:
+        """Refuse weights that are cut up between ranks: the first rank saves adapters whole, and has only its part."""
+        deepspeed = getattr(self.accelerator.state, "deepspeed_plugin", None)
+        if self.is_fsdp_enabled or (deepspeed is not None and deepspeed.zero_stage == 3):
+            raise InputError(
+                "the weights would be cut up between ranks (FSDP, ZeRO-3), and this version saves whole adapters only",
+                "use recipes/accelerate/ddp.yaml or deepspeed_zero2.yaml; QLoRA (load_in_4bit) makes the base smaller",
+            )
 
     def checkpoint_of(self, resume_from_checkpoint: str | bool | None) -> str | None:
         """The checkpoint that `train`'s argument means."""

@@ -282,6 +282,9 @@ class PPOTrainer(CheckpointedTrainer):
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """Train; `True` resumes from the newest checkpoint that verifies, if there is one."""
+        if self.is_deepspeed_enabled:
+            # Its engine takes a step with every backward pass, and here each role has one of its own.
+            raise InputError("PPO does not train under DeepSpeed", "use recipes/accelerate/ddp.yaml")
         checkpoint = self.checkpoint_of(resume_from_checkpoint)
         if checkpoint is None and self.args.normalise == "reference":
             self._normalise_by_reference()

@@ -197,12 +197,16 @@ def run(folder: Path, what: str) -> None:
     """Train, and write what was logged and what was trained, as each rank has it."""
     recorder = Recorder()
     trainer = BUILD[what](folder / what, [recorder])
+    save_file(_trained(trainer), folder / f"{what}.{rank()}.start.safetensors")
     trainer.train(resume_from_checkpoint=True)
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    weights = {name: p.detach().contiguous() for name, p in model.named_parameters() if p.requires_grad}
-    save_file(weights, folder / f"{what}.{rank()}.safetensors")
+    save_file(_trained(trainer), folder / f"{what}.{rank()}.safetensors")
     (folder / f"{what}.{rank()}.json").write_text(json.dumps(recorder.logs))
     gathered(None)  # nobody takes the checkpoints of another method while this one still writes
+
+
+def _trained(trainer: CheckpointedTrainer) -> dict[str, torch.Tensor]:
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    return {name: p.detach().clone().contiguous() for name, p in model.named_parameters() if p.requires_grad}
 
 
 def launch(folder: Path, *what: str, count: int = 2) -> subprocess.CompletedProcess[str]:
@@ -214,9 +218,9 @@ def launch(folder: Path, *what: str, count: int = 2) -> subprocess.CompletedProc
     return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
 
 
-def weights(folder: Path, what: str, number: int = 0) -> dict[str, torch.Tensor]:
-    """What a rank had trained in the end."""
-    return load_file(folder / f"{what}.{number}.safetensors")
+def weights(folder: Path, what: str, number: int = 0, *, start: bool = False) -> dict[str, torch.Tensor]:
+    """What a rank had trained in the end, or had at the start."""
+    return load_file(folder / f"{what}.{number}{'.start' if start else ''}.safetensors")
 
 
 def logs(folder: Path, what: str, number: int = 0) -> list[dict[str, float]]:

@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch.utils.data import SequentialSampler
 
+from prefopt.errors import InputError
 from prefopt.store.checkpoints import checkpoints, read_checkpoint
 from prefopt.trainers.order import TrainingOrder
 from prefopt.trainers.ranks import FilledCollator, FilledOrder, FilledRows, any_rank, from_first, gathered, shared_out
-from tests.unit.trainers.ranks_script import difference, launch, logged_difference, logs, run, weights
+from tests.unit.trainers.ranks_script import difference, launch, logged_difference, logs, ppo, run, sft, weights
 
 METHODS = ("sft", "reward", "dpo", "ppo", "shared_ppo", "pretrain")
 
@@ -38,6 +39,18 @@ def test_every_row_comes_once_and_then_nothing_until_all_ranks_are_full() -> Non
     assert [rows[number] for number in range(4)] == ["a", "b", None, None] and len(rows) == 2
     collate = FilledCollator(list, lambda row: f"no {row}", rows.rows)
     assert collate(["b", None]) == ["b"] and collate([None, None]) == ["no a"]
+
+
+def test_weights_that_are_cut_up_are_refused(tmp_path: Path) -> None:
+    for build in (sft, ppo):
+        trainer = build(tmp_path, [])
+        trainer.is_fsdp_enabled = True
+        with pytest.raises(InputError, match="cut up between ranks"):
+            trainer.train()
+    trainer = ppo(tmp_path, [])
+    trainer.is_deepspeed_enabled = True
+    with pytest.raises(InputError, match="DeepSpeed"):
+        trainer.train()
 
 
 @pytest.fixture(scope="module")
