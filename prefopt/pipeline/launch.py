@@ -11,7 +11,6 @@ import contextlib
 import importlib
 import os
 import secrets
-import socket
 import subprocess
 import sys
 import tempfile
@@ -26,7 +25,7 @@ from typing import Any
 
 import yaml
 
-from prefopt.errors import EnvironmentFault, InputError
+from prefopt.errors import EnvironmentFault, InputError, PrefoptError
 from prefopt.pipeline import loading
 from prefopt.pipeline.context import Inputs, StageInput, StageResult, StopFlag
 from prefopt.pipeline.messages import Failed, Job, Log, Progress
@@ -59,6 +58,11 @@ class RankDone:
 
     result: StageResult | None
     peaks: dict[str, float]
+
+
+@dataclass(frozen=True)
+class RankEnded:
+    """What a rank says that is ended because of another one."""
 
 
 def run_ranks(
@@ -194,8 +198,9 @@ class _Hub:
         self._log = log
         self._calls: list[Connection[Any, Any]] = []
         self._finished: list[RankDone] = []
-        self._failed: list[Failed | None] = []  # None is a rank that ended without a word
-        self._silent: set[Connection[Any, Any]] = set()
+        self._failed: list[Failed] = []
+        self._died = False
+        self._over: set[Connection[Any, Any]] = set()
         self._told = False
 
     def accept(self, listener: Listener) -> None:
@@ -214,15 +219,14 @@ class _Hub:
         """Listen until the ranks have ended."""
         while True:
             ended = process.poll() is not None
-            waiting = [call for call in self._calls if call not in self._silent]
+            waiting = [call for call in self._calls if call not in self._over]
             if stop() and not self._told and waiting:
                 self._told = True
                 for call in waiting:
                     with contextlib.suppress(OSError):
                         call.send("stop")
             ready: list[Any] = wait(waiting, POLL_SECONDS) if waiting else []
-            # Who ended without a word did so before the others noticed.
-            for call in sorted(ready, key=lambda call: not _is_at_end(call)):
+            for call in ready:
                 self._take(call)
             if ended and not ready:
                 return
@@ -233,25 +237,30 @@ class _Hub:
         try:
             message = call.recv()
         except (EOFError, OSError):
-            self._silent.add(call)
-            self._failed.append(None)
+            self._over.add(call)
+            self._died = True
             return
         if isinstance(message, Progress):
             self._progress(message.step, message.total, message.metrics)
         elif isinstance(message, Log):
             self._log(message.text)
         else:
-            self._silent.add(call)
-            (self._failed if isinstance(message, Failed) else self._finished).append(message)
+            self._over.add(call)
+            if isinstance(message, Failed):
+                self._failed.append(message)
+            elif isinstance(message, RankDone):
+                self._finished.append(message)
 
     def outcome(self, job: Job, count: int, returncode: int) -> tuple[StageResult, dict[str, float]]:
         """What came of it; see `run_ranks`."""
-        first = self._failed[0] if self._failed else None
-        if first is not None:
-            first.error.add_note(first.traceback)
-            raise first.error
+        # Where a rank has died, the others fail as well, each in its library's words.
+        foreseen = [failed for failed in self._failed if type(failed.error) is not PrefoptError]
+        told = foreseen or ([] if self._died else self._failed)
+        if told:
+            told[0].error.add_note(told[0].traceback)
+            raise told[0].error
         again = f"run again to go on from its last checkpoint; their output is in {job.log_file}"
-        if self._failed:
+        if self._died:
             raise EnvironmentFault(
                 f"one of the {count} processes of stage {job.stage} ended without a word, as when the system kills it "
                 "because memory runs out; the others were ended",
@@ -270,12 +279,6 @@ class _Hub:
         """Hang up: a rank that is still there ends."""
         for call in self._calls:
             call.close()
-
-
-def _is_at_end(call: Any) -> bool:
-    """Whether the next thing to read from a connection that is ready is its end."""
-    with socket.socket(fileno=os.dup(call.fileno())) as peek:
-        return not peek.recv(1, socket.MSG_PEEK)
 
 
 def _together(peaks: list[dict[str, float]]) -> dict[str, float]:

@@ -20,12 +20,13 @@ from typing import Any
 from prefopt.errors import Interrupted
 from prefopt.pipeline import loading
 from prefopt.pipeline.context import StageResult, StopFlag
-from prefopt.pipeline.launch import RANK_KEY, RankDone, RankJob
+from prefopt.pipeline.launch import RANK_KEY, RankDone, RankEnded, RankJob
 from prefopt.pipeline.messages import Failed, Job, Log, Message, Progress
 from prefopt.pipeline.stages import stage_function
 from prefopt.pipeline.worker import as_prefopt_error, peak_bytes, seed_process, stage_context
 
 _DONE = threading.Event()
+_SPEAKING = threading.Lock()
 
 
 def main(address: str) -> int:
@@ -36,6 +37,10 @@ def main(address: str) -> int:
     connection = Client(address, authkey=bytes.fromhex(os.environ.pop(RANK_KEY)))
     work: RankJob = connection.recv()
     stop = StopFlag()
+    # In every thread, and before libraries start theirs: the signal is left to the thread that waits for it.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    os.register_at_fork(after_in_child=_take_signals)
+    threading.Thread(target=_end, args=(connection,), name="end-watch", daemon=True).start()
     threading.Thread(target=_listen, args=(connection, stop), name="launcher-watch", daemon=True).start()
     try:
         result = _run(work, rank, stop, connection)
@@ -78,10 +83,21 @@ def _join(job: Job) -> None:
     PartialState(cpu=not torch.cuda.is_available())
 
 
-def _send(connection: Connection[Any, Any], message: Message | RankDone) -> None:
+def _send(connection: Connection[Any, Any], message: Message | RankDone | RankEnded) -> None:
     # Nobody is there to hear; this process is about to end as well.
-    with contextlib.suppress(OSError):
+    with _SPEAKING, contextlib.suppress(OSError):
         connection.send(message)
+
+
+def _take_signals() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+
+
+def _end(connection: Connection[Any, Any]) -> None:
+    """Accelerate ends the ranks that are left when one has failed: they say so, and are not taken for the cause."""
+    signal.sigwait({signal.SIGTERM})
+    _send(connection, RankEnded())
+    os._exit(128 + signal.SIGTERM)
 
 
 def _listen(connection: Connection[Any, Any], stop: StopFlag) -> None:
