@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
 from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 from accelerate.utils import DistributedType
-from experiment import REGISTRY, Experiment
+from experiment import REGISTRY, Experiment, alive
 
 from prefopt.errors import EnvironmentFault, InputError, RecipeError
 from prefopt.pipeline import launch
@@ -99,3 +100,33 @@ def test_more_processes_than_devices_are_refused(monkeypatch: pytest.MonkeyPatch
     command, environment = launch.launch_command("sft", two, "x")
     assert command[command.index("--config_file") + 1].endswith("recipes/accelerate/ddp_cpu.yaml")
     assert environment["ACCELERATE_USE_CPU"] == "true" and environment["CUDA_VISIBLE_DEVICES"] == ""
+
+
+ON_TWO = "stages.sft.accelerate.num_processes=2"
+
+
+@pytest.mark.slow
+def test_the_first_rank_writes_and_the_stages_process_commits(experiment: Experiment) -> None:
+    assert experiment.run(ON_TWO, only=("base", "sft")).exit_code == 0
+    assert experiment.count("sft start") == 1 and ("sft", 6) in experiment.listener.steps
+    assert "sft: 2 processes by accelerate launch" in experiment.listener.messages
+    on_two = experiment.adapter("sft").read_text()
+    experiment.run(only=("sft",))
+    assert experiment.adapter("sft").read_text() == on_two
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("what", "words", "code"),
+    [("bug", "ZeroDivisionError: a bug", 1), ("diverge", "loss is nan", 4), ("kill", "without a word", 3)],
+)
+def test_what_one_rank_raises_ends_the_others_and_is_the_stages_error(
+    experiment: Experiment, what: str, words: str, code: int
+) -> None:
+    experiment.behave({"sft": {"when": 2, "what": "hang", "other_rank": what}})
+    start = time.monotonic()
+    summary = experiment.run(ON_TWO, only=("base", "sft"))
+    assert time.monotonic() - start < 60 and summary.exit_code == code
+    assert words in str(summary.errors[0])
+    hangs = [line for line in experiment.lines() if line.startswith("sft hangs")]
+    assert not any(alive(int(line.split()[-1])) for line in hangs)
