@@ -72,12 +72,15 @@ def batches_by_length(lengths: Sequence[int], batch_size: int, vocabulary: int) 
     return batches
 
 
+FILLER = "filler"
+
+
 class PairCollator:
     """Collates tokenised preference pairs into one batch [2B, T]: all chosen rows, then all rejected rows.
 
     A row has `prompt_ids`, `chosen_ids` and `rejected_ids`, and may have the reference's `reference_chosen_logps` and
-    `reference_rejected_logps` (and `…_tail_logps`), a `weight`, a `probability` and a `margin`, which become [B]
-    tensors.
+    `reference_rejected_logps` (and `…_tail_logps`), a `weight`, a `probability`, a `margin` and a `filler` (a pair that
+    is none, so that a rank without rows has something to compute), which become [B] tensors.
     """
 
     # With what stands for a row that does not say it; None where every row must.
@@ -89,6 +92,7 @@ class PairCollator:
         "weight": 1.0,
         "probability": 1.0,
         "margin": 0.0,
+        FILLER: None,
     }
 
     def __init__(self, pad_token_id: int) -> None:

@@ -12,7 +12,13 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor
-from transformers import DynamicCache, GenerationConfig, PreTrainedTokenizerBase, TopPLogitsWarper
+from transformers import (
+    DynamicCache,
+    GenerationConfig,
+    LogitsProcessor,
+    PreTrainedTokenizerBase,
+    TopPLogitsWarper,
+)
 
 from prefopt.models.batches import pad_rows
 from prefopt.models.modes import evaluating, merged, plain_sampling
@@ -27,7 +33,8 @@ class SamplingOptions:
         temperature: Divides the logits; 0 is greedy.
         top_p: Share of probability kept, in (0, 1].
         batch_size: Prompts in one call.
-        seed: Completions depend on it, the weights, the prompts and the batch size alone.
+        seed: Completions depend on it, the weights, the prompts and the batch size alone. Not used where the caller
+            brings the random numbers.
     """
 
     max_new_tokens: int = 64
@@ -69,6 +76,7 @@ def sample(
     prompts: Sequence[Sequence[int]],
     options: SamplingOptions,
     progress: Callable[[int], None] = lambda done: None,
+    uniforms: Tensor | None = None,
 ) -> list[Sampled]:
     """Sample one completion for each prompt.
 
@@ -78,6 +86,8 @@ def sample(
         prompts: Token ids; to get several completions of a prompt, repeat it.
         options: How to sample.
         progress: Called with the number of completions done.
+        uniforms: [N, max_new_tokens], float64 in [0, 1): the random number of each token. A completion then depends on
+            its own row alone, and not on what is sampled beside it (beyond the rounding of logits).
 
     Returns:
         Completions in the order of `prompts`.
@@ -95,7 +105,8 @@ def sample(
             rows = [prompts[i] for i in indices]
             input_ids = pad_rows(rows, tokenizer.pad_token_id, left=True).to(device)
             mask = pad_rows([[1] * len(row) for row in rows], 0, left=True).to(device)
-            for index, row in zip(indices, complete(model, input_ids, mask, ends, options), strict=True):
+            draw = _draw(options, None if uniforms is None else uniforms[indices].to(device))
+            for index, row in zip(indices, complete(model, input_ids, mask, ends, draw, options), strict=True):
                 results[index] = _cut(row, ends, tokenizer)
             progress(len(results))
     return [results[i] for i in range(len(prompts))]
@@ -107,8 +118,18 @@ def _keeps_a_plain_cache(model: torch.nn.Module) -> bool:
     return not base._is_stateful and bool(base._supports_default_dynamic_cache())
 
 
+# Logits [B, V], the number of the new token and the rows [B] they belong to, to tokens [B].
+Draw = Callable[[Tensor, int, Tensor], Tensor]
+
+
+def _draw(options: SamplingOptions, uniforms: Tensor | None) -> Draw:
+    if uniforms is None:
+        return lambda logits, step, rows: choose_tokens(logits, options)
+    return lambda logits, step, rows: choose_tokens(logits, options, uniforms[rows, step])
+
+
 def _complete(
-    model: torch.nn.Module, input_ids: Tensor, mask: Tensor, ends: Sequence[int], options: SamplingOptions
+    model: torch.nn.Module, input_ids: Tensor, mask: Tensor, ends: Sequence[int], draw: Draw, options: SamplingOptions
 ) -> list[list[int]]:
     """New tokens of every row [B, P]; a row that has ended leaves the batch, which is most of the work in the end."""
     cache = DynamicCache(config=model.config)
@@ -116,7 +137,7 @@ def _complete(
     stop = torch.tensor(ends, device=input_ids.device)
     written: list[list[int]] = [[] for _ in range(len(input_ids))]
     position_ids = (mask.cumsum(1) - 1).clamp(min=0)
-    for _ in range(options.max_new_tokens):
+    for step in range(options.max_new_tokens):
         logits = model(
             input_ids=input_ids,
             attention_mask=mask,
@@ -125,7 +146,7 @@ def _complete(
             use_cache=True,
             logits_to_keep=1,
         ).logits[:, -1]
-        tokens = choose_tokens(logits.float(), options)
+        tokens = draw(logits.float(), step, rows)
         for row, token in zip(rows.tolist(), tokens.tolist(), strict=True):
             written[row].append(token)
         going = ~torch.isin(tokens, stop)
@@ -139,34 +160,59 @@ def _complete(
     return written
 
 
-def choose_tokens(logits: Tensor, options: SamplingOptions) -> Tensor:
+def choose_tokens(logits: Tensor, options: SamplingOptions, uniforms: Tensor | None = None) -> Tensor:
     """One token for every row of logits [B, V], as `options` say; [B].
 
     `top_p` keeps the smallest set of tokens whose probability reaches it (arXiv 1904.09751).
+
+    Args:
+        logits: [B, V].
+        options: Temperature and `top_p`.
+        uniforms: [B], float64 in [0, 1): the token is where the distribution function passes it. None draws from
+            torch's random state.
     """
     if options.temperature == 0:
         return logits.argmax(-1)
     logits = logits / options.temperature
     if options.top_p < 1:
         logits = TopPLogitsWarper(options.top_p)(None, logits)
-    return torch.multinomial(logits.softmax(-1), 1).squeeze(-1)
+    probabilities = logits.softmax(-1)
+    if uniforms is None:
+        return torch.multinomial(probabilities, 1).squeeze(-1)
+    # Scaled by the sum, which rounding leaves beside 1: otherwise a number next to 1 could pass the last token.
+    reached = probabilities.double().cumsum(-1)
+    tokens = torch.searchsorted(reached, uniforms[:, None] * reached[:, -1:], right=True).squeeze(-1)
+    return tokens.clamp(max=logits.shape[-1] - 1)
+
+
+class _Drawn(LogitsProcessor):  # type: ignore[misc]
+    """Leaves `generate` the token that was drawn and no other."""
+
+    def __init__(self, draw: Draw, prompt_length: int) -> None:
+        self._draw = draw
+        self._prompt_length = prompt_length
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        rows = torch.arange(len(scores), device=scores.device)
+        tokens = self._draw(scores.float(), input_ids.shape[1] - self._prompt_length, rows)
+        return torch.full_like(scores, -torch.inf).scatter(1, tokens[:, None], 0.0)
 
 
 def _complete_by_generate(
-    model: torch.nn.Module, input_ids: Tensor, mask: Tensor, ends: Sequence[int], options: SamplingOptions
+    model: torch.nn.Module, input_ids: Tensor, mask: Tensor, ends: Sequence[int], draw: Draw, options: SamplingOptions
 ) -> list[list[int]]:
     """As `_complete`, for models that know best how their state is kept."""
     config = GenerationConfig(
         max_new_tokens=options.max_new_tokens,
-        do_sample=options.temperature > 0,
-        temperature=options.temperature or None,
-        top_p=options.top_p if options.temperature > 0 else None,
-        top_k=0 if options.temperature > 0 else None,
+        do_sample=False,
         pad_token_id=ends[0],  # rows are cut at their first end token
         eos_token_id=list(ends),
     )
     output = model.generate(  # type: ignore[operator]
-        input_ids=input_ids, attention_mask=mask, generation_config=config
+        input_ids=input_ids,
+        attention_mask=mask,
+        generation_config=config,
+        logits_processor=[_Drawn(draw, input_ids.shape[1])],
     )
     found: list[list[int]] = output[:, input_ids.shape[1] :].tolist()
     return found

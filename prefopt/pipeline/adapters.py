@@ -142,6 +142,8 @@ def run_adapter_stage(
         return built
 
     trained = train(build, spec, context)
+    if context.rank > 0:
+        return StageResult({}, [])
     save_adapter(model, POLICY, context.directory / "adapter", base.location.name)
     base.tokenizer.save_pretrained(context.directory / "tokenizer")
     return StageResult(

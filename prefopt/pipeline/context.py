@@ -58,6 +58,7 @@ class StageContext:
         progress: Takes (step, total, latest metrics); total is 0 where it is not known.
         log: Takes one line for the person who watches.
         stop: Answers True once the stage should save and raise `Interrupted`.
+        rank: Number of this process among those that train together; the first alone writes, logs and measures.
     """
 
     recipe: Recipe
@@ -74,6 +75,7 @@ class StageContext:
     progress: Callable[[int, int, Mapping[str, float]], None]
     log: Callable[[str], None]
     stop: StopFlag
+    rank: int = 0
 
 
 @dataclass(frozen=True)

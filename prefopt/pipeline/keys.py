@@ -92,8 +92,11 @@ class Keys:
         spec.pop("seed", None)
         self._word_lists(spec)
         names = dict.fromkeys(name for role in DATA_ROLES for name in getattr(node.spec, role, ()))
+        # A batch is per process, so their number decides numbers; how they share the work does not.
+        ranks = getattr(node.spec, "ranks", 1)
         return StageKey(
             {
+                **({"num_processes": ranks} if ranks > 1 else {}),
                 "kind": node.kind,
                 "revision": self._registry.revision(node.kind),
                 "seed": self.seed(node),

@@ -12,7 +12,7 @@ REVISIONS: dict[str, int] = {
     "collect": 1,
     "reward": 2,
     "dpo": 2,
-    "ppo": 1,
+    "ppo": 2,
     "evaluate": 4,
 }
 

@@ -72,7 +72,7 @@ class Training:
     base: OpenBase
     rows: Rows
 
-    def member(self, number: int, weights: PreTrainedModel) -> Member:
+    def member(self, number: int, weights: PreTrainedModel) -> Member | None:
         """Train a member and save it; the base is as it was afterwards.
 
         The first is what the stage would be without an ensemble. The others have initial weights, dropout and an order
@@ -81,6 +81,9 @@ class Training:
         Args:
             number: From 0.
             weights: The frozen base.
+
+        Returns:
+            The member; None on ranks beside the first, which write nothing.
         """
         context = self.context if number == 0 else self._context(number)
         if number:
@@ -91,6 +94,9 @@ class Training:
         outputs = self._heads * (2 if self.spec.second_axis else 1)
         model = new_reward_model(weights, shape, init, outputs, reshape=self.spec.lora is not None)
         trained = train(lambda callbacks: self._trainer(model, context, callbacks), self.spec, context)
+        if context.rank > 0:
+            model.peft.unload()
+            return None
         trained.save_weights(context.directory / "adapter")
         chosen, rejected = trained.outputs(self.rows.evaluation)
         cost = training_cost(trained, head=False)
@@ -144,7 +150,7 @@ def train_members(training: Training, weights: PreTrainedModel) -> list[Member]:
         progress = partial(_progress, training.context, number, training.adapters)
         each = replace(training, context=replace(training.context, progress=progress))
         members.append(each.member(number, weights))
-    return members
+    return [member for member in members if member is not None]
 
 
 def _progress(context: StageContext, number: int, members: int, step: int, total: int, metrics: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar, cast
 
 from prefopt.errors import Interrupted
@@ -15,6 +15,7 @@ from prefopt.tracking.jsonl import RESERVED, read_jsonl
 from prefopt.tracking.tracker import METRICS_FILE, Tracker, open_tracker
 from prefopt.trainers.callbacks import KEPT_ADAPTERS, KeepAdapters, StageCallback
 from prefopt.trainers.checkpoints import CheckpointedTrainer
+from prefopt.trainers.ranks import from_first
 
 Trained = TypeVar("Trained", bound=CheckpointedTrainer)
 
@@ -68,8 +69,9 @@ def train(
         Interrupted: When the process was asked to stop; a checkpoint was saved.
         TrainingDiverged: When something stopped being finite.
     """
-    step = checkpoint_step(context)
-    with tracked(spec, context, step) as tracker:
+    step = from_first(lambda: checkpoint_step(context))
+    # Other ranks have nothing to tell: what they log is what the first logs.
+    with tracked(spec, context, step) if context.rank == 0 else nullcontext() as tracker:
         callback = StageCallback(tracker, context.progress, context.stop)
         keep = [KeepAdapters(context.directory, POLICY)] if getattr(spec, "keep_adapters", False) else []
         trainer = build([callback, *keep])
@@ -83,6 +85,8 @@ def train(
             )
         if trainer.eval_dataset is not None:
             trainer.evaluate()
+        if tracker is None:
+            return trainer
         tracker.summary(final_metrics(context))
         if rows := samples(trainer):
             tracker.table("samples", rows)

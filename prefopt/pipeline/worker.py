@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from prefopt.errors import EnvironmentFault, IntegrityError, PrefoptError
-from prefopt.pipeline import loading
+from prefopt.pipeline import launch, loading
 from prefopt.pipeline.context import StageContext, StageInput, StageResult, StopFlag
 from prefopt.pipeline.keys import library_versions, save_key
 from prefopt.pipeline.messages import Committed, Failed, InputRef, Job, Log, Message, Progress
@@ -52,7 +52,8 @@ def main(job: Job, connection: Connection) -> None:
     faulthandler.enable()
     os.environ.update(job.environment)
     loading.fix_environment(os.environ)
-    loading.show_one_device(os.environ)
+    if ranks_of(job) == 1:
+        loading.show_one_device(os.environ)
     spent = _Spent(job.directory / SPENT)
     _end_with_runner(spent)
 
@@ -69,7 +70,7 @@ def main(job: Job, connection: Connection) -> None:
     except BaseException as error:
         text = traceback.format_exc()
         print(text, file=sys.stderr)
-        send(Failed(_as_prefopt_error(error, job), text))
+        send(Failed(as_prefopt_error(error, job), text))
     finally:
         spent.save()
         sys.stdout.flush()
@@ -93,27 +94,46 @@ def _run(job: Job, stop: StopFlag, send: Callable[[Message], None], spent: _Spen
         _remove_leftovers(job.directory)
         save_key(job.directory, job.key)
         spent.begin()
-        _seed(job)
-        context = StageContext(
-            recipe=job.recipe,
-            stage=job.stage,
-            kind=job.spec.kind,
-            key=job.key.digest,
-            directory=job.directory,
-            seed=job.seed,
-            run_name=job.run_name,
-            cache=job.cache,
-            ledger=job.ledger,
-            allow_inexact_resume=job.allow_inexact_resume,
-            trust_remote_code=job.trust_remote_code,
-            progress=progress,
-            log=log,
-            stop=stop,
-        )
-        result = stage_function(job.module)(job.spec, inputs, context)
+        if ranks_of(job) > 1:
+            result, spent.peaks = launch.run_ranks(job, inputs, stop, progress, log)
+        else:
+            seed_process(job)
+            result = stage_function(job.module)(job.spec, inputs, stage_context(job, progress, log, stop))
         manifest = _commit(job, inputs, result, spent)
         spent.forget()
         return manifest
+
+
+def stage_context(
+    job: Job,
+    progress: Callable[[int, int, Mapping[str, float]], None],
+    log: Callable[[str], None],
+    stop: StopFlag,
+    rank: int = 0,
+) -> StageContext:
+    """What the stage's function is given around its options and inputs."""
+    return StageContext(
+        recipe=job.recipe,
+        stage=job.stage,
+        kind=job.spec.kind,
+        key=job.key.digest,
+        directory=job.directory,
+        seed=job.seed,
+        run_name=job.run_name,
+        cache=job.cache,
+        ledger=job.ledger,
+        allow_inexact_resume=job.allow_inexact_resume,
+        trust_remote_code=job.trust_remote_code,
+        progress=progress,
+        log=log,
+        stop=stop,
+        rank=rank,
+    )
+
+
+def ranks_of(job: Job) -> int:
+    """How many processes run the stage together."""
+    return int(getattr(job.spec, "ranks", 1))
 
 
 def _finished(job: Job) -> Manifest | None:
@@ -165,10 +185,15 @@ def _commit(job: Job, inputs: Mapping[str, StageInput], result: StageResult, spe
 
 
 class _Spent:
-    """Wall time and memory of a stage, summed over all attempts, so that a resumed stage shows its whole price."""
+    """Wall time and memory of a stage, summed over all attempts, so that a resumed stage shows its whole price.
+
+    Attributes:
+        peaks: Of the processes that did the work, where it was not this one.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self.peaks: dict[str, float] = {}
         self._before = 0.0
         self._start: float | None = None
         self._lock = threading.Lock()
@@ -186,13 +211,7 @@ class _Spent:
         The host's peak starts at what the process shared with its server when it was forked, libraries included; the
         kernel cannot set it back. Children that have ended are not counted.
         """
-        unit = 1 if sys.platform == "darwin" else 1024
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-        cost = {"wall_seconds": self._wall_seconds(), "peak_host_bytes": float(peak)}
-        torch: Any = sys.modules.get("torch")
-        if torch is not None and torch.cuda.is_initialized():
-            cost["peak_device_bytes"] = float(torch.cuda.max_memory_allocated())
-        return cost
+        return {"wall_seconds": self._wall_seconds(), **(self.peaks or peak_bytes())}
 
     def save(self) -> None:
         """Note what was spent until now."""
@@ -210,6 +229,16 @@ class _Spent:
 
     def _wall_seconds(self) -> float:
         return round(self._before + (time.monotonic() - self._start if self._start is not None else 0.0), 3)
+
+
+def peak_bytes() -> dict[str, float]:
+    """The most memory that this process has held, on the host and on its device."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    peaks = {"peak_host_bytes": float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)}
+    torch: Any = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        peaks["peak_device_bytes"] = float(torch.cuda.max_memory_allocated())
+    return peaks
 
 
 def _stop_on_signals() -> StopFlag:
@@ -254,7 +283,8 @@ def _end_with_runner(spent: _Spent) -> None:
         threading.Thread(target=watch, name="runner-watch", daemon=True).start()
 
 
-def _seed(job: Job) -> None:
+def seed_process(job: Job) -> None:
+    """Seed everything random, and make torch deterministic where that is cheap."""
     random.seed(job.seed)
     if not job.uses_torch:
         return
@@ -274,7 +304,7 @@ _FULL = ("No space left on device", "PytorchStreamWriter failed writing", "os er
 _MEMORY = ("OutOfMemoryError", "MemoryError")
 
 
-def _as_prefopt_error(error: BaseException, job: Job) -> PrefoptError:
+def as_prefopt_error(error: BaseException, job: Job) -> PrefoptError:
     """An error that a user can act on, from anything a stage may raise."""
     if isinstance(error, PrefoptError):
         return error

@@ -17,7 +17,7 @@ _VARIABLE = re.compile(r"\$\{([^}]*)\}?")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _DATA_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".txt", ".gz", ".zst", ".yaml", ".yml")
 _TEMPLATE_SUFFIXES = (".jinja", ".jinja2", ".j2", ".txt")
-_ALWAYS_LOCAL = ("chat_template", "lexicon")
+_ALWAYS_LOCAL = ("chat_template", "lexicon", "config_file")
 
 Found = list[tuple[KeyPath, Problem]]
 
@@ -115,10 +115,10 @@ def _holders(tree: dict[str, Any]) -> list[tuple[dict[str, Any], KeyPath, tuple[
         if isinstance(spec, dict) and "path" in spec and spec["path"] != "toy":
             found.append((spec, ("data", name, "path"), _DATA_SUFFIXES))
     for name, stage in names.items():
-        for role in SCORER_ROLES if isinstance(stage, dict) else ():
-            scorer = stage.get(role)
-            if isinstance(scorer, dict) and "lexicon" in scorer:
-                found.append((scorer, ("stages", name, role, "lexicon"), ()))
+        for role, key in (*((role, "lexicon") for role in SCORER_ROLES), ("accelerate", "config_file")):
+            holder = stage.get(role) if isinstance(stage, dict) else None
+            if isinstance(holder, dict) and key in holder:
+                found.append((holder, ("stages", name, role, key), ()))
     return found
 
 
@@ -146,6 +146,8 @@ def _missing(value: str, local: Path) -> tuple[str, str]:
 def _unfit(local: Path, path: KeyPath) -> tuple[str, str] | None:
     if path[-1] == "lexicon" and not local.is_file():
         return f"{local} is a folder, and a word list is a file", ""
+    if path[-1] == "config_file" and not local.is_file():
+        return f"{local} is a folder, and a configuration of accelerate is a file", ""
     if path[-1] != "model_name_or_path":
         return None
     if not local.is_dir():

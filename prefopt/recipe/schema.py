@@ -137,6 +137,15 @@ class StageSpec(Spec):
     )
 
 
+class AccelerateSpec(Spec):
+    """Several processes that train one model together, started by `accelerate launch`."""
+
+    num_processes: int = Field(1, ge=1, le=64, description="processes, one for each device; the batch grows with them")
+    config_file: str | None = quiet(
+        None, description="of accelerate; by default plain data parallelism on the CUDA devices, or on the CPU"
+    )
+
+
 class OptimisationSpec(StageSpec):
     """Optimisation, in the names of `transformers.TrainingArguments`."""
 
@@ -157,6 +166,13 @@ class OptimisationSpec(StageSpec):
     logging_steps: int = quiet(10, ge=1)
     save_steps: int = quiet(100, ge=1, description="optimiser steps between checkpoints")
     save_total_limit: int = quiet(2, ge=1, description="checkpoints kept")
+    # Not in the key by itself: without it no key may change. See prefopt.pipeline.keys.
+    accelerate: AccelerateSpec = quiet(AccelerateSpec())
+
+    @property
+    def ranks(self) -> int:
+        """Processes that train together."""
+        return self.accelerate.num_processes
 
 
 class TrainingSpec(OptimisationSpec):

@@ -12,6 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from prefopt.errors import Interrupted
 from prefopt.models.roles import copy_complete
 from prefopt.store.files import remove
+from prefopt.trainers.ranks import any_rank
 
 CANONICAL = {
     "loss": "train/loss",
@@ -121,7 +122,7 @@ class StageCallback(TrainerCallback):  # type: ignore[misc]
     """Connects a trainer to its stage.
 
     Args:
-        sink: Receives metrics under canonical names.
+        sink: Receives metrics under canonical names; None on ranks that only repeat the first.
         progress: Called with (step, total steps, latest metrics) after each optimiser step.
         stop: Answers True once the process was asked to stop; the trainer then saves a checkpoint and ends.
 
@@ -131,7 +132,10 @@ class StageCallback(TrainerCallback):  # type: ignore[misc]
     """
 
     def __init__(
-        self, sink: MetricSink, progress: Callable[[int, int, Mapping[str, float]], None], stop: Callable[[], bool]
+        self,
+        sink: MetricSink | None,
+        progress: Callable[[int, int, Mapping[str, float]], None],
+        stop: Callable[[], bool],
     ) -> None:
         self._sink = sink
         self._progress = progress
@@ -151,19 +155,20 @@ class StageCallback(TrainerCallback):  # type: ignore[misc]
         metrics = canonical_metrics(logs or {})
         if metrics.keys() - {"train/epoch"}:
             self.latest.update(metrics)
-            self._sink.log(metrics, state.global_step)
+            if self._sink is not None:
+                self._sink.log(metrics, state.global_step)
 
     def on_prediction_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Stop inside an evaluation or a pass of the reference at once: nothing but the last save interval is lost."""
-        if self._stop():
+        if any_rank(self._stop()):
             raise Interrupted(f"stopped at step {state.global_step} while held-out rows or the reference were computed")
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Report progress; ask for a checkpoint and an end when the process should stop."""
         self._progress(state.global_step, state.max_steps, self.latest)
-        if self._stop() and state.global_step < state.max_steps:
+        if any_rank(self._stop()) and state.global_step < state.max_steps:
             self.stopped = True
             control.should_save = True
             control.should_training_stop = True

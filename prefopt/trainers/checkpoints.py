@@ -10,24 +10,29 @@ convergence, and since weights are checked before every save, whatever checkpoin
 
 from __future__ import annotations
 
+import inspect
 import math
 import shutil
-from collections.abc import Sequence, Sized
+from collections.abc import Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from peft import PeftModel
 from torch import Tensor, nn
-from torch.utils.data import Sampler, SequentialSampler
+from torch.utils.data import IterableDataset, Sampler, SequentialSampler
 from transformers import Trainer, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput
 
-from prefopt.errors import TrainingDiverged
+from prefopt.errors import InputError, TrainingDiverged
 from prefopt.models.roles import load_adapter_weights, save_adapter
 from prefopt.store.checkpoints import commit_checkpoint, newest_verified, rotate
 from prefopt.trainers.order import TrainingOrder
+from prefopt.trainers.ranks import FilledCollator, FilledOrder, FilledRows, any_rank, from_first
+
+RANK_SEED = 100003  # between the random states of two ranks (arXiv 2403.17031)
 
 
 class CheckpointedTrainer(Trainer):  # type: ignore[misc]
@@ -41,6 +46,7 @@ class CheckpointedTrainer(Trainer):  # type: ignore[misc]
     """
 
     base_name: str = ""
+    data_collator: Any
 
     _staging: Path | None = None
     _all_finite: Tensor | None = None
@@ -118,7 +124,11 @@ class CheckpointedTrainer(Trainer):  # type: ignore[misc]
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """Train; `True` resumes from the newest checkpoint that verifies, if there is one."""
+        self._require_whole_weights()
         checkpoint = self.checkpoint_of(resume_from_checkpoint)
+        if self.args.process_index > 0:
+            # Ranks have other rows, and so must have other dropout; weights come from the first.
+            transformers.set_seed(self.args.seed + self.args.process_index * RANK_SEED)
         if checkpoint is not None and (state := self._ended(Path(checkpoint))) is not None:
             return self._reopen(checkpoint, state)
         return super().train(resume_from_checkpoint=checkpoint, **kwargs)
@@ -140,6 +150,15 @@ class CheckpointedTrainer(Trainer):  # type: ignore[misc]
         self.callback_handler.on_train_end(self.args, self.state, self.control)
         return TrainOutput(state.global_step, math.nan, {})
 
+    def _require_whole_weights(self) -> None:
+        """Refuse weights that are cut up between ranks: the first rank saves adapters whole, and has only its part."""
+        deepspeed = getattr(self.accelerator.state, "deepspeed_plugin", None)
+        if self.is_fsdp_enabled or (deepspeed is not None and deepspeed.zero_stage == 3):
+            raise InputError(
+                "the weights would be cut up between ranks (FSDP, ZeRO-3), and this version saves whole adapters only",
+                "use recipes/accelerate/ddp.yaml or deepspeed_zero2.yaml; QLoRA (load_in_4bit) makes the base smaller",
+            )
+
     def checkpoint_of(self, resume_from_checkpoint: str | bool | None) -> str | None:
         """The checkpoint that `train`'s argument means."""
         if resume_from_checkpoint is True:
@@ -156,7 +175,7 @@ class CheckpointedTrainer(Trainer):  # type: ignore[misc]
 
     def resumable(self) -> Path | None:
         """The newest checkpoint that verifies, or None; torn ones are set aside and named in the log."""
-        return newest_verified(Path(self.args.output_dir or "."), print)
+        return from_first(lambda: newest_verified(Path(self.args.output_dir or "."), print))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if self.adapted_model() is None:
@@ -185,6 +204,30 @@ class CheckpointedTrainer(Trainer):  # type: ignore[misc]
             by_length=args.train_sampling_strategy == "group_by_length",
         )
 
+    def weightless_row(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """A short row that adds nothing to loss or metrics; see `prefopt.trainers.ranks.FilledCollator`."""
+        return {"input_ids": list(row["input_ids"][:2]), "labels": [-100, -100]}
+
+    def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        """On several ranks every row comes once an epoch, also where the last step has too few for all ranks."""
+        if self.args.world_size == 1 or isinstance(dataset, IterableDataset):
+            return super()._get_dataloader(dataset, *args, **kwargs)
+        bound = inspect.signature(super()._get_dataloader).bind(dataset, *args, **kwargs)
+        order_of = bound.arguments.get("sampler_fn")
+        multiple = bound.arguments["batch_size"] * self.args.world_size
+        order = (order_of(dataset) if order_of is not None else None) or SequentialSampler(dataset)
+        filled = FilledOrder(order, multiple)
+        # Evaluation gathers the loss of every row, training counts per rank.
+        total = len(filled) if bound.arguments.get("is_training") else len(dataset)
+        bound.arguments["dataset"] = FilledRows(dataset, filled, total)
+        bound.arguments["sampler_fn"] = lambda rows: filled
+        collate = self.data_collator
+        self.data_collator = FilledCollator(collate, self.weightless_row, dataset)
+        try:
+            return super()._get_dataloader(*bound.args, **bound.kwargs)
+        finally:
+            self.data_collator = collate
+
     # -- divergence ----------------------------------------------------------------------------------------------------
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -211,7 +254,7 @@ class CheckpointedTrainer(Trainer):  # type: ignore[misc]
         self._require_finite_loss()
 
     def _require_finite_loss(self) -> None:
-        if self._all_finite is not None and not bool(self._all_finite):
+        if any_rank(self._all_finite is not None and not bool(self._all_finite)):
             raise self._diverged("the loss is not finite")
 
     def _require_finite(self) -> None:

@@ -31,6 +31,7 @@ from prefopt.models.modes import evaluating
 from prefopt.models.roles import POLICY, reference_active
 from prefopt.trainers.opening import open_adapted, pad_token_of
 from prefopt.trainers.pairs import PairTrainer, Row, agreement, weights
+from prefopt.trainers.ranks import shared_out
 from prefopt.trainers.rows import tokenised_pairs
 
 
@@ -151,14 +152,23 @@ class DPOTrainer(PairTrainer):
         # A pair is two rows of the batch, each as long as the longer one.
         lengths = [2 * (len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))) for row in rows]
         vocabulary = self.model.config.get_text_config().vocab_size
-        for indices in batches_by_length(lengths, self.args.per_device_eval_batch_size, vocabulary):
-            with reference_active(self.model):
-                found = self._sums_without_gradient([rows[i] for i in indices])
-            for name, values in _reference_columns(found).items():
-                for index, value in zip(indices, values.tolist(), strict=True):
+        batches = batches_by_length(lengths, self.args.per_device_eval_batch_size, vocabulary)
+
+        def compute(numbers: Sequence[int]) -> list[dict[str, list[float]]]:
+            found: list[dict[str, list[float]]] = []
+            for turn in range(-(-len(batches) // self.args.world_size)):
+                if turn < len(numbers):
+                    with reference_active(self.model):
+                        sums = self._sums_without_gradient([rows[i] for i in batches[numbers[turn]]])
+                    found.append({name: values.tolist() for name, values in _reference_columns(sums).items()})
+                # This pass can take minutes: callbacks may end it, on all ranks in the same turn.
+                self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+            return found
+
+        for indices, columns in zip(batches, shared_out(len(batches), compute), strict=True):
+            for name, values in columns.items():
+                for index, value in zip(indices, values, strict=True):
                     complete[index][name] = value
-            # This pass can take minutes: callbacks may end it, as they may end an evaluation.
-            self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         return complete
 
     def _sums_without_gradient(self, rows: Sequence[Row]) -> CompletionSums:

@@ -12,6 +12,7 @@ from packaging.version import Version
 from torch import Tensor, nn
 from torch.utils.data import Sampler, SequentialSampler
 
+from prefopt.models.batches import FILLER
 from prefopt.trainers.checkpoints import CheckpointedTrainer
 
 Row = Mapping[str, Any]
@@ -66,7 +67,7 @@ class PairTrainer(CheckpointedTrainer):
         total = each.sum() if num_items_in_batch is None else num_items_in_batch / self.accelerator.num_processes
         # A step whose pairs all weigh nothing changes nothing.
         loss = self.summed(losses, each) / total.clamp(min=torch.finfo(each.dtype).tiny)
-        self._record(metrics)
+        self._record(metrics, counted=FILLER not in inputs)
         return (loss, {}) if return_outputs else loss
 
     def summed(self, losses: Tensor, each: Tensor) -> Tensor:
@@ -96,11 +97,17 @@ class PairTrainer(CheckpointedTrainer):
         """In order: the usual sampler groups by the length of `input_ids`, which pairs do not have."""
         return SequentialSampler(eval_dataset)
 
-    def _record(self, metrics: dict[str, Tensor]) -> None:
+    def weightless_row(self, row: Row) -> dict[str, Any]:
+        """A pair that adds nothing to loss or metrics; see `prefopt.trainers.ranks.FilledCollator`."""
+        short = {name: row[name][:1] for name in ("prompt_ids", "chosen_ids", "rejected_ids")}
+        return {**row, **short, "weight": 0.0, FILLER: 1.0}
+
+    def _record(self, metrics: dict[str, Tensor], *, counted: bool) -> None:
         sums = self._sums["train" if self.model.training else "eval"]
         for name, values in metrics.items():
             pair = torch.stack([values.double().sum().cpu(), torch.tensor(float(values.numel()), dtype=torch.double)])
-            sums[name] = sums[name] + pair
+            # Every rank has the same names, also one that saw no pair: their sums are added up over ranks.
+            sums[name] = sums[name] + pair * counted
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the averages over rows, not over batches, since the last log."""

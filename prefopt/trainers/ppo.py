@@ -3,10 +3,11 @@
 The algorithm, in the order of this file. Until the episodes are used up:
 
 1. *Collect a rollout*: sample completions, score their text, and compute what policy, reference and value say of every
-   token. The price of leaving the reference, a k1 estimate of the KL, is part of each token's reward; the score is the
-   reward of the last token.
+   token. Ranks share this work, and all of them get the whole rollout. The price of leaving the reference, a k1
+   estimate of the KL, is part of each token's reward; the score is the reward of the last token.
 2. *Judge it*: advantages and returns by generalised advantage estimation, advantages whitened.
-3. *Update*: several epochs of minibatches over the rollout with the clipped losses of policy and value.
+3. *Update*: several epochs of minibatches over the rollout with the clipped losses of policy and value; ranks share
+   each pass.
 
 Rollouts are collected in `training_step`, when the one before is used up, and never in a data loader: that fetches a
 batch ahead, from a policy that is one update behind. A rollout follows from the seed and its number, and checkpoints
@@ -15,6 +16,7 @@ fall between rollouts, so a killed run makes its last rollout again and continue
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -39,6 +41,7 @@ from prefopt.trainers.averages import Averages
 from prefopt.trainers.checkpoints import CheckpointedTrainer
 from prefopt.trainers.opening import open_adapted, pad_token_of
 from prefopt.trainers.ppo_config import BetweenRollouts, PPOConfig, Slots
+from prefopt.trainers.ranks import shared_out
 from prefopt.trainers.rollouts import MicroBatch, Rollouts, episodes, micro_batches, prompt_indices, seed_of
 from prefopt.trainers.rows import tokenised_prompts
 
@@ -98,7 +101,7 @@ class PPOTrainer(CheckpointedTrainer):
             model=actor_critic(model, value=args.value, reward=None if shared else reward_model),
             args=args,
             data_collator=lambda rows: {"slots": torch.zeros(len(rows))},
-            train_dataset=Slots(args.max_steps * args.train_batch_size * args.gradient_accumulation_steps),
+            train_dataset=Slots(args.max_steps * args.rollout_batch_size // args.num_mini_batches),
             processing_class=tokenizer,
             **kwargs,
         )
@@ -119,12 +122,9 @@ class PPOTrainer(CheckpointedTrainer):
             number: Of the rollout, from 0; decides prompts and random numbers.
         """
         start = time.perf_counter()
-        size = self.args.rollout_batch_size // self.args.world_size
-        rank = self.args.process_index
         everyone = prompt_indices(number, self.args.rollout_batch_size, len(self.prompts), self.args.seed)
-        rows = [self.prompts[index] for index in everyone[rank * size : (rank + 1) * size]]
-        samples = self._sample(rows, seed_of(self.args.seed, "rollout", number, rank))
-        scores = self._scores(rows, samples)
+        rows = [self.prompts[index] for index in everyone]
+        samples, scores = self._answers(rows, seed_of(self.args.seed, "rollout", number))
         rollouts = episodes([row["prompt_ids"] for row in rows], samples, pad_token_of(self.processing_class))
         logps, reference, values, entropies = self._say_of_every_token(rollouts)
         kl = ppo.kl_tokens(logps, reference, rollouts.mask, for_reward=True)
@@ -132,29 +132,45 @@ class PPOTrainer(CheckpointedTrainer):
             self._require_policy_equals_reference(kl)
         rewards = self.rewards(scores, samples, kl, rollouts.mask)
         advantages, returns = ppo.gae(rewards, values, rollouts.mask, self.args.gamma, self.args.lam)
-        whitened = ppo.masked_whiten(advantages, rollouts.mask, reduce=self._sum_over_ranks)
+        whitened = ppo.masked_whiten(advantages, rollouts.mask)
         self._note_rollout(rows, samples, scores, rewards, kl)
         self._averages.add("ppo/entropy", ppo.masked_mean(entropies, rollouts.mask))
         self._averages.add("ppo/explained_variance", ppo.explained_variance(values, returns, rollouts.mask))
         self._averages.add("ppo/rollout_seconds", time.perf_counter() - start)
         return Rollouts(rollouts.input_ids, rollouts.attention_mask, rollouts.mask, logps, values, whitened, returns)
 
-    def _sample(self, rows: Sequence[Mapping[str, Any]], seed: int) -> list[Sampled]:
+    def _answers(self, rows: Sequence[Mapping[str, Any]], seed: int) -> tuple[list[Sampled], Tensor]:
+        """Completions and raw rewards [N] of prompts: each rank makes its share, and every rank gets all.
+
+        The random numbers belong to the prompt's place, so it makes no difference how many ranks share them.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        uniforms = torch.rand(len(rows), self.args.max_new_tokens, dtype=torch.float64, generator=generator)
+
+        def answer(indices: Sequence[int]) -> list[tuple[Sampled, float]]:
+            mine = [rows[index] for index in indices]
+            samples = self._sample(mine, uniforms[list(indices)])
+            return list(zip(samples, self._scores(mine, samples), strict=True))
+
+        samples, scores = zip(*shared_out(len(rows), answer), strict=True)
+        return list(samples), torch.tensor(scores)
+
+    def _sample(self, rows: Sequence[Mapping[str, Any]], uniforms: Tensor) -> list[Sampled]:
         options = SamplingOptions(
             max_new_tokens=self.args.max_new_tokens,
             temperature=self.args.temperature,
             batch_size=self.args.per_device_eval_batch_size,
-            seed=seed,
         )
         self.model.activate("policy")
+        prompts = [row["prompt_ids"] for row in rows]
         with self.accelerator.autocast():
-            return sample(self.model.peft, self.processing_class, [row["prompt_ids"] for row in rows], options)
+            return sample(self.model.peft, self.processing_class, prompts, options, uniforms=uniforms)
 
-    def _scores(self, rows: Sequence[Mapping[str, Any]], samples: Sequence[Sampled]) -> Tensor:
-        """Raw rewards of the decoded texts, [N]."""
+    def _scores(self, rows: Sequence[Mapping[str, Any]], samples: Sequence[Sampled]) -> list[float]:
+        """Raw rewards of the decoded texts."""
         values = self.reward([row["prompt"] for row in rows], [sample.text for sample in samples])
-        scores = torch.tensor([float(value) for value in values])
-        if len(scores) != len(samples) or not bool(torch.isfinite(scores).all()):
+        scores = [float(value) for value in values]
+        if len(scores) != len(samples) or not all(map(math.isfinite, scores)):
             raise DataError(f"the reward must give {len(samples)} finite numbers, and gave {values!r:.200}")
         return scores
 
@@ -163,7 +179,8 @@ class PPOTrainer(CheckpointedTrainer):
         """Log-probabilities of policy and reference, values, and the policy's entropy, [N, L] each, on the CPU."""
         found = torch.zeros(4, *rollouts.mask.shape)
         by_length = rollouts.attention_mask.sum(1).argsort(stable=True)
-        for indices in torch.split(by_length, self.args.per_device_eval_batch_size):
+        batches = torch.split(by_length, self.args.per_device_eval_batch_size)
+        for indices in batches[self.args.process_index :: self.args.world_size]:
             batch = self._on_device(rollouts.select(indices))
             inputs = (batch.input_ids, batch.attention_mask, batch.prompt_length)
             with self.accelerator.autocast():
@@ -177,7 +194,8 @@ class PPOTrainer(CheckpointedTrainer):
                 entropy(policy.logits / self.args.temperature),
             )
             found[:, indices, : batch.mask.shape[1]] = torch.stack([tensor.float().cpu() for tensor in said])
-        logps, reference_logps, all_values, entropies = found.unbind()
+        # Zero where another rank has looked.
+        logps, reference_logps, all_values, entropies = self._sum_over_ranks(found).unbind()
         return logps, reference_logps, all_values, entropies
 
     def rewards(self, scores: Tensor, samples: Sequence[Sampled], kl: Tensor, mask: Tensor) -> Tensor:
@@ -196,14 +214,14 @@ class PPOTrainer(CheckpointedTrainer):
         shaped = shaped - self.args.missing_eos_penalty * cut
         rewards = ppo.token_rewards(shaped, kl, self.args.kl_coefficient, mask)
         if self.args.whiten_rewards:
-            rewards = ppo.masked_whiten(rewards, mask, shift_mean=False, reduce=self._sum_over_ranks)
+            rewards = ppo.masked_whiten(rewards, mask, shift_mean=False)
         return rewards
 
     def _normalise_by_reference(self) -> None:
         """Centre and scale scores by those of the reference's own completions; the policy still equals it."""
         count = max(256, self.args.rollout_batch_size)
         rows = [self.prompts[i] for i in prompt_indices(0, count, len(self.prompts), seed_of(self.args.seed, "scale"))]
-        scores = self._scores(rows, self._sample(rows, seed_of(self.args.seed, "normaliser"))).double()
+        scores = self._answers(rows, seed_of(self.args.seed, "normaliser"))[1].double()
         self._score_mean, self._score_std = float(scores.mean()), max(float(scores.std()), 1e-4)
         if self._value_starts_as_reward:
             fold_normaliser(self.model.value_head, self._score_mean, self._score_std)
@@ -220,9 +238,10 @@ class PPOTrainer(CheckpointedTrainer):
             self._begin_rollout()
             part = next(self._passes)
         model.train()
-        batch = self._on_device(self._rollouts.select(part.indices))
+        share = part.indices.chunk(self.args.world_size)[self.args.process_index]
+        batch = self._on_device(self._rollouts.select(share))
         # What this pass adds to the mean over the step's tokens; gradients are averaged over ranks.
-        tokens = self._sum_over_ranks(part.tokens.to(self.args.device)) / self.args.world_size
+        tokens = part.tokens.to(self.args.device) / self.args.world_size
         start = time.perf_counter()
         outputs, policy = self._policy_loss(model, batch)
         loss = policy.losses.sum() / tokens
@@ -255,7 +274,7 @@ class PPOTrainer(CheckpointedTrainer):
             self._rollouts,
             self.args.num_ppo_epochs,
             self.args.num_mini_batches,
-            self.args.train_batch_size,
+            self.args.train_batch_size * self.args.world_size,
             seed_of(self.args.seed, "minibatches", number),
         )
 
@@ -263,6 +282,9 @@ class PPOTrainer(CheckpointedTrainer):
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """Train; `True` resumes from the newest checkpoint that verifies, if there is one."""
+        if self.is_deepspeed_enabled:
+            # Its engine takes a step with every backward pass, and here each role has one of its own.
+            raise InputError("PPO does not train under DeepSpeed", "use recipes/accelerate/ddp.yaml")
         checkpoint = self.checkpoint_of(resume_from_checkpoint)
         if checkpoint is None and self.args.normalise == "reference":
             self._normalise_by_reference()

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from prefopt.models.batches import pad_rows
@@ -112,3 +113,12 @@ class LanguageModelingCollator:
 
 class PretrainTrainer(CheckpointedTrainer):
     """`transformers.Trainer` on all weights, with checkpoints that survive a kill and runs that stop at NaN."""
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[Tensor, None, None]:
+        """Loss of an evaluation batch, over its own tokens: a batch is the same on however many ranks."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss: Tensor = self.compute_loss(model, inputs)
+        return loss.detach(), None, None

@@ -112,7 +112,7 @@ class MicroBatch:
     """Episodes of one forward and backward pass.
 
     Attributes:
-        indices: [B], rows of the rollout.
+        indices: [B], rows of the rollout, over all ranks.
         tokens: Completion tokens of the whole optimiser step that they belong to.
     """
 
@@ -129,7 +129,7 @@ def micro_batches(rollouts: Rollouts, epochs: int, mini_batches: int, size: int,
         rollouts: N episodes.
         epochs: How often each episode is used.
         mini_batches: Optimiser steps of an epoch.
-        size: Most episodes of a pass.
+        size: Most episodes of a pass, over all ranks.
         seed: Of the orders.
     """
     generator = torch.Generator().manual_seed(seed)

@@ -43,7 +43,14 @@ ROWS: dict[str, dict[str, Any]] = {
     "sigmoid, use_weighting": {"use_weighting": True},
     "sigmoid + bco_pair + sft": {"loss_weights": [0.8, 0.2, 1.0]},
 }
-RATES = {"sigmoid_norm": 5e-4, "sigmoid, use_weighting": 1e-3, "apo_down": 2e-4, "exo_pair": 2e-4, "robust": 2e-4, "sigmoid, forward_kl": 2e-5}
+RATES = {
+    "sigmoid_norm": 5e-4,
+    "sigmoid, use_weighting": 1e-3,
+    "apo_down": 2e-4,
+    "exo_pair": 2e-4,
+    "robust": 2e-4,
+    "sigmoid, forward_kl": 2e-5,
+}
 
 
 def main() -> int:

@@ -81,6 +81,8 @@ def run(spec: PPOSpec, inputs: Inputs, context: StageContext) -> StageResult:
         return trainer
 
     trained = train(build, spec, context, samples=lambda trainer: trainer.latest[:SAMPLES_TRACKED])
+    if context.rank > 0:
+        return StageResult({}, [])
     save_adapter(model, POLICY, context.directory / "adapter", base.location.name)
     base.tokenizer.save_pretrained(context.directory / "tokenizer")
     lines = [

@@ -60,6 +60,8 @@ def run(spec: PretrainSpec, inputs: Inputs, context: StageContext) -> StageResul
         )
 
     trained = train(build, spec, context)
+    if context.rank > 0:
+        return StageResult({}, [])
     model.save_pretrained(context.directory / "model")
     tokenizer.save_pretrained(context.directory / "model")
     details = {"data": data.report.to_json(), "rows": len(train_rows), "parameters": model.num_parameters()}

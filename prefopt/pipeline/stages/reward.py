@@ -33,6 +33,8 @@ def run(spec: RewardSpec, inputs: Inputs, context: StageContext) -> StageResult:
             "give the data an eval_fraction > 0",
         )
     members = train_members(Training(spec, inputs, context, base, rows), load_weights(base, context))
+    if context.rank > 0:
+        return StageResult({}, [])
     base.tokenizer.save_pretrained(context.directory / "tokenizer")
     held_out = HeldOut.of(members, rows.evaluation)
     metrics = final_metrics(context)

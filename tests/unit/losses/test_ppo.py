@@ -188,3 +188,13 @@ def test_explained_variance_is_one_for_the_returns_and_zero_for_a_constant() -> 
     returns, values = random_rollout(8)
     assert ppo.explained_variance(returns, returns, MASK).item() == pytest.approx(1)
     assert ppo.explained_variance(torch.full_like(values, 3.0), returns, MASK).item() == pytest.approx(0)
+
+
+def test_ranks_that_share_their_sums_whiten_as_one() -> None:
+    """Two ranks in one process: the second's sums are those that its rows give."""
+    values, mask = torch.randn(4, 5, generator=torch.Generator().manual_seed(0)), torch.ones(4, 5)
+    whole = ppo.masked_whiten(values, mask)
+    first, second = values[:2], values[2:]
+    mean = values.mean()
+    sums = iter([torch.tensor([10.0, float(second.sum())]), (second - mean).square().sum()])
+    assert torch.allclose(ppo.masked_whiten(first, mask[:2], reduce=lambda x: x + next(sums)), whole[:2], atol=1e-6)

@@ -90,3 +90,28 @@ def test_the_models_own_generation_defaults_do_not_change_the_samples() -> None:
     model.generation_config.top_k = 3
     assert sample(model, tokenizer, PROMPTS, SamplingOptions(12, batch_size=9)) == expected
     assert model.generation_config.repetition_penalty == 1.5
+
+
+def test_with_numbers_of_its_own_a_row_does_not_depend_on_its_neighbours(monkeypatch) -> None:
+    model, tokenizer = tiny_policy(), tiny_tokenizer()
+    model.get_base_model().generation_config.eos_token_id = list(range(0, VOCABULARY, 8))
+    uniforms = torch.rand(len(PROMPTS), 12, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    options = SamplingOptions(12, batch_size=9, top_p=0.9)
+    together = sample(model, tokenizer, PROMPTS, options, uniforms=uniforms)
+    assert (
+        sample(model, tokenizer, PROMPTS, SamplingOptions(12, batch_size=2, top_p=0.9), uniforms=uniforms) == together
+    )
+    assert sample(model, tokenizer, PROMPTS[3:4], options, uniforms=uniforms[3:4]) == together[3:4]
+    assert sample(model, tokenizer, PROMPTS, options, uniforms=uniforms.flip(0)) != together
+    monkeypatch.setattr(generate, "_keeps_a_plain_cache", lambda model: False)
+    assert sample(model, tokenizer, PROMPTS, options, uniforms=uniforms) == together
+
+
+def test_a_uniform_number_draws_from_the_distribution() -> None:
+    probabilities = torch.tensor([0.1, 0.0, 0.6, 0.3, 0.0])
+    logits = probabilities.log().expand(4, 5)
+    ends = torch.tensor([0.0, 0.0999, 0.1001, 1 - 1e-12], dtype=torch.float64)
+    assert generate.choose_tokens(logits, SamplingOptions(), ends).tolist() == [0, 0, 2, 3]
+    spread = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
+    drawn = generate.choose_tokens(probabilities.log().expand(1000, 5), SamplingOptions(), spread)
+    assert torch.bincount(drawn, minlength=5).tolist() == [100, 0, 600, 300, 0]

@@ -1,0 +1,257 @@
+"""Trains with every trainer on as many ranks as it is launched with. Also a program: `ranks_script.py FOLDER WHAT…`.
+
+The rows of an optimiser step over all ranks are always the same, so any number of ranks should end alike.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from safetensors.torch import load_file, save_file
+from transformers import TrainerCallback, TrainingArguments
+
+from prefopt.trainers.checkpoints import CheckpointedTrainer
+from prefopt.trainers.dpo import DPOConfig, DPOTrainer
+from prefopt.trainers.ppo import PPOTrainer
+from prefopt.trainers.ppo_config import PPOConfig
+from prefopt.trainers.pretrain import LanguageModelingCollator, PretrainTrainer
+from prefopt.trainers.ranks import gathered, rank, ranks
+from prefopt.trainers.reward import RewardConfig, RewardTrainer
+from prefopt.trainers.trl import SFTConfig, SFTTrainer, language_modeling_rows
+from tests.tiny import random_rows, tiny_llama, tiny_policy, tiny_tokenizer
+
+ROOT = Path(__file__).parents[3]
+ON_A_CPU = ROOT / "recipes" / "accelerate" / "ddp_cpu.yaml"
+PASS = 4  # rows of a pass over all ranks
+# 21 rows in steps of 8: in the last step one rank has 3 rows, then 1, then none.
+ROWS, HELD_OUT = 21, 7
+
+
+class Recorder(TrainerCallback):
+    """Keeps what is logged."""
+
+    def __init__(self) -> None:
+        self.logs: list[dict[str, float]] = []
+
+    def on_log(self, args, state, control, logs=None, **kwargs) -> None:
+        timed = ("runtime", "per_second", "seconds", "flos", "time")
+        kept = {name: value for name, value in (logs or {}).items() if not any(word in name for word in timed)}
+        self.logs.append({"step": state.global_step, **kept})
+
+
+class KillRank(TrainerCallback):
+    """Ends one rank as the system does when memory runs out."""
+
+    def __init__(self, number: int, step: int) -> None:
+        self.number, self.step = number, step
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        if state.global_step == self.step and rank() == self.number:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def common(folder: Path, **more: Any) -> dict[str, Any]:
+    return {
+        "output_dir": str(folder),
+        "per_device_train_batch_size": PASS // ranks(),
+        "per_device_eval_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "num_train_epochs": 2,
+        "learning_rate": 1e-3,
+        # Adam's first step is the gradient's sign, which rounding decides where a gradient is about 0.
+        "adam_epsilon": 1e-4,
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "save_steps": 2,
+        "eval_strategy": "steps",
+        "eval_steps": 3,
+        "use_cpu": True,
+        "report_to": [],
+        "disable_tqdm": True,
+        "seed": 5,
+        "dataloader_pin_memory": False,
+        **more,
+    }
+
+
+def with_dropout(policy: Any, share: float) -> Any:
+    for module in policy.modules():
+        if "lora_dropout" in dict(module.named_children()):
+            for name in module.lora_dropout:
+                module.lora_dropout[name] = torch.nn.Dropout(share)
+    return policy
+
+
+def pairs(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Pairs with weights and soft labels of all kinds."""
+    return [
+        {**row, "weight": 0.5 + number % 3, "probability": (1.0, 0.8, 0.3)[number % 3]}
+        for number, row in enumerate(random_rows(count, seed))
+    ]
+
+
+def language_rows(count: int, seed: int = 0) -> Any:
+    rows = random_rows(count, seed)
+    return language_modeling_rows(
+        [{"prompt_ids": row["prompt_ids"], "completion_ids": row["chosen_ids"]} for row in rows]
+    )
+
+
+def sft(folder: Path, callbacks: list[Any], dropout: float = 0.0) -> SFTTrainer:
+    args = SFTConfig(
+        **common(folder, max_length=None, packing=False, dataset_kwargs={"skip_prepare_dataset": True}, bf16=False)
+    )
+    return SFTTrainer(
+        model=with_dropout(tiny_policy(), dropout), args=args, train_dataset=language_rows(ROWS),
+        eval_dataset=language_rows(HELD_OUT, 9), processing_class=tiny_tokenizer(), callbacks=callbacks,
+    )  # fmt: skip
+
+
+def reward(folder: Path, callbacks: list[Any], kind: type[RewardTrainer] = RewardTrainer) -> RewardTrainer:
+    return kind(
+        tiny_policy(adapter="reward"), RewardConfig(**common(folder)), train_dataset=pairs(ROWS),
+        eval_dataset=unweighted(HELD_OUT), processing_class=tiny_tokenizer(), callbacks=callbacks,
+    )  # fmt: skip
+
+
+def dpo(folder: Path, callbacks: list[Any], kind: type[DPOTrainer] = DPOTrainer) -> DPOTrainer:
+    return kind(
+        tiny_policy(), DPOConfig(**common(folder)), train_dataset=pairs(ROWS),
+        eval_dataset=unweighted(HELD_OUT), processing_class=tiny_tokenizer(), callbacks=callbacks,
+    )  # fmt: skip
+
+
+def unweighted(count: int) -> list[dict[str, Any]]:
+    return [{**row, "weight": 1.0, "probability": 1.0} for row in random_rows(count, 9)]
+
+
+def words(prompts: Sequence[Any], completions: Sequence[str]) -> list[float]:
+    return [float(text.count("e")) - 0.1 * len(text) for text in completions]
+
+
+def ppo(folder: Path, callbacks: list[Any], value: str = "adapter") -> PPOTrainer:
+    fields = common(
+        folder, total_episodes=48, rollout_batch_size=16, num_ppo_epochs=2, num_mini_batches=2, max_new_tokens=6,
+        max_length=64, per_device_eval_batch_size=3, eval_strategy="no", value=value, save_steps=4,
+    )  # fmt: skip
+    del fields["num_train_epochs"], fields["gradient_accumulation_steps"]
+    prompts = [{"prompt": text} for text in ("the lamp", "the chair costs", "is", "nine euro", "red lamp is the")]
+    return PPOTrainer(
+        tiny_policy(), PPOConfig(**fields), reward=words, train_dataset=prompts, processing_class=tiny_tokenizer(),
+        callbacks=callbacks,
+    )  # fmt: skip
+
+
+def shared_ppo(folder: Path, callbacks: list[Any]) -> PPOTrainer:
+    return ppo(folder, callbacks, "shared")
+
+
+def pretrain(folder: Path, callbacks: list[Any]) -> PretrainTrainer:
+    return PretrainTrainer(
+        model=tiny_llama().requires_grad_(True), args=TrainingArguments(**common(folder)),
+        data_collator=LanguageModelingCollator(0), train_dataset=list(language_rows(ROWS)),
+        eval_dataset=list(language_rows(HELD_OUT, 9)), callbacks=callbacks,
+    )  # fmt: skip
+
+
+class AroundTheWrapper(DPOTrainer):
+    """What must not be done: the policy's pass goes to the module inside the wrapper."""
+
+    def pair_losses(self, model, inputs):
+        return super().pair_losses(self.accelerator.unwrap_model(model), inputs)
+
+
+def bypassed(folder: Path, callbacks: list[Any]) -> DPOTrainer:
+    return dpo(folder, callbacks, AroundTheWrapper)
+
+
+def dropped(folder: Path, callbacks: list[Any]) -> SFTTrainer:
+    return sft(folder, callbacks, dropout=0.3)
+
+
+def killed(folder: Path, callbacks: list[Any]) -> SFTTrainer:
+    """`dropped`, in which rank 1 is killed after the checkpoint of step 4."""
+    return sft(folder.with_name("resumed"), [*callbacks, KillRank(1, 5)], dropout=0.3)
+
+
+def resumed(folder: Path, callbacks: list[Any]) -> SFTTrainer:
+    return sft(folder, callbacks, dropout=0.3)
+
+
+BUILD: dict[str, Callable[[Path, list[Any]], CheckpointedTrainer]] = {
+    "sft": sft, "reward": reward, "dpo": dpo, "ppo": ppo, "shared_ppo": shared_ppo, "pretrain": pretrain,
+    "bypassed": bypassed, "dropped": dropped, "killed": killed, "resumed": resumed,
+}  # fmt: skip
+
+
+def run(folder: Path, what: str) -> None:
+    """Train, and write what was logged and what was trained, as each rank has it."""
+    recorder = Recorder()
+    trainer = BUILD[what](folder / what, [recorder])
+    save_file(_trained(trainer), folder / f"{what}.{rank()}.start.safetensors")
+    trainer.train(resume_from_checkpoint=True)
+    save_file(_trained(trainer), folder / f"{what}.{rank()}.safetensors")
+    (folder / f"{what}.{rank()}.json").write_text(json.dumps(recorder.logs))
+    gathered(None)  # nobody takes the checkpoints of another method while this one still writes
+
+
+def _trained(trainer: CheckpointedTrainer) -> dict[str, torch.Tensor]:
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    return {name: p.detach().clone().contiguous() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def launch(folder: Path, *what: str, count: int = 2) -> subprocess.CompletedProcess[str]:
+    """Run this file on several ranks."""
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(ON_A_CPU)]
+    command += ["--num_processes", str(count), "--main_process_port", "0", str(Path(__file__)), str(folder), *what]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
+
+
+def weights(folder: Path, what: str, number: int = 0, *, start: bool = False) -> dict[str, torch.Tensor]:
+    """What a rank had trained in the end, or had at the start."""
+    return load_file(folder / f"{what}.{number}{'.start' if start else ''}.safetensors")
+
+
+def logs(folder: Path, what: str, number: int = 0) -> list[dict[str, float]]:
+    """What a rank logged."""
+    found: list[dict[str, float]] = json.loads((folder / f"{what}.{number}.json").read_text())
+    return found
+
+
+def difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    """Largest difference between two sets of weights."""
+    assert a.keys() == b.keys()
+    return max(float((a[name] - b[name]).abs().max()) for name in a)
+
+
+# TRL's means over batches, gathered: those of another cut into batches.
+OF_BATCHES = ("eval_entropy", "eval_mean_token_accuracy", "num_tokens", "eval_num_tokens")
+
+
+def logged_difference(a: list[dict[str, float]], b: list[dict[str, float]]) -> float:
+    """Largest difference between what was logged, relative to the larger number, or to 1 where both are smaller."""
+    assert [row.keys() for row in a] == [row.keys() for row in b]
+    return max(
+        abs(x[name] - y[name]) / max(abs(x[name]), abs(y[name]), 1.0)
+        for x, y in zip(a, b, strict=True)
+        for name in x
+        if name not in OF_BATCHES
+    )
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    PartialState(cpu=True)  # before the first row is chosen: it decides how many ranks there are
+    for name in sys.argv[2:]:
+        run(Path(sys.argv[1]), name)
