@@ -20,16 +20,16 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils.data import Sampler
-from transformers import Trainer
 
 from prefopt.errors import TrainingDiverged
 from prefopt.models.roles import load_adapter_weights, save_adapter
 from prefopt.store.checkpoints import commit_checkpoint, newest_verified, rotate
+from prefopt.trainers.microrows import MicroRowsTrainer
 from prefopt.trainers.order import TrainingOrder
 
 
-class CheckpointedTrainer(Trainer):  # type: ignore[misc]
-    """A `transformers.Trainer` that can be killed at any moment.
+class CheckpointedTrainer(MicroRowsTrainer):
+    """A `transformers.Trainer` that can be killed at any moment, and cuts passes that do not fit into memory.
 
     Its methods call `super()`, so it also mixes in before another trainer:
     `class SFTTrainer(CheckpointedTrainer, trl.SFTTrainer)`.

@@ -117,9 +117,13 @@ class DPOTrainer(PairTrainer):
         lengths = [2 * (len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))) for row in rows]
         vocabulary = self.model.config.get_text_config().vocab_size
         for indices in batches_by_length(lengths, self.args.per_device_eval_batch_size, vocabulary):
+            batch = [rows[i] for i in indices]
             with reference_active(self.model):
-                chosen, rejected = self._logps_without_gradient([rows[i] for i in indices])
-            for index, c, r in zip(indices, chosen.tolist(), rejected.tolist(), strict=True):
+                parts = self.in_micro_rows(
+                    len(batch), lambda start, end, batch=batch: self._logps_without_gradient(batch[start:end])
+                )
+            chosen, rejected = (torch.cat(side).tolist() for side in zip(*parts, strict=True))
+            for index, c, r in zip(indices, chosen, rejected, strict=True):
                 complete[index].update(reference_chosen_logps=c, reference_rejected_logps=r)
             # This pass can take minutes: callbacks may end it, as they may end an evaluation.
             self.callback_handler.on_prediction_step(self.args, self.state, self.control)

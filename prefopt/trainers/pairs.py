@@ -69,6 +69,28 @@ class PairTrainer(CheckpointedTrainer):
         self._record(metrics)
         return (loss, {}) if return_outputs else loss
 
+    def rows_in(self, inputs: dict[str, Any]) -> int:
+        """Pairs of a batch."""
+        return len(inputs["input_ids"]) // 2
+
+    def take_rows(self, inputs: dict[str, Any], start: int, end: int) -> dict[str, Any]:
+        """Some pairs of a batch, both sides of each."""
+        pairs = self.rows_in(inputs)
+
+        def part(values: Tensor) -> Tensor:
+            sides = values.split(pairs)  # one where there is a value of the pair, two where there is one of each side
+            return torch.cat([side[start:end] for side in sides])
+
+        return {name: part(values) for name, values in inputs.items()}
+
+    def counted(self) -> dict[str, Tensor]:
+        """Sums of the metrics since the last log."""
+        return dict(self._sums["train"])
+
+    def recount(self, counted: Any) -> None:
+        """Forget the metrics of a pass that failed."""
+        self._sums["train"] = defaultdict(_zeros, counted)
+
     def prediction_step(
         self,
         model: nn.Module,

@@ -220,10 +220,21 @@ class PPOTrainer(CheckpointedTrainer):
             self._begin_rollout()
             part = next(self._passes)
         model.train()
-        batch = self._on_device(self._rollouts.select(part.indices))
         # What this pass adds to the mean over the step's tokens; gradients are averaged over ranks.
         tokens = self._sum_over_ranks(part.tokens.to(self.args.device)) / self.args.world_size
+        indices = part.indices
+        losses = self.in_micro_rows(
+            len(indices),
+            lambda start, end: self._update(model, self._rollouts.select(indices[start:end]), tokens),
+        )
+        total = torch.stack(losses).sum()
+        self.note_loss(total)
+        return total
+
+    def _update(self, model: nn.Module, rollouts: Rollouts, tokens: Tensor) -> Tensor:
+        """Forward and backward over some episodes; their part of the step's loss."""
         start = time.perf_counter()
+        batch = self._on_device(rollouts)
         outputs, policy = self._policy_loss(model, batch)
         loss = policy.losses.sum() / tokens
         if not self.model.shared:
@@ -234,9 +245,7 @@ class PPOTrainer(CheckpointedTrainer):
         value_term = self.args.vf_coef * value.losses.sum() / tokens
         self.accelerator.backward(value_term if not self.model.shared else loss + value_term)
         self._note_update(batch.mask, policy, value, time.perf_counter() - start)
-        total: Tensor = (loss + value_term).detach()
-        self.note_loss(total)
-        return total
+        return (loss + value_term).detach()
 
     def _policy_loss(self, model: nn.Module, batch: Rollouts) -> tuple[Any, ppo.PolicyLoss]:
         with self.compute_loss_context_manager():

@@ -18,7 +18,17 @@ __all__ = ["SFTConfig", "SFTTrainer", "language_modeling_rows"]
 
 
 class SFTTrainer(CheckpointedTrainer, TRLSFTTrainer):  # type: ignore[misc]
-    """TRL's SFTTrainer with checkpoints that survive a kill and runs that stop at NaN."""
+    """TRL's SFTTrainer with checkpoints that survive a kill, and runs that stop at NaN and go on without memory."""
+
+    def counted(self) -> tuple[dict[str, int], float]:
+        """How many values each of TRL's metrics has, and the tokens seen."""
+        return {name: len(values) for name, values in self._metrics["train"].items()}, self._total_train_tokens
+
+    def recount(self, counted: Any) -> None:
+        """Forget the metrics of a pass that failed."""
+        lengths, self._total_train_tokens = counted
+        for name, values in self._metrics["train"].items():
+            del values[lengths.get(name, 0) :]
 
 
 def language_modeling_rows(rows: Sequence[Mapping[str, Any]]) -> Dataset:
