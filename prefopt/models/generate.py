@@ -24,6 +24,7 @@ class SamplingOptions:
 
     Attributes:
         max_new_tokens: Completions are cut there and count as unfinished.
+        min_new_tokens: No completion ends before it has as many; 0 lets the policy decide.
         temperature: Divides the logits; 0 is greedy.
         top_p: Share of probability kept, in (0, 1].
         batch_size: Prompts in one call.
@@ -31,6 +32,7 @@ class SamplingOptions:
     """
 
     max_new_tokens: int = 64
+    min_new_tokens: int = 0
     temperature: float = 1.0
     top_p: float = 1.0
     batch_size: int = 64
@@ -116,7 +118,7 @@ def _complete(
     stop = torch.tensor(ends, device=input_ids.device)
     written: list[list[int]] = [[] for _ in range(len(input_ids))]
     position_ids = (mask.cumsum(1) - 1).clamp(min=0)
-    for _ in range(options.max_new_tokens):
+    for number in range(options.max_new_tokens):
         logits = model(
             input_ids=input_ids,
             attention_mask=mask,
@@ -125,6 +127,8 @@ def _complete(
             use_cache=True,
             logits_to_keep=1,
         ).logits[:, -1]
+        if number < options.min_new_tokens:
+            logits = logits.index_fill(1, stop, -torch.inf)
         tokens = choose_tokens(logits.float(), options)
         for row, token in zip(rows.tolist(), tokens.tolist(), strict=True):
             written[row].append(token)
@@ -158,6 +162,7 @@ def _complete_by_generate(
     """As `_complete`, for models that know best how their state is kept."""
     config = GenerationConfig(
         max_new_tokens=options.max_new_tokens,
+        min_new_tokens=options.min_new_tokens or None,
         do_sample=options.temperature > 0,
         temperature=options.temperature or None,
         top_p=options.top_p if options.temperature > 0 else None,

@@ -36,9 +36,11 @@ class CheckpointedTrainer(MicroRowsTrainer):
 
     Attributes:
         base_name: What `adapter_config.json` records as the base; what PEFT would record where it is empty.
+        opening_gap: How far policy and reference were apart before the first step, where a method compares them.
     """
 
     base_name: str = ""
+    opening_gap: float | None = None
 
     _staging: Path | None = None
     _all_finite: Tensor | None = None

@@ -117,17 +117,18 @@ class DPOTrainer(PairTrainer):
         lengths = [2 * (len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))) for row in rows]
         vocabulary = self.model.config.get_text_config().vocab_size
         for indices in batches_by_length(lengths, self.args.per_device_eval_batch_size, vocabulary):
-            batch = [rows[i] for i in indices]
-            with reference_active(self.model):
-                parts = self.in_micro_rows(
-                    len(batch), lambda start, end, batch=batch: self._logps_without_gradient(batch[start:end])
-                )
-            chosen, rejected = (torch.cat(side).tolist() for side in zip(*parts, strict=True))
-            for index, c, r in zip(indices, chosen, rejected, strict=True):
+            chosen, rejected = self._reference_logps([rows[i] for i in indices])
+            for index, c, r in zip(indices, chosen.tolist(), rejected.tolist(), strict=True):
                 complete[index].update(reference_chosen_logps=c, reference_rejected_logps=r)
             # This pass can take minutes: callbacks may end it, as they may end an evaluation.
             self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         return complete
+
+    def _reference_logps(self, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
+        with reference_active(self.model):
+            parts = self.in_micro_rows(len(rows), lambda start, end: self._logps_without_gradient(rows[start:end]))
+        chosen, rejected = zip(*parts, strict=True)
+        return torch.cat(chosen), torch.cat(rejected)
 
     def _logps_without_gradient(self, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
         batch = self._prepare_inputs(self.data_collator(rows))
@@ -141,7 +142,7 @@ class DPOTrainer(PairTrainer):
         names = ("reference_chosen_logps", "reference_rejected_logps")
         reference = torch.tensor([row[name] for name in names for row in first])
         exact = next(self.model.parameters()).dtype is torch.float32 and not self.args.bf16 and not self.args.fp16
-        gap = float(((policy - reference).abs() / reference.abs().clamp(min=1.0)).max())
+        gap = self.opening_gap = float(((policy - reference).abs() / reference.abs().clamp(min=1.0)).max())
         if gap > (1e-4 if exact else 2e-2):
             raise InputError(
                 f"before the first step the policy's log-probabilities differ from the reference's by {gap:.1e}",

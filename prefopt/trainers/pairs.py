@@ -78,7 +78,9 @@ class PairTrainer(CheckpointedTrainer):
         pairs = self.rows_in(inputs)
 
         def part(values: Tensor) -> Tensor:
-            sides = values.split(pairs)  # one where there is a value of the pair, two where there is one of each side
+            sides = torch.split(
+                values, pairs
+            )  # one where there is a value of the pair, two where there is one of each side
             return torch.cat([side[start:end] for side in sides])
 
         return {name: part(values) for name, values in inputs.items()}

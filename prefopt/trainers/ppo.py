@@ -142,6 +142,7 @@ class PPOTrainer(CheckpointedTrainer):
     def _sample(self, rows: Sequence[Mapping[str, Any]], seed: int) -> list[Sampled]:
         options = SamplingOptions(
             max_new_tokens=self.args.max_new_tokens,
+            min_new_tokens=self.args.min_new_tokens,
             temperature=self.args.temperature,
             batch_size=self.args.per_device_eval_batch_size,
             seed=seed,
@@ -245,7 +246,8 @@ class PPOTrainer(CheckpointedTrainer):
         value_term = self.args.vf_coef * value.losses.sum() / tokens
         self.accelerator.backward(value_term if not self.model.shared else loss + value_term)
         self._note_update(batch.mask, policy, value, time.perf_counter() - start)
-        return (loss + value_term).detach()
+        total: Tensor = (loss + value_term).detach()
+        return total
 
     def _policy_loss(self, model: nn.Module, batch: Rollouts) -> tuple[Any, ppo.PolicyLoss]:
         with self.compute_loss_context_manager():
@@ -279,7 +281,7 @@ class PPOTrainer(CheckpointedTrainer):
 
     def _require_policy_equals_reference(self, kl: Tensor) -> None:
         exact = self.model.value_head.weight.dtype is torch.float32 and not self.args.bf16 and not self.args.fp16
-        gap = float(kl.abs().max())
+        gap = self.opening_gap = float(kl.abs().max())
         if gap > (1e-3 if exact else 0.2):
             raise InputError(
                 f"before the first step a token's log-probability differs from the reference's by {gap:.1e}",

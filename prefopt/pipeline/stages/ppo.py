@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
+
+from peft import PeftModel
 
 from prefopt.data.load import load_prompts
 from prefopt.errors import DataError
 from prefopt.models.roles import POLICY, policy_on, save_adapter
+from prefopt.pipeline.adapters import Job, Opened, Rows
 from prefopt.pipeline.base_model import OpenBase, adapter_of, data_of, data_policy, load_weights, open_base
 from prefopt.pipeline.context import Inputs, StageContext, StageResult
 from prefopt.pipeline.cost import ppo_cost
@@ -40,52 +44,67 @@ SAMPLES_TRACKED = 100
 
 def run(spec: PPOSpec, inputs: Inputs, context: StageContext) -> StageResult:
     """Train an adapter to get rewards; writes `adapter/`, `tokenizer/` and `samples.jsonl`, the last rollout."""
-    base = open_base(inputs, context)
-    rows, details = _prompts(spec, inputs, context, base)
-    scorer = open_scorer(spec.reward, inputs, context)
-    model = policy_on(load_weights(base, context), context.recipe.model.lora, adapter_of(spec.init, inputs))
-    source = spec.reward.model
-    reward_model = inputs[source].directory / "adapter" if source is not None and source in inputs else None
+    stage = opened(spec, inputs, context)
+    model = stage.load()
 
     def build(callbacks: list[Any]) -> PPOTrainer:
-        args = training_arguments(
-            PPOConfig,
-            spec,
-            directory=context.directory,
-            seed=context.seed,
-            dtype=context.recipe.model.dtype,
-            include_num_input_tokens_seen="no",  # the trainer counts them itself
-            max_length=base.max_length(spec.max_length),
-            kl_coefficient=spec.kl.coefficient,
-            kl_stop_above=spec.kl.stop_above,
-            normalise=spec.reward.normalise,
-            reward_clip=spec.reward.clip,
-            missing_eos_penalty=spec.reward.missing_eos_penalty,
-            **{name: getattr(spec, name) for name in _SAME},
-        )
-        trainer = PPOTrainer(
-            model,
-            args,
-            reward=lambda prompts, completions: [score.value for score in scorer.score(prompts, completions)],
-            train_dataset=rows,
-            processing_class=base.tokenizer,
-            reward_model=reward_model,
-            callbacks=callbacks,
-        )
-        trainer.base_name = base.location.name
-        return trainer
+        return cast(PPOTrainer, stage.build(spec, model, callbacks))
 
     trained = train(build, spec, context, samples=lambda trainer: trainer.latest[:SAMPLES_TRACKED])
-    save_adapter(model, POLICY, context.directory / "adapter", base.location.name)
-    base.tokenizer.save_pretrained(context.directory / "tokenizer")
+    save_adapter(model, POLICY, context.directory / "adapter", stage.name)
+    stage.tokenizer.save_pretrained(context.directory / "tokenizer")
     lines = [
         json.dumps({"policy": context.stage, **row}, ensure_ascii=False, allow_nan=False, sort_keys=True)
         for row in trained.latest
     ]
     write_atomic(context.directory / "samples.jsonl", "".join(line + "\n" for line in lines))
     outputs = ["adapter", "tokenizer", "samples.jsonl", *kept_outputs(spec)]
-    cost = ppo_cost(trained, reward_model=reward_model is not None)
-    return StageResult(metrics=final_metrics(context), outputs=outputs, details=details, cost=cost)
+    cost = ppo_cost(trained, reward_model=_reward_model(spec, inputs) is not None)
+    return StageResult(metrics=final_metrics(context), outputs=outputs, details=stage.rows.details, cost=cost)
+
+
+def opened(spec: PPOSpec, inputs: Inputs, context: StageContext) -> Opened:
+    """The stage, ready to be trained, and what scores already loaded; its rows are prompts."""
+    base = open_base(inputs, context)
+    rows, details = _prompts(spec, inputs, context, base)
+    scorer = open_scorer(spec.reward, inputs, context)
+
+    def load() -> PeftModel:
+        return policy_on(load_weights(base, context), context.recipe.model.lora, adapter_of(spec.init, inputs))
+
+    def trainer(job: Job) -> PPOTrainer:
+        args = training_arguments(
+            PPOConfig,
+            job.spec,
+            directory=context.directory,
+            seed=context.seed,
+            dtype=context.recipe.model.dtype,
+            include_num_input_tokens_seen="no",  # the trainer counts them itself
+            max_length=base.max_length(job.spec.max_length),
+            kl_coefficient=job.spec.kl.coefficient,
+            kl_stop_above=job.spec.kl.stop_above,
+            normalise=job.spec.reward.normalise,
+            reward_clip=job.spec.reward.clip,
+            missing_eos_penalty=job.spec.reward.missing_eos_penalty,
+            **{name: getattr(job.spec, name) for name in _SAME},
+        )
+        return PPOTrainer(
+            job.model,
+            args,
+            reward=lambda prompts, completions: [score.value for score in scorer.score(prompts, completions)],
+            train_dataset=job.train,
+            processing_class=base.tokenizer,
+            reward_model=_reward_model(spec, inputs),
+            callbacks=job.callbacks,
+        )
+
+    return Opened(base.tokenizer, base.location.name, Rows(rows, (), details), load, trainer)
+
+
+def _reward_model(spec: PPOSpec, inputs: Inputs) -> Path | None:
+    """The reward model's artefact, where one gives the rewards."""
+    source = spec.reward.model
+    return inputs[source].directory / "adapter" if source is not None and source in inputs else None
 
 
 def _prompts(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from prefopt.data.load import load_pairs
-from prefopt.models.heads import new_reward_model
+from prefopt.models.heads import RewardModel, new_reward_model
 from prefopt.models.roles import lora_config
-from prefopt.pipeline.adapters import encoded_rows
+from prefopt.pipeline.adapters import Job, Opened, encoded_rows
 from prefopt.pipeline.base_model import adapter_of, load_weights, open_base
 from prefopt.pipeline.context import Inputs, StageContext, StageResult
 from prefopt.pipeline.cost import training_cost
@@ -24,38 +24,49 @@ from prefopt.trainers.rows import pair_row
 
 def run(spec: RewardSpec, inputs: Inputs, context: StageContext) -> StageResult:
     """Train an adapter and a head; writes `adapter/`, `tokenizer/`, `scores.jsonl` and `table.json`."""
-    base = open_base(inputs, context)
-    rows = encoded_rows(spec, inputs, context, base, load_pairs, pair_row)
-    lora = lora_config(context.recipe.model.lora)
-    model = new_reward_model(load_weights(base, context), lora, adapter_of(spec.init, inputs))
+    stage = opened(spec, inputs, context)
+    model = stage.load()
 
     def build(callbacks: list[Any]) -> RewardTrainer:
-        args = training_arguments(
-            RewardConfig,
-            spec,
-            directory=context.directory,
-            seed=context.seed,
-            dtype=context.recipe.model.dtype,
-            center_rewards_coefficient=spec.center_rewards_coefficient,
-        )
-        trainer = RewardTrainer(
-            model,
-            args,
-            train_dataset=rows.train,
-            eval_dataset=rows.evaluation or None,
-            processing_class=base.tokenizer,
-            callbacks=callbacks,
-        )
-        trainer.base_name = base.location.name
-        return trainer
+        return cast(RewardTrainer, stage.build(spec, model, callbacks))
 
     trained = train(build, spec, context)
     trained.save_weights(context.directory / "adapter")
-    base.tokenizer.save_pretrained(context.directory / "tokenizer")
-    metrics = {**final_metrics(context), **_measure(trained, rows.evaluation, context)}
+    stage.tokenizer.save_pretrained(context.directory / "tokenizer")
+    metrics = {**final_metrics(context), **_measure(trained, stage.rows.evaluation, context)}
     outputs = ["adapter", "tokenizer", "scores.jsonl", "table.json"]
     cost = training_cost(trained, head=False)
-    return StageResult(metrics=metrics, outputs=outputs, details=rows.details, cost=cost)
+    return StageResult(metrics=metrics, outputs=outputs, details=stage.rows.details, cost=cost)
+
+
+def opened(spec: RewardSpec, inputs: Inputs, context: StageContext) -> Opened:
+    """The stage, ready to be trained."""
+    base = open_base(inputs, context)
+    rows = encoded_rows(spec, inputs, context, base, load_pairs, pair_row)
+
+    def load() -> RewardModel:
+        lora = lora_config(context.recipe.model.lora)
+        return new_reward_model(load_weights(base, context), lora, adapter_of(spec.init, inputs))
+
+    def trainer(job: Job) -> RewardTrainer:
+        args = training_arguments(
+            RewardConfig,
+            job.spec,
+            directory=context.directory,
+            seed=context.seed,
+            dtype=context.recipe.model.dtype,
+            center_rewards_coefficient=job.spec.center_rewards_coefficient,
+        )
+        return RewardTrainer(
+            job.model,
+            args,
+            train_dataset=job.train,
+            eval_dataset=job.evaluation or None,
+            processing_class=base.tokenizer,
+            callbacks=job.callbacks,
+        )
+
+    return Opened(base.tokenizer, base.location.name, rows, load, trainer)
 
 
 def _measure(trained: RewardTrainer, pairs: Sequence[Any], context: StageContext) -> dict[str, float]:

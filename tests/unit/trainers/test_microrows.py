@@ -101,7 +101,7 @@ def test_without_a_fault_nothing_changes(tmp_path, method):
 def test_when_a_single_row_does_not_fit_the_error_says_what_to_do(tmp_path, method):
     trainer = build(method, tmp_path)
     memory = SmallMemory(trainer.model, 0, error=lambda rows: RuntimeError(ON_CPU))
-    with pytest.raises(EnvironmentFault, match="single row.*activation_checkpointing"):
+    with pytest.raises(EnvironmentFault, match=r"single row.*activation_checkpointing"):
         trainer.train()
     assert memory.failed == [rows_that_fit(method, rows) for rows in (8, 4, 2, 1)]
 
