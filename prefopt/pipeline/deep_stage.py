@@ -1,0 +1,226 @@
+"""`prefopt check --deep` of one stage, in a process of its own: tokens, memory, and the proofs of the first batch.
+
+It is run as stages are, and writes `deep.json` in place of an artefact. Memory is estimated from two small steps, with
+one and with two of the longest row; only when the whole batch fits by that estimate is a real step made with it.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from typing import Any
+
+from prefopt.errors import EnvironmentFault
+from prefopt.models.batches import MAX_LOGITS
+from prefopt.models.loading import device
+from prefopt.pipeline.adapters import Job, Opened
+from prefopt.pipeline.context import Inputs, StageContext, StageResult
+from prefopt.pipeline.deep_check import MEMORY_VARIABLE, REPORT
+from prefopt.pipeline.deep_tokens import sample, token_problems
+from prefopt.pipeline.estimate import UPDATE, Estimate, Phase
+from prefopt.pipeline.stand_ins import stand_ins
+from prefopt.recipe.schema import DPOSpec, OptimisationSpec, PPOSpec, SFTSpec, TrainingSpec
+from prefopt.store.files import write_json
+from prefopt.trainers.checkpoints import CheckpointedTrainer
+from prefopt.trainers.memory import (
+    FirstStep,
+    PeakBytes,
+    ProcessPeak,
+    available_bytes,
+    release,
+    trained_bytes,
+    weight_bytes,
+)
+from prefopt.trainers.trl import HeadTile
+
+_STEPS = 2  # from the second on the optimizer has its averages
+Row = Mapping[str, Any]
+
+
+def run(spec: OptimisationSpec, inputs: Inputs, context: StageContext) -> StageResult:
+    """Look into a training stage; writes `deep.json`."""
+    complete, notes = stand_ins(inputs, context)
+    stage: Opened = import_module(f"prefopt.pipeline.stages.{spec.kind}").opened(spec, complete, context)
+    look = _Look(spec, stage)
+    problems = token_problems(stage.tokenizer, stage.rows.train)
+    estimate = look.estimate()
+    limit = int(os.environ[MEMORY_VARIABLE]) if MEMORY_VARIABLE in os.environ else available_bytes(look.device)
+    fits = limit is None or estimate.peak <= limit
+    measured, proofs = None, None
+    if fits:
+        measured, proofs, found = look.whole_batch()
+        problems += found
+    report = {
+        "stage": context.stage,
+        "kind": spec.kind,
+        "stand_ins": notes,
+        "rows": {"train": len(stage.rows.train), "evaluation": len(stage.rows.evaluation), "longest": look.longest},
+        "memory": {
+            **estimate.to_json(),
+            "device": look.device.type,
+            "limit": limit,
+            "fits": fits,
+            "estimate": estimate.peak,
+            "measured": measured,
+        },
+        "tokens": sample(stage.tokenizer, stage.rows.train[0]),
+        "proofs": proofs,
+        "problems": problems,
+    }
+    write_json(context.directory / REPORT, report)
+    return StageResult(metrics={}, outputs=[REPORT])
+
+
+class _Look:
+    """Trains a stage for a step or two, on its longest rows."""
+
+    def __init__(self, spec: OptimisationSpec, stage: Opened) -> None:
+        self.device = device()
+        self._spec = spec
+        self._stage = stage
+        self._train = sorted(stage.rows.train, key=lambda row: -row_length(row, spec))
+        self._evaluation = sorted(stage.rows.evaluation, key=lambda row: -row_length(row, spec))
+        self._item_size, self._vocabulary = 4, 0  # of what is trained
+        self.longest = row_length(self._train[0], spec)
+
+    def estimate(self) -> Estimate:
+        """From steps of one and of two rows."""
+        one, two = self._probe(1), self._probe(2)
+        # Only now: the first step of a process loads kernels that stay.
+        process = ProcessPeak(self.device)
+        rows = batch_rows(self._spec, len(self._evaluation), self.longest * self._vocabulary)
+        phases = tuple(self._phase(name, rows[name], one[name], two[name]) for name in rows)
+        trained = one["trained"]
+        passes = passes_per_step(self._spec)
+        return Estimate(process.level, one["weights"], trained, 2 * trained, passes, phases)
+
+    def _phase(self, name: str, rows: int, one: int, two: int) -> Phase:
+        if not isinstance(self._spec, SFTSpec):
+            return Phase(name, rows, 2 * one - two, two - one)
+        row = (self._train if name == UPDATE else self._evaluation)[0]
+        tile = HeadTile(self._vocabulary, self._item_size, on_cpu=self.device.type == "cpu")
+        tokens = tile.tokens(row)
+        one, two = one - tile.allocated(tokens), two - tile.allocated(2 * tokens)
+        return Phase(name, rows, 2 * one - two, two - one, tile.taken(tokens), tile.taken())
+
+    def _probe(self, rows: int) -> dict[str, int]:
+        """Peak bytes of every phase with a number of rows, and the bytes of the weights."""
+        trainer = self._trainer(rows, rows, self._train[:1] * rows, self._evaluation[:1] * rows, steps=1)
+        first = FirstStep(trainer.model, self.device, count=True)
+        trainer.add_callback(first)
+        found = {"weights": weight_bytes(trainer.model), "trained": trained_bytes(trainer.model)}
+        self._item_size = next(trainer.model.parameters()).itemsize
+        self._vocabulary = trainer.model.config.get_text_config().vocab_size
+        trainer.train()
+        found |= {UPDATE: first.update}
+        if isinstance(self._spec, PPOSpec):
+            return found | {"rollout": first.before}
+        peak = PeakBytes(self.device)
+        peak.start()
+        if trainer.eval_dataset is not None:
+            trainer.evaluate()
+        elif isinstance(self._spec, DPOSpec):
+            trainer.evaluate([dict(row) for row in self._train[:1] * rows])
+        found["evaluation" if self._evaluation else "reference"] = peak.stop()
+        return found
+
+    def whole_batch(self) -> tuple[int | None, dict[str, Any], list[str]]:
+        """Two steps and an evaluation with the recipe's batch sizes: peak bytes, proofs, and what is wrong.
+
+        Raises:
+            EnvironmentFault: When memory runs out, whatever the estimate said.
+        """
+        process = ProcessPeak(self.device)
+        batch, evaluation = self._spec.per_device_train_batch_size, self._spec.per_device_eval_batch_size
+        passes = min(passes_per_step(self._spec), 2)
+        rows = _repeated(self._train, batch) * passes * _STEPS
+        held_out = self._evaluation[:evaluation]
+        trainer = self._trainer(batch, evaluation, rows, held_out, steps=_STEPS, passes=passes)
+        first = FirstStep(trainer.model, self.device, count=False)
+        trainer.add_callback(first)
+        trainer.train()
+        if trainer.eval_dataset is not None:
+            trainer.evaluate()
+        if trainer.micro_rows is not None:
+            raise EnvironmentFault(
+                f"memory runs out with {batch} rows, and {trainer.micro_rows} fit",
+                "lower per_device_train_batch_size, and raise gradient_accumulation_steps to match",
+            )
+        trained = [name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad]
+        frozen = sum(1 for _ in trainer.model.parameters()) - len(trained)
+        proofs = {
+            "policy_minus_reference": trainer.opening_gap,
+            "loss": next(row["loss"] for row in trainer.state.log_history if "loss" in row),
+            "trained": len(trained),
+            "frozen": frozen,
+        }
+        problems = [f"{name} is to be trained and gets no finite gradient" for name in first.untrained]
+        problems += [f"{name} is frozen and gets a gradient" for name in first.leaking]
+        return process.peak(), proofs, problems
+
+    def _trainer(
+        self, batch: int, evaluation: int, rows: Sequence[Row], held_out: Sequence[Row], *, steps: int, passes: int = 1
+    ) -> CheckpointedTrainer:
+        """A trainer on a fresh model, which is let go of with it; nothing is saved."""
+        release()
+        spec = _short(self._spec, batch, evaluation, steps, passes)
+        trainer = self._stage.trainer(Job(spec, self._stage.load(), list(rows), list(held_out), []))
+        trainer.args.save_strategy = type(trainer.args.save_strategy)("no")
+        if isinstance(spec, PPOSpec):
+            trainer.args.min_new_tokens = spec.max_new_tokens  # no sampled completion can be longer
+        return trainer
+
+
+def row_length(row: Row, spec: OptimisationSpec) -> int:
+    """Tokens of a row where it is computed: the longer answer of a pair, and all that a completion may have."""
+    if "input_ids" in row:
+        return len(row["input_ids"])
+    completions = [len(row[name]) for name in ("completion_ids", "chosen_ids", "rejected_ids") if name in row]
+    return len(row["prompt_ids"]) + (max(completions) if completions else spec.max_new_tokens)  # type: ignore[attr-defined]
+
+
+def batch_rows(spec: OptimisationSpec, held_out: int, logits: int) -> dict[str, int]:
+    """Phase → rows of its batch.
+
+    Args:
+        spec: The stage's options.
+        held_out: Rows to evaluate on.
+        logits: Of the longest row.
+    """
+    rows = {UPDATE: spec.per_device_train_batch_size}
+    if isinstance(spec, PPOSpec):
+        return rows | {"rollout": min(spec.per_device_eval_batch_size, spec.rollout_batch_size)}
+    if held_out:
+        rows["evaluation"] = min(spec.per_device_eval_batch_size, held_out)
+    elif isinstance(spec, DPOSpec):
+        at_most = max(1, MAX_LOGITS // (2 * logits))
+        rows["reference"] = min(spec.per_device_eval_batch_size, at_most)
+    return rows
+
+
+def passes_per_step(spec: OptimisationSpec) -> int:
+    """Passes of an optimiser step."""
+    if isinstance(spec, PPOSpec):
+        return max(1, spec.rollout_batch_size // spec.num_mini_batches // spec.per_device_train_batch_size)
+    assert isinstance(spec, TrainingSpec)
+    return spec.gradient_accumulation_steps
+
+
+def _short(spec: OptimisationSpec, batch: int, evaluation: int, steps: int, passes: int) -> OptimisationSpec:
+    """The stage's options for a few steps that log everything and save nothing."""
+    same = {"per_device_train_batch_size": batch, "per_device_eval_batch_size": evaluation, "logging_steps": 1}
+    if not isinstance(spec, PPOSpec):
+        more = {"max_steps": steps, "gradient_accumulation_steps": passes, "eval_steps": None}
+        return spec.model_copy(update={**same, **more, "train_sampling_strategy": "random"})
+    # A rollout of whole batches of either kind; its scale is measured on far more samples than are needed here.
+    rollout = batch * max(passes, math.ceil(min(evaluation, spec.rollout_batch_size) / batch))
+    more = {"rollout_batch_size": rollout, "total_episodes": steps * rollout, "num_ppo_epochs": 1}
+    reward = spec.reward.model_copy(update={"normalise": "none"})
+    return spec.model_copy(update={**same, **more, "num_mini_batches": 1, "reward": reward})
+
+
+def _repeated(rows: Sequence[Row], count: int) -> list[Row]:
+    """The first rows, and all of them again where there are too few."""
+    return [rows[index % len(rows)] for index in range(count)]
