@@ -36,6 +36,9 @@ from prefopt.trainers.memory import (
 from prefopt.trainers.trl import HeadTile
 
 _STEPS = 2  # from the second on the optimizer has its averages
+# Rows of a rollout for a row of an update: sampling also has peaks that do not depend on rows, such as merging the
+# adapter, and they must not be what is seen.
+_ROLLOUT = 4
 Row = Mapping[str, Any]
 
 
@@ -82,11 +85,12 @@ class _Look:
         self._stage = stage
         self._train = sorted(stage.rows.train, key=lambda row: -row_length(row, spec))
         self._evaluation = sorted(stage.rows.evaluation, key=lambda row: -row_length(row, spec))
+        self._is_ppo = isinstance(spec, PPOSpec)
         self._item_size, self._vocabulary = 4, 0  # of what is trained
         self.longest = row_length(self._train[0], spec)
 
     def estimate(self) -> Estimate:
-        """From steps of one and of two rows."""
+        """From steps of one and of two rows, and rollouts of a few more."""
         one, two = self._probe(1), self._probe(2)
         # Only now: the first step of a process loads kernels that stay.
         process = ProcessPeak(self.device)
@@ -98,16 +102,18 @@ class _Look:
 
     def _phase(self, name: str, rows: int, one: int, two: int) -> Phase:
         if not isinstance(self._spec, SFTSpec):
-            return Phase(name, rows, 2 * one - two, two - one)
+            per_row = (two - one) // (1 if name == UPDATE or not self._is_ppo else _ROLLOUT)
+            return Phase(name, rows, max(0, 2 * one - two), per_row)
         row = (self._train if name == UPDATE else self._evaluation)[0]
         tile = HeadTile(self._vocabulary, self._item_size, on_cpu=self.device.type == "cpu")
         tokens = tile.tokens(row)
         one, two = one - tile.allocated(tokens), two - tile.allocated(2 * tokens)
-        return Phase(name, rows, 2 * one - two, two - one, tile.taken(tokens), tile.taken())
+        return Phase(name, rows, max(0, 2 * one - two), two - one, tile.taken(tokens), tile.taken())
 
     def _probe(self, rows: int) -> dict[str, int]:
         """Peak bytes of every phase with a number of rows, and the bytes of the weights."""
-        trainer = self._trainer(rows, rows, self._train[:1] * rows, self._evaluation[:1] * rows, steps=1)
+        others = rows * (_ROLLOUT if self._is_ppo else 1)
+        trainer = self._trainer(rows, others, self._train[:1] * rows, self._evaluation[:1] * rows, steps=1)
         first = FirstStep(trainer.model, self.device, count=True)
         trainer.add_callback(first)
         found = {"weights": weight_bytes(trainer.model), "trained": trained_bytes(trainer.model)}
@@ -116,7 +122,7 @@ class _Look:
         trainer.train()
         found |= {UPDATE: first.update}
         if isinstance(self._spec, PPOSpec):
-            return found | {"rollout": first.before}
+            return found | {"sampling": first.sampling, "judging": first.judging}
         peak = PeakBytes(self.device)
         peak.start()
         if trainer.eval_dataset is not None:
@@ -134,6 +140,8 @@ class _Look:
         """
         process = ProcessPeak(self.device)
         batch, evaluation = self._spec.per_device_train_batch_size, self._spec.per_device_eval_batch_size
+        if isinstance(self._spec, PPOSpec):
+            evaluation = min(evaluation, self._spec.rollout_batch_size)
         passes = min(passes_per_step(self._spec), 2)
         rows = _repeated(self._train, batch) * passes * _STEPS
         held_out = self._evaluation[:evaluation]
@@ -191,7 +199,9 @@ def batch_rows(spec: OptimisationSpec, held_out: int, logits: int) -> dict[str, 
     """
     rows = {UPDATE: spec.per_device_train_batch_size}
     if isinstance(spec, PPOSpec):
-        return rows | {"rollout": min(spec.per_device_eval_batch_size, spec.rollout_batch_size)}
+        return rows | dict.fromkeys(
+            ("sampling", "judging"), min(spec.per_device_eval_batch_size, spec.rollout_batch_size)
+        )
     if held_out:
         rows["evaluation"] = min(spec.per_device_eval_batch_size, held_out)
     elif isinstance(spec, DPOSpec):
@@ -215,7 +225,7 @@ def _short(spec: OptimisationSpec, batch: int, evaluation: int, steps: int, pass
         more = {"max_steps": steps, "gradient_accumulation_steps": passes, "eval_steps": None}
         return spec.model_copy(update={**same, **more, "train_sampling_strategy": "random"})
     # A rollout of whole batches of either kind; its scale is measured on far more samples than are needed here.
-    rollout = batch * max(passes, math.ceil(min(evaluation, spec.rollout_batch_size) / batch))
+    rollout = batch * max(passes, math.ceil(evaluation / batch))
     more = {"rollout_batch_size": rollout, "total_episodes": steps * rollout, "num_ppo_epochs": 1}
     reward = spec.reward.model_copy(update={"normalise": "none"})
     return spec.model_copy(update={**same, **more, "num_mini_batches": 1, "reward": reward})

@@ -23,8 +23,9 @@ class Phase:
     """A part of training whose peak follows from the rows of its batch.
 
     Attributes:
-        name: `update`: forward and backward; `rollout`: sampling and what is said of the samples; `evaluation`: a
-            forward pass over held-out rows; `reference`: over the training rows, before the first step.
+        name: `update`: forward and backward; `sampling` of completions; `judging`: what policy, reference and value
+            say of them; `evaluation`: a forward pass over held-out rows; `reference`: one over the training rows,
+            before the first step.
         rows: Rows of a batch (pairs for dpo and reward, episodes for ppo).
         fixed: Bytes whatever the rows, gradients included.
         per_row: Bytes that one more row takes.

@@ -113,33 +113,41 @@ class FirstStep(TrainerCallback):  # type: ignore[misc]
         count: Whether memory is counted; on a CPU counting makes the step slower.
 
     Attributes:
-        before: Peak bytes of what happens in the step before its first forward pass with gradients, such as a rollout.
+        sampling: Peak bytes of what happens in the step before its first pass through `model` as a whole: of PPO,
+            sampling and scoring.
+        judging: Peak bytes from there to the first pass with gradients: of PPO, what the roles say of the samples.
         update: Peak bytes from that pass to the end of the last backward pass, gradients included.
         untrained: Weights that are to be trained and got no gradient, or one that is not finite.
         leaking: Frozen weights that got a gradient.
     """
 
     def __init__(self, model: nn.Module, device: torch.device, *, count: bool) -> None:
-        self.before = self.update = 0
+        self.sampling = self.judging = self.update = 0
         self.untrained: list[str] = []
         self.leaking: list[str] = []
         self._model = model
         self._peak = PeakBytes(device) if count else None
         self._hook = model.register_forward_pre_hook(self._forward)
-        self._updating = self._done = False
+        self._counting = self._judging = self._updating = self._done = False
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Begin to count."""
         if not self._done and self._peak is not None:
             self._peak.start()
+            self._counting = True
 
     def _forward(self, module: nn.Module, given: object) -> None:
-        if self._updating or not torch.is_grad_enabled():
+        if self._peak is None or self._updating:
             return
-        self._updating = True
-        if self._peak is not None:
-            self.before = self._peak.peak
-            self._peak.restart()
+        if torch.is_grad_enabled():
+            self.judging = self._peak.peak if self._judging else 0
+            self._updating = True
+        elif not self._judging and self._counting:
+            self.sampling = self._peak.peak
+            self._judging = True
+        else:
+            return
+        self._peak.restart()
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Look at the gradients; the rest of the training is none of this callback's concern."""

@@ -86,7 +86,7 @@ def recipe(method: str, shape: Shape, recompute: bool, folder: Path) -> dict[str
     if method == "ppo":
         rows_of = {"rollout_batch_size": shape.rows, "total_episodes": shape.rows, "max_new_tokens": 32}
         stage |= {"prompts": "pairs", "reward": {"lexicon": str(folder / "words.txt")}, **rows_of}
-        (folder / "words.txt").write_text("lamp 1\nchair -1\n")
+        (folder / "words.txt").write_text("lamp\t1\nchair\t-1\n")
     else:
         stage |= {"data": "pairs"}
     return {
