@@ -1,6 +1,7 @@
 """`prefopt check --deep`: looks into every training stage of a recipe before it runs; imports no torch itself.
 
-Each stage is looked at in a process of its own, as it is run in one (`prefopt.pipeline.deep_stage`).
+Each stage is looked at in processes of its own, as it is run in one: `prefopt.pipeline.deep_stage` estimates, and where
+that fits `prefopt.pipeline.deep_batch` makes real steps.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from prefopt.errors import DataError, EnvironmentFault, PrefoptError
 from prefopt.pipeline.estimate import Estimate, size_text
 from prefopt.pipeline.graph import Node, nodes
 from prefopt.pipeline.keys import Keys, StageKey
-from prefopt.pipeline.messages import Failed, InputRef, Job, Log, Message
+from prefopt.pipeline.messages import Failed, InputRef, Job
 from prefopt.pipeline.plan import Plan, Planner
 from prefopt.pipeline.process import StageProcess, server_log, start_server
 from prefopt.pipeline.runner import cache_folder, run_folder
@@ -27,7 +28,7 @@ from prefopt.store.files import read_json
 from prefopt.store.hashing import HashCache
 from prefopt.store.run import RunDirectory
 
-MODULE = "prefopt.pipeline.deep_stage"
+ESTIMATE, WHOLE_BATCH = "prefopt.pipeline.deep_stage", "prefopt.pipeline.deep_batch"
 REPORT = "deep.json"
 MEMORY_VARIABLE = "PREFOPT_MEMORY"
 # The allocator's own need, and rows that are longer than any now.
@@ -73,7 +74,7 @@ class Finding:
     Attributes:
         stage: Its name.
         kind: Its kind.
-        report: What `deep_stage` wrote; None when it could not.
+        report: What `deep_stage` and `deep_batch` wrote; None when it could not.
         error: Why the stage cannot be trained as it is; None when it can.
         fit: Where it was asked for.
     """
@@ -141,30 +142,39 @@ class _Check:
         return Finding(node.name, node.kind, report, problem, fit)
 
     def _look(self, node: Node, spec: AnyStage) -> tuple[Mapping[str, Any] | None, PrefoptError | None]:
+        """The report of a stage, with a real step where it fits by the estimate; or why there is none."""
+        try:
+            report = {**self._part(ESTIMATE, node, spec), "proofs": None}
+            report["memory"] = {**report["memory"], "measured": None}
+            if report["memory"]["fits"]:
+                batch = self._part(WHOLE_BATCH, node, spec)
+                report["memory"]["measured"], report["proofs"] = batch["measured"], batch["proofs"]
+                report["problems"] = [*report["problems"], *batch["problems"]]
+        except PrefoptError as error:
+            return None, error
+        return report, None
+
+    def _part(self, module: str, node: Node, spec: AnyStage) -> dict[str, Any]:
         self._looks += 1
         folder = self._folder / f"{self._looks}"
-        process = StageProcess(self._job(node, spec, folder))
+        process = StageProcess(self._job(module, node, spec, folder))
         try:
-            end = process.outcome(self._hear)
+            end = process.outcome(lambda message: None)
         finally:
             process.close()
         if isinstance(end, Failed):
-            return None, end.error
-        report: Mapping[str, Any] = read_json(folder / REPORT)
-        return report, None
+            raise end.error
+        report: dict[str, Any] = read_json(folder / REPORT)
+        return report
 
-    def _hear(self, message: Message | None) -> None:
-        if isinstance(message, Log) and message.text.startswith("memory ran out"):
-            self._tell(message.text)
-
-    def _job(self, node: Node, spec: AnyStage, folder: Path) -> Job:
+    def _job(self, module: str, node: Node, spec: AnyStage, folder: Path) -> Job:
         there = {name: self._plans[name] for name in node.inputs if self._plans[name].manifest is not None}
         limit = {} if self._options.memory is None else {MEMORY_VARIABLE: str(self._options.memory)}
         return Job(
             recipe=self._recipe,
             stage=node.name,
             spec=spec,
-            module=MODULE,
+            module=module,
             key=StageKey({"deep": node.name}),
             seed=self._keys.seed(node),
             directory=folder,

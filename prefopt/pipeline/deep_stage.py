@@ -1,7 +1,7 @@
-"""`prefopt check --deep` of one stage, in a process of its own: tokens, memory, and the proofs of the first batch.
+"""`prefopt check --deep` of one stage, in a process of its own: its tokens, and an estimate of its memory.
 
 It is run as stages are, and writes `deep.json` in place of an artefact. Memory is estimated from two small steps, with
-one and with two of the longest row; only when the whole batch fits by that estimate is a real step made with it.
+one and with two of the longest row. A step with the whole batch is made by `prefopt.pipeline.deep_batch`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
-from prefopt.errors import EnvironmentFault
 from prefopt.models.batches import MAX_LOGITS
 from prefopt.models.loading import device
 from prefopt.pipeline.adapters import Job, Opened
@@ -35,7 +34,6 @@ from prefopt.trainers.memory import (
 )
 from prefopt.trainers.trl import HeadTile
 
-_STEPS = 2  # from the second on the optimizer has its averages
 # Rows of a rollout for a row of an update: sampling also has peaks that do not depend on rows, such as merging the
 # adapter, and they must not be what is seen.
 _ROLLOUT = 4
@@ -45,66 +43,72 @@ Row = Mapping[str, Any]
 def run(spec: OptimisationSpec, inputs: Inputs, context: StageContext) -> StageResult:
     """Look into a training stage; writes `deep.json`."""
     complete, notes = stand_ins(inputs, context)
-    stage: Opened = import_module(f"prefopt.pipeline.stages.{spec.kind}").opened(spec, complete, context)
-    look = _Look(spec, stage)
-    problems = token_problems(stage.tokenizer, stage.rows.train)
+    look = Look.into(spec, complete, context)
     estimate = look.estimate()
     limit = int(os.environ[MEMORY_VARIABLE]) if MEMORY_VARIABLE in os.environ else available_bytes(look.device)
-    fits = limit is None or estimate.peak <= limit
-    measured, proofs = None, None
-    if fits:
-        measured, proofs, found = look.whole_batch()
-        problems += found
+    rows = look.stage.rows
     report = {
         "stage": context.stage,
         "kind": spec.kind,
         "stand_ins": notes,
-        "rows": {"train": len(stage.rows.train), "evaluation": len(stage.rows.evaluation), "longest": look.longest},
+        "rows": {"train": len(rows.train), "evaluation": len(rows.evaluation), "longest": look.longest},
         "memory": {
             **estimate.to_json(),
             "device": look.device.type,
             "limit": limit,
-            "fits": fits,
+            "fits": limit is None or estimate.peak <= limit,
             "estimate": estimate.peak,
-            "measured": measured,
         },
-        "tokens": sample(stage.tokenizer, stage.rows.train[0]),
-        "proofs": proofs,
-        "problems": problems,
+        "tokens": sample(look.stage.tokenizer, rows.train[0]),
+        "problems": token_problems(look.stage.tokenizer, rows.train),
     }
     write_json(context.directory / REPORT, report)
     return StageResult(metrics={}, outputs=[REPORT])
 
 
-class _Look:
-    """Trains a stage for a step or two, on its longest rows."""
+class Look:
+    """Trains a stage for a step or two, on its longest rows.
+
+    Attributes:
+        device: Where.
+        spec: The stage's options.
+        stage: The stage, opened.
+        train: Its rows, longest first.
+        evaluation: Its held-out rows, longest first.
+        longest: Tokens of the longest row.
+    """
+
+    @classmethod
+    def into(cls, spec: OptimisationSpec, inputs: Inputs, context: StageContext) -> Look:
+        """Open a stage whose inputs are all there."""
+        return cls(spec, import_module(f"prefopt.pipeline.stages.{spec.kind}").opened(spec, inputs, context))
 
     def __init__(self, spec: OptimisationSpec, stage: Opened) -> None:
         self.device = device()
-        self._spec = spec
-        self._stage = stage
-        self._train = sorted(stage.rows.train, key=lambda row: -row_length(row, spec))
-        self._evaluation = sorted(stage.rows.evaluation, key=lambda row: -row_length(row, spec))
+        self.spec = spec
+        self.stage = stage
+        self.train = sorted(stage.rows.train, key=lambda row: -row_length(row, spec))
+        self.evaluation = sorted(stage.rows.evaluation, key=lambda row: -row_length(row, spec))
         self._is_ppo = isinstance(spec, PPOSpec)
         self._item_size, self._vocabulary = 4, 0  # of what is trained
-        self.longest = row_length(self._train[0], spec)
+        self.longest = row_length(self.train[0], spec)
 
     def estimate(self) -> Estimate:
         """From steps of one and of two rows, and rollouts of a few more."""
         one, two = self._probe(1), self._probe(2)
         # Only now: the first step of a process loads kernels that stay.
         process = ProcessPeak(self.device)
-        rows = batch_rows(self._spec, len(self._evaluation), self.longest * self._vocabulary)
+        rows = batch_rows(self.spec, len(self.evaluation), self.longest * self._vocabulary)
         phases = tuple(self._phase(name, rows[name], one[name], two[name]) for name in rows)
         trained = one["trained"]
-        passes = passes_per_step(self._spec)
+        passes = passes_per_step(self.spec)
         return Estimate(process.level, one["weights"], trained, 2 * trained, passes, phases)
 
     def _phase(self, name: str, rows: int, one: int, two: int) -> Phase:
-        if not isinstance(self._spec, SFTSpec):
+        if not isinstance(self.spec, SFTSpec):
             per_row = (two - one) // (1 if name == UPDATE or not self._is_ppo else _ROLLOUT)
             return Phase(name, rows, max(0, 2 * one - two), per_row)
-        row = (self._train if name == UPDATE else self._evaluation)[0]
+        row = (self.train if name == UPDATE else self.evaluation)[0]
         tile = HeadTile(self._vocabulary, self._item_size, on_cpu=self.device.type == "cpu")
         tokens = tile.tokens(row)
         one, two = one - tile.allocated(tokens), two - tile.allocated(2 * tokens)
@@ -113,7 +117,7 @@ class _Look:
     def _probe(self, rows: int) -> dict[str, int]:
         """Peak bytes of every phase with a number of rows, and the bytes of the weights."""
         others = rows * (_ROLLOUT if self._is_ppo else 1)
-        trainer = self._trainer(rows, others, self._train[:1] * rows, self._evaluation[:1] * rows, steps=1)
+        trainer = self.trainer(rows, others, self.train[:1] * rows, self.evaluation[:1] * rows, steps=1)
         first = FirstStep(trainer.model, self.device, count=True)
         trainer.add_callback(first)
         found = {"weights": weight_bytes(trainer.model), "trained": trained_bytes(trainer.model)}
@@ -121,60 +125,24 @@ class _Look:
         self._vocabulary = trainer.model.config.get_text_config().vocab_size
         trainer.train()
         found |= {UPDATE: first.update}
-        if isinstance(self._spec, PPOSpec):
+        if isinstance(self.spec, PPOSpec):
             return found | {"sampling": first.sampling, "judging": first.judging}
         peak = PeakBytes(self.device)
         peak.start()
         if trainer.eval_dataset is not None:
             trainer.evaluate()
-        elif isinstance(self._spec, DPOSpec):
-            trainer.evaluate([dict(row) for row in self._train[:1] * rows])
-        found["evaluation" if self._evaluation else "reference"] = peak.stop()
+        elif isinstance(self.spec, DPOSpec):
+            trainer.evaluate([dict(row) for row in self.train[:1] * rows])
+        found["evaluation" if self.evaluation else "reference"] = peak.stop()
         return found
 
-    def whole_batch(self) -> tuple[int | None, dict[str, Any], list[str]]:
-        """Two steps and an evaluation with the recipe's batch sizes: peak bytes, proofs, and what is wrong.
-
-        Raises:
-            EnvironmentFault: When memory runs out, whatever the estimate said.
-        """
-        process = ProcessPeak(self.device)
-        batch, evaluation = self._spec.per_device_train_batch_size, self._spec.per_device_eval_batch_size
-        if isinstance(self._spec, PPOSpec):
-            evaluation = min(evaluation, self._spec.rollout_batch_size)
-        passes = min(passes_per_step(self._spec), 2)
-        rows = _repeated(self._train, batch) * passes * _STEPS
-        held_out = self._evaluation[:evaluation]
-        trainer = self._trainer(batch, evaluation, rows, held_out, steps=_STEPS, passes=passes)
-        first = FirstStep(trainer.model, self.device, count=False)
-        trainer.add_callback(first)
-        trainer.train()
-        if trainer.eval_dataset is not None:
-            trainer.evaluate()
-        if trainer.micro_rows is not None:
-            raise EnvironmentFault(
-                f"memory runs out with {batch} rows, and {trainer.micro_rows} fit",
-                "lower per_device_train_batch_size, and raise gradient_accumulation_steps to match",
-            )
-        trained = [name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad]
-        frozen = sum(1 for _ in trainer.model.parameters()) - len(trained)
-        proofs = {
-            "policy_minus_reference": trainer.opening_gap,
-            "loss": next(row["loss"] for row in trainer.state.log_history if "loss" in row),
-            "trained": len(trained),
-            "frozen": frozen,
-        }
-        problems = [f"{name} is to be trained and gets no finite gradient" for name in first.untrained]
-        problems += [f"{name} is frozen and gets a gradient" for name in first.leaking]
-        return process.peak(), proofs, problems
-
-    def _trainer(
+    def trainer(
         self, batch: int, evaluation: int, rows: Sequence[Row], held_out: Sequence[Row], *, steps: int, passes: int = 1
     ) -> CheckpointedTrainer:
         """A trainer on a fresh model, which is let go of with it; nothing is saved."""
         release()
-        spec = _short(self._spec, batch, evaluation, steps, passes)
-        trainer = self._stage.trainer(Job(spec, self._stage.load(), list(rows), list(held_out), []))
+        spec = _short(self.spec, batch, evaluation, steps, passes)
+        trainer = self.stage.trainer(Job(spec, self.stage.load(), list(rows), list(held_out), []))
         trainer.args.save_strategy = type(trainer.args.save_strategy)("no")
         if isinstance(spec, PPOSpec):
             trainer.args.min_new_tokens = spec.max_new_tokens  # no sampled completion can be longer
@@ -229,8 +197,3 @@ def _short(spec: OptimisationSpec, batch: int, evaluation: int, steps: int, pass
     more = {"rollout_batch_size": rollout, "total_episodes": steps * rollout, "num_ppo_epochs": 1}
     reward = spec.reward.model_copy(update={"normalise": "none"})
     return spec.model_copy(update={**same, **more, "num_mini_batches": 1, "reward": reward})
-
-
-def _repeated(rows: Sequence[Row], count: int) -> list[Row]:
-    """The first rows, and all of them again where there are too few."""
-    return [rows[index % len(rows)] for index in range(count)]
