@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
-from transformers import LlamaForCausalLM
+from transformers import LlamaForCausalLM, TrainingArguments
 
 from prefopt.models.heads import REWARD, RewardModel, new_head
 from prefopt.models.roles import POLICY, REFERENCE
@@ -20,6 +21,9 @@ from prefopt.trainers.reward import RewardConfig, RewardTrainer
 from prefopt.trainers.trl import SFTConfig, SFTTrainer, language_modeling_rows
 from tests.tiny import random_rows, tiny_llama, tiny_tokenizer
 
+# transformers 5.19 renamed it.
+_NAMES = {field.name for field in dataclasses.fields(TrainingArguments)}
+RECOMPUTE = "activation_checkpointing" if "activation_checkpointing" in _NAMES else "gradient_checkpointing"
 METHODS = ("sft", "dpo", "reward", "ppo")
 COMMON: dict[str, Any] = {
     "per_device_train_batch_size": 8,
@@ -43,6 +47,7 @@ def build(
     directory: Path,
     base: LlamaForCausalLM | None = None,
     rows: list[dict[str, list[int]]] | None = None,
+    recompute: bool = False,
     **more: Any,
 ) -> CheckpointedTrainer:
     """A trainer of an adapter whose both matrices are random, so that gradients reach all of it.
@@ -51,14 +56,16 @@ def build(
     """
     rows = rows or random_rows(24)
     model = adapted(base or tiny_llama(), REWARD if method == "reward" else POLICY)
-    fields = {**COMMON, "output_dir": str(directory), **more}
+    fields = {**COMMON, "output_dir": str(directory), RECOMPUTE: recompute, **more}
+    if recompute:
+        fields[f"{RECOMPUTE}_kwargs"] = {"use_reentrant": False}
     tokenizer = tiny_tokenizer()
     if method == "sft":
         fields |= {"max_length": None, "dataset_kwargs": {"skip_prepare_dataset": True}}
         demonstrations = [{"prompt_ids": row["prompt_ids"], "completion_ids": row["chosen_ids"]} for row in rows]
         return SFTTrainer(
             model=model,
-            args=SFTConfig(**{"activation_checkpointing": False, **fields}),
+            args=SFTConfig(**fields),
             train_dataset=language_modeling_rows(demonstrations),
             processing_class=tokenizer,
         )

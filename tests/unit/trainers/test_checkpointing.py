@@ -28,7 +28,7 @@ class Gradients(TrainerCallback):
 
 
 def first_gradients(method: str, directory, recompute: bool) -> dict[str, Tensor]:
-    trainer = build(method, directory, activation_checkpointing=recompute, max_grad_norm=1e9)
+    trainer = build(method, directory, recompute=recompute, max_grad_norm=1e9)
     gradients = Gradients(trainer.model)
     trainer.add_callback(gradients)
     trainer.train()
@@ -50,9 +50,7 @@ def kept_bytes(method: str, directory, recompute: bool) -> int:
     rows = [{"prompt_ids": [1, *row[:64]], "chosen_ids": [*row[64:], 2], "rejected_ids": [*row[:31], 2]} for row in ids]
     base = tiny_llama(layers=8)
     more = {"max_new_tokens": 60, "rollout_batch_size": 8, "total_episodes": 8, "num_mini_batches": 1}
-    trainer = build(
-        method, directory, base, rows, activation_checkpointing=recompute, **(more if method == "ppo" else {})
-    )
+    trainer = build(method, directory, base, rows, recompute=recompute, **(more if method == "ppo" else {}))
     weights = {value.untyped_storage().data_ptr() for value in trainer.model.parameters()}
     kept: dict[int, int] = {}
 
