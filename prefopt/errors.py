@@ -121,3 +121,13 @@ class Interrupted(PrefoptError):
     """Stopped by a signal after saving, or waiting for people; the same command goes on."""
 
     exit_code = 75
+
+
+_NO_MEMORY = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out: Python's, CUDA's, or that of torch on a CPU, which has no own type."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _NO_MEMORY)

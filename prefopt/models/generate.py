@@ -30,6 +30,7 @@ class SamplingOptions:
 
     Attributes:
         max_new_tokens: Completions are cut there and count as unfinished.
+        min_new_tokens: No completion ends before it has as many; 0 lets the policy decide.
         temperature: Divides the logits; 0 is greedy.
         top_p: Share of probability kept, in (0, 1].
         batch_size: Prompts in one call.
@@ -38,6 +39,7 @@ class SamplingOptions:
     """
 
     max_new_tokens: int = 64
+    min_new_tokens: int = 0
     temperature: float = 1.0
     top_p: float = 1.0
     batch_size: int = 64
@@ -146,6 +148,8 @@ def _complete(
             use_cache=True,
             logits_to_keep=1,
         ).logits[:, -1]
+        if step < options.min_new_tokens:
+            logits = logits.index_fill(1, stop, -torch.inf)
         tokens = draw(logits.float(), step, rows)
         for row, token in zip(rows.tolist(), tokens.tolist(), strict=True):
             written[row].append(token)
@@ -204,6 +208,7 @@ def _complete_by_generate(
     """As `_complete`, for models that know best how their state is kept."""
     config = GenerationConfig(
         max_new_tokens=options.max_new_tokens,
+        min_new_tokens=options.min_new_tokens or None,
         do_sample=False,
         pad_token_id=ends[0],  # rows are cut at their first end token
         eos_token_id=list(ends),

@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from prefopt.errors import EnvironmentFault, InputError, IntegrityError
+from prefopt.models.host_memory import return_large_blocks
 from prefopt.recipe.schema import ModelSpec
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -115,6 +116,8 @@ def load_base(base: BaseLocation, spec: ModelSpec, *, trust_remote_code: bool = 
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
+    if device().type == "cpu":
+        return_large_blocks(model.config.get_text_config().hidden_size)
     return model if spec.load_in_4bit else model.to(device())
 
 

@@ -1,4 +1,7 @@
-"""The frame of every stage that trains a LoRA adapter: data in, rows, trainer, adapter and tokenizer out."""
+"""The frame of every stage that trains a LoRA adapter: data in, rows, trainer, adapter and tokenizer out.
+
+A stage is opened first (its data read, nothing loaded), and then trained. `prefopt check --deep` opens it as well.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from peft import PeftModel
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prefopt.data.load import Loaded
 from prefopt.data.templates import Encoder
@@ -23,42 +26,26 @@ from prefopt.trainers.checkpoints import CheckpointedTrainer
 Record = TypeVar("Record")
 
 
+Tokenised = Sequence[Mapping[str, Any]]
+
+
 @dataclass(frozen=True)
 class Job:
     """What a trainer is built from.
 
     Attributes:
-        model: The base with the policy's adapter, and the reference's where it has one.
-        base: Tokenizer and names.
+        spec: The stage's options.
+        model: What `Opened.load` gave.
         train: Tokenised rows.
         evaluation: Tokenised held-out rows; empty when nothing is held out.
-        context: The stage's context.
         callbacks: To hand to the trainer.
     """
 
-    model: PeftModel
-    base: OpenBase
-    train: Sequence[Mapping[str, Any]]
-    evaluation: Sequence[Mapping[str, Any]]
-    context: StageContext
+    spec: Any
+    model: Any
+    train: Tokenised
+    evaluation: Tokenised
     callbacks: list[Any]
-
-
-@dataclass(frozen=True)
-class Method(Generic[Record]):
-    """What differs between the methods.
-
-    Attributes:
-        load: Reads the records of data sets, by name, from the recipe's, with the recipe's seed.
-        row: Tokenises a record; None drops it, and the encoder counts why.
-        trainer: Builds the trainer.
-        reference: Whether the policy that the stage starts from is needed beside the one it trains.
-    """
-
-    load: Callable[[tuple[str, ...], Mapping[str, DataSpec], int], Loaded[Record]]
-    row: Callable[[Record, Encoder], Mapping[str, Any] | None]
-    trainer: Callable[[Job], CheckpointedTrainer]
-    reference: bool
 
 
 @dataclass(frozen=True)
@@ -71,9 +58,51 @@ class Rows:
         details: What became of every row, for the manifest.
     """
 
-    train: Sequence[Mapping[str, Any]]
-    evaluation: Sequence[Mapping[str, Any]]
+    train: Tokenised
+    evaluation: Tokenised
     details: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A stage that could be trained now.
+
+    Attributes:
+        tokenizer: With a chat template.
+        name: Of the base, as artefacts record it.
+        rows: What it trains on.
+        load: Loads the base and hangs on it what is trained, and the reference where there is one.
+        trainer: Builds the trainer.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+    rows: Rows
+    load: Callable[[], Any]
+    trainer: Callable[[Job], CheckpointedTrainer]
+
+    def build(self, spec: Any, model: Any, callbacks: list[Any]) -> CheckpointedTrainer:
+        """The trainer of the whole stage."""
+        built = self.trainer(Job(spec, model, self.rows.train, self.rows.evaluation, callbacks))
+        built.base_name = self.name
+        return built
+
+
+@dataclass(frozen=True)
+class Method(Generic[Record]):
+    """What differs between the methods.
+
+    Attributes:
+        load: Reads the records of data sets, by name, from the recipe's, with the recipe's seed.
+        row: Tokenises a record; None drops it, and the encoder counts why.
+        trainer: Builds the trainer, with the tokenizer.
+        reference: Whether the policy that the stage starts from is needed beside the one it trains.
+    """
+
+    load: Callable[[tuple[str, ...], Mapping[str, DataSpec], int], Loaded[Record]]
+    row: Callable[[Record, Encoder], Mapping[str, Any] | None]
+    trainer: Callable[[Job, PreTrainedTokenizerBase], CheckpointedTrainer]
+    reference: bool
 
 
 def encoded_rows(
@@ -121,6 +150,19 @@ def lora_of(spec: AdapterSpec, weights: PreTrainedModel, context: StageContext) 
     return lora
 
 
+def open_adapter_stage(
+    spec: SFTSpec | DPOSpec, inputs: Inputs, context: StageContext, method: Method[Record]
+) -> Opened:
+    """Read and tokenise the data of a stage; arguments as in `run_adapter_stage`."""
+    base = open_base(inputs, context)
+    rows = encoded_rows(spec, inputs, context, base, method.load, method.row)
+
+    def load() -> PeftModel:
+        return open_trained_policy(spec, inputs, context, base, reference=method.reference)
+
+    return Opened(base.tokenizer, base.location.name, rows, load, lambda job: method.trainer(job, base.tokenizer))
+
+
 def run_adapter_stage(
     spec: SFTSpec | DPOSpec, inputs: Inputs, context: StageContext, method: Method[Record]
 ) -> StageResult:
@@ -132,23 +174,16 @@ def run_adapter_stage(
         context: The stage's context.
         method: What differs from other stages.
     """
-    base = open_base(inputs, context)
-    rows = encoded_rows(spec, inputs, context, base, method.load, method.row)
-    model = open_trained_policy(spec, inputs, context, base, reference=method.reference)
-
-    def build(callbacks: list[Any]) -> CheckpointedTrainer:
-        built = method.trainer(Job(model, base, rows.train, rows.evaluation, context, callbacks))
-        built.base_name = base.location.name
-        return built
-
-    trained = train(build, spec, context)
+    opened = open_adapter_stage(spec, inputs, context, method)
+    model = opened.load()
+    trained = train(lambda callbacks: opened.build(spec, model, callbacks), spec, context)
     if context.rank > 0:
         return StageResult({}, [])
-    save_adapter(model, POLICY, context.directory / "adapter", base.location.name)
-    base.tokenizer.save_pretrained(context.directory / "tokenizer")
+    save_adapter(model, POLICY, context.directory / "adapter", opened.name)
+    opened.tokenizer.save_pretrained(context.directory / "tokenizer")
     return StageResult(
         metrics=final_metrics(context),
         outputs=["adapter", "tokenizer", *kept_outputs(spec)],
-        details=rows.details,
-        cost=training_cost(trained, once=both_rows(rows.train) if method.reference else ()),
+        details=opened.rows.details,
+        cost=training_cost(trained, once=both_rows(opened.rows.train) if method.reference else ()),
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -11,9 +10,9 @@ import transformers
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from prefopt.models.heads import new_reward_model
+from prefopt.models.heads import RewardModel, new_reward_model
 from prefopt.models.roles import lora_config
-from prefopt.pipeline.adapters import Rows, lora_of
+from prefopt.pipeline.adapters import Job, Rows, lora_of
 from prefopt.pipeline.base_model import OpenBase, adapter_of
 from prefopt.pipeline.context import Inputs, StageContext
 from prefopt.pipeline.cost import training_cost
@@ -85,15 +84,14 @@ class Training:
         Returns:
             The member; None on ranks beside the first, which write nothing.
         """
-        context = self.context if number == 0 else self._context(number)
         if number:
-            transformers.set_seed(context.seed)
-            context.log(f"member {number + 1} of {self.spec.ensemble}, seed {context.seed}")
-        init = adapter_of(self.spec.init, self.inputs)
-        shape = lora_config(lora_of(self.spec, weights, context))
-        outputs = self._heads * (2 if self.spec.second_axis else 1)
-        model = new_reward_model(weights, shape, init, outputs, reshape=self.spec.lora is not None)
-        trained = train(lambda callbacks: self._trainer(model, context, callbacks), self.spec, context)
+            each = replace(self, context=self._context(number))
+            transformers.set_seed(each.context.seed)
+            each.context.log(f"member {number + 1} of {self.spec.ensemble}, seed {each.context.seed}")
+        else:
+            each = self
+        model, context = each.model(weights), each.context
+        trained = train(lambda callbacks: each._named_trainer(model, callbacks), self.spec, context)
         if context.rank > 0:
             model.peft.unload()
             return None
@@ -103,6 +101,33 @@ class Training:
         model.peft.unload()
         folder = (context.directory / "adapter").relative_to(self.context.directory).as_posix()
         return Member(folder, chosen, rejected, trained.fitted.origin, trained.fitted.unit, cost)
+
+    def model(self, weights: PreTrainedModel) -> RewardModel:
+        """The base with a new member on it."""
+        init = adapter_of(self.spec.init, self.inputs)
+        shape = lora_config(lora_of(self.spec, weights, self.context))
+        outputs = self._heads * (2 if self.spec.second_axis else 1)
+        return new_reward_model(weights, shape, init, outputs, reshape=self.spec.lora is not None)
+
+    def trainer(self, job: Job) -> RewardTrainer:
+        """The trainer of a member."""
+        args = training_arguments(
+            RewardConfig,
+            job.spec,
+            directory=self.context.directory,
+            seed=self.context.seed,
+            dtype=self.context.recipe.model.dtype,
+            ensemble_heads=self._heads,
+            **{name: getattr(job.spec, name) for name in _SAME},
+        )
+        return RewardTrainer(
+            job.model,
+            args,
+            train_dataset=job.train,
+            eval_dataset=job.evaluation or None,
+            processing_class=self.base.tokenizer,
+            callbacks=job.callbacks,
+        )
 
     @property
     def adapters(self) -> int:
@@ -121,24 +146,8 @@ class Training:
         recipe = self.context.recipe.model_copy(update={"tracking": TrackingSpec()})
         return replace(self.context, directory=directory, seed=seed, recipe=recipe)
 
-    def _trainer(self, model: Any, context: StageContext, callbacks: Sequence[Any]) -> RewardTrainer:
-        args = training_arguments(
-            RewardConfig,
-            self.spec,
-            directory=context.directory,
-            seed=context.seed,
-            dtype=context.recipe.model.dtype,
-            ensemble_heads=self._heads,
-            **{name: getattr(self.spec, name) for name in _SAME},
-        )
-        trainer = RewardTrainer(
-            model,
-            args,
-            train_dataset=self.rows.train,
-            eval_dataset=self.rows.evaluation or None,
-            processing_class=self.base.tokenizer,
-            callbacks=list(callbacks),
-        )
+    def _named_trainer(self, model: RewardModel, callbacks: list[Any]) -> RewardTrainer:
+        trainer = self.trainer(Job(self.spec, model, self.rows.train, self.rows.evaluation, callbacks))
         trainer.base_name = self.base.location.name
         return trainer
 

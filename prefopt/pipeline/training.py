@@ -79,6 +79,10 @@ def train(
         if checkpoint:
             context.log(f"resuming from step {step}")
         trainer.train(resume_from_checkpoint=checkpoint)
+        if trainer.micro_rows is not None:
+            context.log(
+                f"memory ran out, and passes were cut to {trainer.micro_rows} rows; the steps stay what they were"
+            )
         if callback.stopped:
             raise Interrupted(
                 f"stage {context.stage} stopped at step {trainer.state.global_step}; a checkpoint was saved"

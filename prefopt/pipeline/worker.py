@@ -24,7 +24,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from prefopt.errors import EnvironmentFault, IntegrityError, PrefoptError
+from prefopt.errors import EnvironmentFault, IntegrityError, PrefoptError, is_out_of_memory
 from prefopt.pipeline import launch, loading
 from prefopt.pipeline.context import StageContext, StageInput, StageResult, StopFlag
 from prefopt.pipeline.keys import library_versions, save_key
@@ -301,7 +301,6 @@ def seed_process(job: Job) -> None:
 
 
 _FULL = ("No space left on device", "PytorchStreamWriter failed writing", "os error 28")
-_MEMORY = ("OutOfMemoryError", "MemoryError")
 
 
 def as_prefopt_error(error: BaseException, job: Job) -> PrefoptError:
@@ -313,10 +312,11 @@ def as_prefopt_error(error: BaseException, job: Job) -> PrefoptError:
     if disk_is_full or any(text in str(error) for text in _FULL):
         cause = error if isinstance(error, OSError) and error.errno else OSError(errno.ENOSPC, "")
         return disk_fault(cause, Path(str(getattr(error, "filename", None) or job.directory)))
-    if name in _MEMORY:
+    if is_out_of_memory(error):
         return EnvironmentFault(
             f"stage {job.stage} ran out of memory: {_first_line(error)}",
-            "lower per_device_train_batch_size (and raise gradient_accumulation_steps), or max_length",
+            "lower the batch sizes (per_device_train_batch_size with gradient_accumulation_steps raised to match) or "
+            "max_length, or set activation_checkpointing: true",
         )
     return PrefoptError(f"stage {job.stage} failed: {name}: {_first_line(error)}", f"see {job.log_file}")
 

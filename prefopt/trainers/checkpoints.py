@@ -22,30 +22,33 @@ import transformers
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils.data import IterableDataset, Sampler, SequentialSampler
-from transformers import Trainer, TrainerState
+from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput
 
 from prefopt.errors import InputError, TrainingDiverged
 from prefopt.models.roles import load_adapter_weights, save_adapter
 from prefopt.store.checkpoints import commit_checkpoint, newest_verified, rotate
+from prefopt.trainers.microrows import MicroRowsTrainer
 from prefopt.trainers.order import TrainingOrder
 from prefopt.trainers.ranks import FilledCollator, FilledOrder, FilledRows, any_rank, from_first
 
 RANK_SEED = 100003  # between the random states of two ranks (arXiv 2403.17031)
 
 
-class CheckpointedTrainer(Trainer):  # type: ignore[misc]
-    """A `transformers.Trainer` that can be killed at any moment.
+class CheckpointedTrainer(MicroRowsTrainer):
+    """A `transformers.Trainer` that can be killed at any moment, and cuts passes that do not fit into memory.
 
     Its methods call `super()`, so it also mixes in before another trainer:
     `class SFTTrainer(CheckpointedTrainer, trl.SFTTrainer)`.
 
     Attributes:
         base_name: What `adapter_config.json` records as the base; what PEFT would record where it is empty.
+        opening_gap: How far policy and reference were apart before the first step, where a method compares them.
     """
 
     base_name: str = ""
+    opening_gap: float | None = None
     data_collator: Any
 
     _staging: Path | None = None

@@ -158,9 +158,7 @@ class DPOTrainer(PairTrainer):
             found: list[dict[str, list[float]]] = []
             for turn in range(-(-len(batches) // self.args.world_size)):
                 if turn < len(numbers):
-                    with reference_active(self.model):
-                        sums = self._sums_without_gradient([rows[i] for i in batches[numbers[turn]]])
-                    found.append({name: values.tolist() for name, values in _reference_columns(sums).items()})
+                    found.append(self._reference_columns([rows[i] for i in batches[numbers[turn]]]))
                 # This pass can take minutes: callbacks may end it, on all ranks in the same turn.
                 self.callback_handler.on_prediction_step(self.args, self.state, self.control)
             return found
@@ -170,6 +168,13 @@ class DPOTrainer(PairTrainer):
                 for index, value in zip(indices, values, strict=True):
                     complete[index][name] = value
         return complete
+
+    def _reference_columns(self, rows: Sequence[Row]) -> dict[str, list[float]]:
+        with reference_active(self.model):
+            parts = self.in_micro_rows(
+                len(rows), lambda start, end: _reference_columns(self._sums_without_gradient(rows[start:end]))
+            )
+        return {name: [value for part in parts for value in part[name].tolist()] for name in parts[0]}
 
     def _sums_without_gradient(self, rows: Sequence[Row]) -> CompletionSums:
         batch = self._prepare_inputs(self.data_collator(rows))
@@ -183,7 +188,7 @@ class DPOTrainer(PairTrainer):
         names = ("reference_chosen_logps", "reference_rejected_logps")
         reference = torch.tensor([row[name] for name in names for row in first])
         exact = next(self.model.parameters()).dtype is torch.float32 and not self.args.bf16 and not self.args.fp16
-        gap = float(((policy - reference).abs() / reference.abs().clamp(min=1.0)).max())
+        gap = self.opening_gap = float(((policy - reference).abs() / reference.abs().clamp(min=1.0)).max())
         if gap > (1e-4 if exact else 2e-2):
             raise InputError(
                 f"before the first step the policy's log-probabilities differ from the reference's by {gap:.1e}",
@@ -217,6 +222,11 @@ class DPOTrainer(PairTrainer):
         if self.args.dr_beta is None:
             return super().summed(losses, each)
         return dr_dpo(losses, each, self.args.dr_beta) * each.sum()
+
+    @property
+    def rows_add_up(self) -> bool:
+        """Not where pairs are ranked or weighed against the others of their batch."""
+        return self.args.dr_beta is None and not SORTED & set(self.args.loss_type) and super().rows_add_up
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
         """Also the mean length of the step's chosen completions, by which likelihoods are divided."""

@@ -74,6 +74,28 @@ class PairTrainer(CheckpointedTrainer):
         """Sum of the pairs' losses [B], weighted with `each` [B]: a scalar."""
         return (each * losses).sum()
 
+    def rows_in(self, inputs: dict[str, Any]) -> int:
+        """Pairs of a batch."""
+        return len(inputs["input_ids"]) // 2
+
+    def take_rows(self, inputs: dict[str, Any], start: int, end: int) -> dict[str, Any]:
+        """Some pairs of a batch, both sides of each."""
+        pairs = self.rows_in(inputs)
+
+        def part(values: Tensor) -> Tensor:
+            sides = torch.split(values, pairs)  # one of what the pair has, two of what each side has
+            return torch.cat([side[start:end] for side in sides])
+
+        return {name: part(values) for name, values in inputs.items()}
+
+    def counted(self) -> dict[str, Tensor]:
+        """Sums of the metrics since the last log."""
+        return dict(self._sums["train"])
+
+    def recount(self, counted: Any) -> None:
+        """Forget the metrics of a pass that failed."""
+        self._sums["train"] = defaultdict(_zeros, counted)
+
     def prediction_step(
         self,
         model: nn.Module,

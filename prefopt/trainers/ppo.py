@@ -158,6 +158,7 @@ class PPOTrainer(CheckpointedTrainer):
     def _sample(self, rows: Sequence[Mapping[str, Any]], uniforms: Tensor) -> list[Sampled]:
         options = SamplingOptions(
             max_new_tokens=self.args.max_new_tokens,
+            min_new_tokens=self.args.min_new_tokens,
             temperature=self.args.temperature,
             batch_size=self.args.per_device_eval_batch_size,
         )
@@ -238,11 +239,21 @@ class PPOTrainer(CheckpointedTrainer):
             self._begin_rollout()
             part = next(self._passes)
         model.train()
-        share = part.indices.chunk(self.args.world_size)[self.args.process_index]
-        batch = self._on_device(self._rollouts.select(share))
         # What this pass adds to the mean over the step's tokens; gradients are averaged over ranks.
         tokens = part.tokens.to(self.args.device) / self.args.world_size
+        share = part.indices.chunk(self.args.world_size)[self.args.process_index]
+        losses = self.in_micro_rows(
+            len(share),
+            lambda start, end: self._update(model, self._rollouts.select(share[start:end]), tokens),
+        )
+        total = torch.stack(losses).sum()
+        self.note_loss(total)
+        return total
+
+    def _update(self, model: nn.Module, rollouts: Rollouts, tokens: Tensor) -> Tensor:
+        """Forward and backward over some episodes; their part of the step's loss."""
         start = time.perf_counter()
+        batch = self._on_device(rollouts)
         outputs, policy = self._policy_loss(model, batch)
         loss = policy.losses.sum() / tokens
         if not self.model.shared:
@@ -254,7 +265,6 @@ class PPOTrainer(CheckpointedTrainer):
         self.accelerator.backward(value_term if not self.model.shared else loss + value_term)
         self._note_update(batch.mask, policy, value, time.perf_counter() - start)
         total: Tensor = (loss + value_term).detach()
-        self.note_loss(total)
         return total
 
     def _policy_loss(self, model: nn.Module, batch: Rollouts) -> tuple[Any, ppo.PolicyLoss]:
@@ -292,7 +302,7 @@ class PPOTrainer(CheckpointedTrainer):
 
     def _require_policy_equals_reference(self, kl: Tensor) -> None:
         exact = next(self.model.peft.parameters()).dtype is torch.float32 and not self.args.bf16 and not self.args.fp16
-        gap = float(kl.abs().max())
+        gap = self.opening_gap = float(kl.abs().max())
         if gap > (1e-3 if exact else 0.2):
             raise InputError(
                 f"before the first step a token's log-probability differs from the reference's by {gap:.1e}",

@@ -21,6 +21,7 @@ class PPOConfig(TrainingArguments):  # type: ignore[misc]
     num_ppo_epochs: int = field(default=4, metadata={"help": "how often each episode is used"})
     num_mini_batches: int = field(default=1, metadata={"help": "optimiser steps of an epoch"})
     max_new_tokens: int = field(default=64, metadata={"help": "completions are cut there"})
+    min_new_tokens: int = field(default=0, metadata={"help": "no completion ends before; to measure the longest"})
     max_length: int = field(default=1024, metadata={"help": "tokens of prompt and completion together"})
     temperature: float = field(default=1.0, metadata={"help": "divides the logits wherever they are used"})
     kl_coefficient: float = field(default=0.05, metadata={"help": "price of a nat of KL, in units of the reward"})

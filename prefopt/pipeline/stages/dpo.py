@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from transformers import PreTrainedTokenizerBase
+
 from prefopt.data.load import load_pairs
 from prefopt.losses.pair_statistics import DPOOptions
-from prefopt.pipeline.adapters import Job, Method, run_adapter_stage
+from prefopt.pipeline.adapters import Job, Method, Opened, open_adapter_stage, run_adapter_stage
 from prefopt.pipeline.context import Inputs, StageContext, StageResult
 from prefopt.recipe.schema import DPOSpec
+from prefopt.records import PreferencePair
 from prefopt.trainers.arguments import training_arguments
 from prefopt.trainers.callbacks import WarnOfDisplacement
 from prefopt.trainers.dpo import DPOConfig, DPOTrainer
@@ -15,25 +18,33 @@ from prefopt.trainers.rows import pair_row
 
 def run(spec: DPOSpec, inputs: Inputs, context: StageContext) -> StageResult:
     """Train an adapter to prefer the chosen completions."""
+    return run_adapter_stage(spec, inputs, context, _method(context))
 
-    def trainer(job: Job) -> DPOTrainer:
+
+def opened(spec: DPOSpec, inputs: Inputs, context: StageContext) -> Opened:
+    """The stage, ready to be trained."""
+    return open_adapter_stage(spec, inputs, context, _method(context))
+
+
+def _method(context: StageContext) -> Method[PreferencePair]:
+    def trainer(job: Job, tokenizer: PreTrainedTokenizerBase) -> DPOTrainer:
         args = training_arguments(
             DPOConfig,
-            spec,
+            job.spec,
             directory=context.directory,
             seed=context.seed,
             dtype=context.recipe.model.dtype,
-            loss_type=list(spec.loss_type),
-            loss_weights=None if spec.loss_weights is None else list(spec.loss_weights),
-            **{name: getattr(spec, name) for name in DPOOptions._fields},
+            loss_type=list(job.spec.loss_type),
+            loss_weights=None if job.spec.loss_weights is None else list(job.spec.loss_weights),
+            **{name: getattr(job.spec, name) for name in DPOOptions._fields},
         )
         return DPOTrainer(
             job.model,
             args,
             train_dataset=job.train,
             eval_dataset=job.evaluation or None,
-            processing_class=job.base.tokenizer,
+            processing_class=tokenizer,
             callbacks=[*job.callbacks, WarnOfDisplacement(context.log)],
         )
 
-    return run_adapter_stage(spec, inputs, context, Method(load_pairs, pair_row, trainer, reference=True))
+    return Method(load_pairs, pair_row, trainer, reference=True)

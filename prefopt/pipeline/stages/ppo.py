@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
+
+from peft import PeftModel
 
 from prefopt.data.load import load_prompts
 from prefopt.errors import DataError
-from prefopt.models.reward_artefact import read_artefact
+from prefopt.models.reward_artefact import RewardArtefact, read_artefact
 from prefopt.models.roles import POLICY, save_adapter
-from prefopt.pipeline.adapters import open_trained_policy
+from prefopt.pipeline.adapters import Job, Opened, Rows, open_trained_policy
 from prefopt.pipeline.base_model import OpenBase, data_of, data_policy, open_base
 from prefopt.pipeline.context import Inputs, StageContext, StageResult
 from prefopt.pipeline.cost import ppo_cost
@@ -42,57 +45,74 @@ SAMPLES_TRACKED = 100
 
 def run(spec: PPOSpec, inputs: Inputs, context: StageContext) -> StageResult:
     """Train an adapter to get rewards; writes `adapter/`, `tokenizer/` and `samples.jsonl`, the last rollout."""
-    base = open_base(inputs, context)
-    rows, details = _prompts(spec, inputs, context, base)
-    scorer = open_scorer(spec.reward, inputs, context)
-    model = open_trained_policy(spec, inputs, context, base, reference=True)
-    source = spec.reward.model
-    rewards = read_artefact(inputs[source].directory) if source is not None and source in inputs else None
-    # The value starts as the reward, unless that has a constant, which a value that predicts raw scores would lack.
-    starts = rewards is not None and not rewards.origin
-    reward_model = inputs[str(source)].directory / "adapter" if starts else None
+    stage = opened(spec, inputs, context)
+    model = stage.load()
 
     def build(callbacks: list[Any]) -> PPOTrainer:
-        args = training_arguments(
-            PPOConfig,
-            spec,
-            directory=context.directory,
-            seed=context.seed,
-            dtype=context.recipe.model.dtype,
-            include_num_input_tokens_seen="no",  # the trainer counts them itself
-            max_length=base.max_length(spec.max_length),
-            kl_coefficient=spec.kl.coefficient,
-            kl_stop_above=spec.kl.stop_above,
-            normalise=spec.reward.normalise,
-            reward_clip=spec.reward.clip,
-            missing_eos_penalty=spec.reward.missing_eos_penalty,
-            **{name: getattr(spec, name) for name in _SAME},
-        )
-        trainer = PPOTrainer(
-            model,
-            args,
-            reward=lambda prompts, completions: [score.value for score in scorer.score(prompts, completions)],
-            train_dataset=rows,
-            processing_class=base.tokenizer,
-            reward_model=reward_model,
-            callbacks=callbacks,
-        )
-        trainer.base_name = base.location.name
-        return trainer
+        return cast(PPOTrainer, stage.build(spec, model, callbacks))
 
     trained = train(build, spec, context, samples=lambda trainer: trainer.latest[:SAMPLES_TRACKED])
     if context.rank > 0:
         return StageResult({}, [])
-    save_adapter(model, POLICY, context.directory / "adapter", base.location.name)
-    base.tokenizer.save_pretrained(context.directory / "tokenizer")
+    save_adapter(model, POLICY, context.directory / "adapter", stage.name)
+    stage.tokenizer.save_pretrained(context.directory / "tokenizer")
     lines = [
         json.dumps({"policy": context.stage, **row}, ensure_ascii=False, allow_nan=False, sort_keys=True)
         for row in trained.latest
     ]
     write_atomic(context.directory / "samples.jsonl", "".join(line + "\n" for line in lines))
     outputs = ["adapter", "tokenizer", "samples.jsonl", *kept_outputs(spec)]
-    cost = ppo_cost(trained, reward_passes=len(rewards.adapters) if rewards else 0)
-    return StageResult(metrics=final_metrics(context), outputs=outputs, details=details, cost=cost)
+    rewards = _reward_model(spec, inputs)
+    cost = ppo_cost(trained, reward_passes=len(rewards[1].adapters) if rewards else 0)
+    return StageResult(metrics=final_metrics(context), outputs=outputs, details=stage.rows.details, cost=cost)
+
+
+def opened(spec: PPOSpec, inputs: Inputs, context: StageContext) -> Opened:
+    """The stage, ready to be trained, and what scores already loaded; its rows are prompts."""
+    base = open_base(inputs, context)
+    rows, details = _prompts(spec, inputs, context, base)
+    scorer = open_scorer(spec.reward, inputs, context)
+    rewards = _reward_model(spec, inputs)
+
+    def load() -> PeftModel:
+        return open_trained_policy(spec, inputs, context, base, reference=True)
+
+    def trainer(job: Job) -> PPOTrainer:
+        args = training_arguments(
+            PPOConfig,
+            job.spec,
+            directory=context.directory,
+            seed=context.seed,
+            dtype=context.recipe.model.dtype,
+            include_num_input_tokens_seen="no",  # the trainer counts them itself
+            max_length=base.max_length(job.spec.max_length),
+            kl_coefficient=job.spec.kl.coefficient,
+            kl_stop_above=job.spec.kl.stop_above,
+            normalise=job.spec.reward.normalise,
+            reward_clip=job.spec.reward.clip,
+            missing_eos_penalty=job.spec.reward.missing_eos_penalty,
+            **{name: getattr(job.spec, name) for name in _SAME},
+        )
+        return PPOTrainer(
+            job.model,
+            args,
+            reward=lambda prompts, completions: [score.value for score in scorer.score(prompts, completions)],
+            train_dataset=job.train,
+            processing_class=base.tokenizer,
+            # The value starts as the reward, unless that has a constant, which a value of raw scores would lack.
+            reward_model=rewards[0] / "adapter" if rewards and not rewards[1].origin else None,
+            callbacks=job.callbacks,
+        )
+
+    return Opened(base.tokenizer, base.location.name, Rows(rows, (), details), load, trainer)
+
+
+def _reward_model(spec: PPOSpec, inputs: Inputs) -> tuple[Path, RewardArtefact] | None:
+    """Folder and description of the reward model, where one gives the rewards."""
+    source = spec.reward.model
+    if source is None or source not in inputs:
+        return None
+    return inputs[source].directory, read_artefact(inputs[source].directory)
 
 
 def _prompts(

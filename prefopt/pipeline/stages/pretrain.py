@@ -6,11 +6,12 @@ import itertools
 from typing import Any
 
 import torch
-from transformers import TrainingArguments
+from transformers import LlamaForCausalLM, TrainingArguments
 
 from prefopt.data.load import load_texts
 from prefopt.data.templates import Encoder
 from prefopt.errors import InputError
+from prefopt.pipeline.adapters import Job, Opened, Rows
 from prefopt.pipeline.context import Inputs, StageContext, StageResult
 from prefopt.pipeline.cost import training_cost
 from prefopt.pipeline.training import final_metrics, train
@@ -30,6 +31,22 @@ Document = str | tuple[Message, ...]
 
 def run(spec: PretrainSpec, inputs: Inputs, context: StageContext) -> StageResult:
     """Learn a tokenizer on the texts, then train a new model on them; writes `model/`."""
+    stage = opened(spec, inputs, context)
+    model = stage.load()
+    size = f"{model.num_parameters():,} parameters, {len(stage.tokenizer)} tokens"
+    context.log(f"{len(stage.rows.train)} rows, {size}")
+    trained = train(lambda callbacks: stage.build(spec, model, callbacks), spec, context)
+    if context.rank > 0:
+        return StageResult({}, [])
+    model.save_pretrained(context.directory / "model")
+    stage.tokenizer.save_pretrained(context.directory / "model")
+    details = {**stage.rows.details, "rows": len(stage.rows.train), "parameters": model.num_parameters()}
+    cost = training_cost(trained, full=True)
+    return StageResult(metrics=final_metrics(context), outputs=["model"], details=details, cost=cost)
+
+
+def opened(spec: PretrainSpec, inputs: Inputs, context: StageContext) -> Opened:
+    """The stage, ready to be trained, its tokenizer learned."""
     data = load_texts(spec.data, context.recipe.data, context.recipe.seed)
     tokenizer = train_tokenizer(itertools.chain.from_iterable(map(_plain, data.train)), spec.vocab_size)
     length = spec.max_length or spec.max_position_embeddings
@@ -41,32 +58,24 @@ def run(spec: PretrainSpec, inputs: Inputs, context: StageContext) -> StageResul
     def rows(documents: list[Document]) -> list[dict[str, Any]]:
         return [row for document in documents for row in _rows(document, encoder, tokenizer, length)]
 
-    train_rows, eval_rows = rows(data.train), rows(data.eval)
-    torch.manual_seed(context.seed)
-    model = new_llama(spec, tokenizer)
-    context.log(f"{len(train_rows)} rows, {model.num_parameters():,} parameters, {len(tokenizer)} tokens")
+    def load() -> LlamaForCausalLM:
+        torch.manual_seed(context.seed)
+        return new_llama(spec, tokenizer)
 
-    def build(callbacks: list[Any]) -> PretrainTrainer:
-        args = training_arguments(
-            TrainingArguments, spec, directory=context.directory, seed=context.seed, dtype="float32"
-        )
+    def trainer(job: Job) -> PretrainTrainer:
         return PretrainTrainer(
-            model=model,
-            args=args,
+            model=job.model,
+            args=training_arguments(
+                TrainingArguments, job.spec, directory=context.directory, seed=context.seed, dtype="float32"
+            ),
             data_collator=LanguageModelingCollator(tokenizer.pad_token_id),
-            train_dataset=train_rows,
-            eval_dataset=eval_rows or None,
-            callbacks=callbacks,
+            train_dataset=job.train,
+            eval_dataset=job.evaluation or None,
+            callbacks=job.callbacks,
         )
 
-    trained = train(build, spec, context)
-    if context.rank > 0:
-        return StageResult({}, [])
-    model.save_pretrained(context.directory / "model")
-    tokenizer.save_pretrained(context.directory / "model")
-    details = {"data": data.report.to_json(), "rows": len(train_rows), "parameters": model.num_parameters()}
-    cost = training_cost(trained, full=True)
-    return StageResult(metrics=final_metrics(context), outputs=["model"], details=details, cost=cost)
+    texts = Rows(rows(data.train), rows(data.eval), {"data": data.report.to_json()})
+    return Opened(tokenizer, context.stage, texts, load, trainer)
 
 
 def _plain(document: Document) -> list[str]:

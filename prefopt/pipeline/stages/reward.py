@@ -9,7 +9,7 @@ from prefopt.errors import DataError
 from prefopt.models.heads import scale_saved_head
 from prefopt.models.reward_artefact import DESCRIPTION, RewardArtefact, write_artefact
 from prefopt.models.roles import REWARD
-from prefopt.pipeline.adapters import encoded_rows
+from prefopt.pipeline.adapters import Opened, encoded_rows
 from prefopt.pipeline.base_model import load_weights, open_base
 from prefopt.pipeline.context import Inputs, StageContext, StageResult
 from prefopt.pipeline.cost import total
@@ -25,17 +25,17 @@ def run(spec: RewardSpec, inputs: Inputs, context: StageContext) -> StageResult:
 
     The adapters of an ensemble's other members are in `members/`.
     """
-    base = open_base(inputs, context)
-    rows = encoded_rows(spec, inputs, context, base, load_pairs, reward_row)
+    training = _training(spec, inputs, context)
+    rows = training.rows
     if spec.calibrate and not rows.evaluation:
         raise DataError(
             f"stage {context.stage}: 'calibrate' needs held-out pairs, and {', '.join(spec.data)} have none",
             "give the data an eval_fraction > 0",
         )
-    members = train_members(Training(spec, inputs, context, base, rows), load_weights(base, context))
+    members = train_members(training, load_weights(training.base, context))
     if context.rank > 0:
         return StageResult({}, [])
-    base.tokenizer.save_pretrained(context.directory / "tokenizer")
+    training.base.tokenizer.save_pretrained(context.directory / "tokenizer")
     held_out = HeldOut.of(members, rows.evaluation)
     metrics = final_metrics(context)
     if spec.calibrate:
@@ -46,6 +46,25 @@ def run(spec: RewardSpec, inputs: Inputs, context: StageContext) -> StageResult:
     outputs = [*folders, "tokenizer", DESCRIPTION, "scores.jsonl", "table.json"]
     cost = total([member.cost for member in members])
     return StageResult(metrics=metrics, outputs=outputs, details=rows.details, cost=cost)
+
+
+def opened(spec: RewardSpec, inputs: Inputs, context: StageContext) -> Opened:
+    """The stage, ready to train its first member; the others need as much."""
+    training = _training(spec, inputs, context)
+    base = training.base
+    return Opened(
+        base.tokenizer,
+        base.location.name,
+        training.rows,
+        lambda: training.model(load_weights(base, context)),
+        training.trainer,
+    )
+
+
+def _training(spec: RewardSpec, inputs: Inputs, context: StageContext) -> Training:
+    base = open_base(inputs, context)
+    rows = encoded_rows(spec, inputs, context, base, load_pairs, reward_row)
+    return Training(spec, inputs, context, base, rows)
 
 
 def _finish(

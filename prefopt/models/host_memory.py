@@ -1,0 +1,32 @@
+"""What the C library does with memory that tensors gave back, on a CPU."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of <malloc.h>
+_LARGE = 2**20
+WIDE = 256
+
+
+def return_large_blocks(hidden_size: int) -> bool:
+    """Let the GNU C library give every freed block of a mebibyte or more back to the system at once.
+
+    By itself it raises that limit up to 32 MiB as a program frees such blocks, and keeps smaller ones in a heap that
+    the activations of a transformer fragment: twice to three times as much was resident as tensors needed. Getting
+    fresh pages each time costs a narrow model more time than its memory is worth, so narrow ones are left alone.
+
+    Args:
+        hidden_size: Of the model.
+
+    Returns:
+        Whether it was done: on Linux with that library, unless `MALLOC_MMAP_THRESHOLD_` says otherwise.
+    """
+    if sys.platform != "linux" or hidden_size < WIDE or "MALLOC_MMAP_THRESHOLD_" in os.environ:
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    return bool(mallopt(_M_MMAP_THRESHOLD, _LARGE)) and bool(mallopt(_M_TRIM_THRESHOLD, 2 * _LARGE))

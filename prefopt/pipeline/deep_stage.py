@@ -1,0 +1,199 @@
+"""`prefopt check --deep` of one stage, in a process of its own: its tokens, and an estimate of its memory.
+
+It is run as stages are, and writes `deep.json` in place of an artefact. Memory is estimated from two small steps, with
+one and with two of the longest row. A step with the whole batch is made by `prefopt.pipeline.deep_batch`.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from typing import Any
+
+from prefopt.models.batches import MAX_LOGITS
+from prefopt.models.loading import device
+from prefopt.pipeline.adapters import Job, Opened
+from prefopt.pipeline.context import Inputs, StageContext, StageResult
+from prefopt.pipeline.deep_check import MEMORY_VARIABLE, REPORT
+from prefopt.pipeline.deep_tokens import sample, token_problems
+from prefopt.pipeline.estimate import UPDATE, Estimate, Phase
+from prefopt.pipeline.stand_ins import stand_ins
+from prefopt.recipe.schema import DPOSpec, OptimisationSpec, PPOSpec, SFTSpec, TrainingSpec
+from prefopt.store.files import write_json
+from prefopt.trainers.checkpoints import CheckpointedTrainer
+from prefopt.trainers.memory import (
+    FirstStep,
+    PeakBytes,
+    ProcessPeak,
+    available_bytes,
+    release,
+    trained_bytes,
+    weight_bytes,
+)
+from prefopt.trainers.trl import HeadTile
+
+# Rows of a rollout for a row of an update: sampling also has peaks that do not depend on rows, such as merging the
+# adapter, and they must not be what is seen.
+_ROLLOUT = 4
+Row = Mapping[str, Any]
+
+
+def run(spec: OptimisationSpec, inputs: Inputs, context: StageContext) -> StageResult:
+    """Look into a training stage; writes `deep.json`."""
+    complete, notes = stand_ins(inputs, context)
+    look = Look.into(spec, complete, context)
+    estimate = look.estimate()
+    limit = int(os.environ[MEMORY_VARIABLE]) if MEMORY_VARIABLE in os.environ else available_bytes(look.device)
+    rows = look.stage.rows
+    report = {
+        "stage": context.stage,
+        "kind": spec.kind,
+        "stand_ins": notes,
+        "rows": {"train": len(rows.train), "evaluation": len(rows.evaluation), "longest": look.longest},
+        "memory": {
+            **estimate.to_json(),
+            "device": look.device.type,
+            "limit": limit,
+            "fits": limit is None or estimate.peak <= limit,
+            "estimate": estimate.peak,
+        },
+        "tokens": sample(look.stage.tokenizer, rows.train[0]),
+        "problems": token_problems(look.stage.tokenizer, rows.train),
+    }
+    write_json(context.directory / REPORT, report)
+    return StageResult(metrics={}, outputs=[REPORT])
+
+
+class Look:
+    """Trains a stage for a step or two, on its longest rows.
+
+    Attributes:
+        device: Where.
+        spec: The stage's options.
+        stage: The stage, opened.
+        train: Its rows, longest first.
+        evaluation: Its held-out rows, longest first.
+        longest: Tokens of the longest row.
+    """
+
+    @classmethod
+    def into(cls, spec: OptimisationSpec, inputs: Inputs, context: StageContext) -> Look:
+        """Open a stage whose inputs are all there."""
+        return cls(spec, import_module(f"prefopt.pipeline.stages.{spec.kind}").opened(spec, inputs, context))
+
+    def __init__(self, spec: OptimisationSpec, stage: Opened) -> None:
+        self.device = device()
+        self.spec = spec
+        self.stage = stage
+        self.train = sorted(stage.rows.train, key=lambda row: -row_length(row, spec))
+        self.evaluation = sorted(stage.rows.evaluation, key=lambda row: -row_length(row, spec))
+        self._is_ppo = isinstance(spec, PPOSpec)
+        self._item_size, self._vocabulary = 4, 0  # of what is trained
+        self.longest = row_length(self.train[0], spec)
+
+    def estimate(self) -> Estimate:
+        """From steps of one and of two rows, and rollouts of a few more."""
+        one, two = self._probe(1), self._probe(2)
+        # Only now: the first step of a process loads kernels that stay.
+        process = ProcessPeak(self.device)
+        rows = batch_rows(self.spec, len(self.evaluation), self.longest * self._vocabulary)
+        phases = tuple(self._phase(name, rows[name], one[name], two[name]) for name in rows)
+        trained = one["trained"]
+        passes = passes_per_step(self.spec)
+        return Estimate(process.level, one["weights"], trained, 2 * trained, passes, phases)
+
+    def _phase(self, name: str, rows: int, one: int, two: int) -> Phase:
+        if not isinstance(self.spec, SFTSpec):
+            per_row = (two - one) // (1 if name == UPDATE or not self._is_ppo else _ROLLOUT)
+            return Phase(name, rows, max(0, 2 * one - two), per_row)
+        row = (self.train if name == UPDATE else self.evaluation)[0]
+        tile = HeadTile(self._vocabulary, self._item_size, on_cpu=self.device.type == "cpu")
+        tokens = tile.tokens(row)
+        one, two = one - tile.allocated(tokens), two - tile.allocated(2 * tokens)
+        return Phase(name, rows, max(0, 2 * one - two), two - one, tile.taken(tokens), tile.taken())
+
+    def _probe(self, rows: int) -> dict[str, int]:
+        """Peak bytes of every phase with a number of rows, and the bytes of the weights."""
+        others = rows * (_ROLLOUT if self._is_ppo else 1)
+        trainer = self.trainer(rows, others, self.train[:1] * rows, self.evaluation[:1] * rows, steps=1)
+        first = FirstStep(trainer.model, self.device, count=True)
+        trainer.add_callback(first)
+        found = {"weights": weight_bytes(trainer.model), "trained": trained_bytes(trainer.model)}
+        self._item_size = next(trainer.model.parameters()).itemsize
+        self._vocabulary = trainer.model.config.get_text_config().vocab_size
+        trainer.train()
+        found |= {UPDATE: first.update}
+        if isinstance(self.spec, PPOSpec):
+            return found | {"sampling": first.sampling, "judging": first.judging}
+        peak = PeakBytes(self.device)
+        peak.start()
+        if trainer.eval_dataset is not None:
+            trainer.evaluate()
+        elif isinstance(self.spec, DPOSpec):
+            trainer.evaluate([dict(row) for row in self.train[:1] * rows])
+        found["evaluation" if self.evaluation else "reference"] = peak.stop()
+        return found
+
+    def trainer(
+        self, batch: int, evaluation: int, rows: Sequence[Row], held_out: Sequence[Row], *, steps: int, passes: int = 1
+    ) -> CheckpointedTrainer:
+        """A trainer on a fresh model, which is let go of with it; nothing is saved."""
+        release()
+        spec = _short(self.spec, batch, evaluation, steps, passes)
+        trainer = self.stage.trainer(Job(spec, self.stage.load(), list(rows), list(held_out), []))
+        trainer.args.save_strategy = type(trainer.args.save_strategy)("no")
+        if isinstance(spec, PPOSpec):
+            trainer.args.min_new_tokens = spec.max_new_tokens  # no sampled completion can be longer
+        return trainer
+
+
+def row_length(row: Row, spec: OptimisationSpec) -> int:
+    """Tokens of a row where it is computed: the longer answer of a pair, and all that a completion may have."""
+    if "input_ids" in row:
+        return len(row["input_ids"])
+    completions = [len(row[name]) for name in ("completion_ids", "chosen_ids", "rejected_ids") if name in row]
+    return len(row["prompt_ids"]) + (max(completions) if completions else spec.max_new_tokens)  # type: ignore[attr-defined]
+
+
+def batch_rows(spec: OptimisationSpec, held_out: int, logits: int) -> dict[str, int]:
+    """Phase → rows of its batch.
+
+    Args:
+        spec: The stage's options.
+        held_out: Rows to evaluate on.
+        logits: Of the longest row.
+    """
+    rows = {UPDATE: spec.per_device_train_batch_size}
+    if isinstance(spec, PPOSpec):
+        return rows | dict.fromkeys(
+            ("sampling", "judging"), min(spec.per_device_eval_batch_size, spec.rollout_batch_size)
+        )
+    if held_out:
+        rows["evaluation"] = min(spec.per_device_eval_batch_size, held_out)
+    elif isinstance(spec, DPOSpec):
+        at_most = max(1, MAX_LOGITS // (2 * logits))
+        rows["reference"] = min(spec.per_device_eval_batch_size, at_most)
+    return rows
+
+
+def passes_per_step(spec: OptimisationSpec) -> int:
+    """Passes of an optimiser step."""
+    if isinstance(spec, PPOSpec):
+        return max(1, spec.rollout_batch_size // spec.num_mini_batches // spec.per_device_train_batch_size)
+    assert isinstance(spec, TrainingSpec)
+    return spec.gradient_accumulation_steps
+
+
+def _short(spec: OptimisationSpec, batch: int, evaluation: int, steps: int, passes: int) -> OptimisationSpec:
+    """The stage's options for a few steps that log everything and save nothing."""
+    same = {"per_device_train_batch_size": batch, "per_device_eval_batch_size": evaluation, "logging_steps": 1}
+    if not isinstance(spec, PPOSpec):
+        more = {"max_steps": steps, "gradient_accumulation_steps": passes, "eval_steps": None}
+        return spec.model_copy(update={**same, **more, "train_sampling_strategy": "random"})
+    # A rollout of whole batches of either kind; its scale is measured on far more samples than are needed here.
+    rollout = batch * max(passes, math.ceil(evaluation / batch))
+    more = {"rollout_batch_size": rollout, "total_episodes": steps * rollout, "num_ppo_epochs": 1}
+    reward = spec.reward.model_copy(update={"normalise": "none"})
+    return spec.model_copy(update={**same, **more, "num_mini_batches": 1, "reward": reward})
