@@ -97,7 +97,7 @@ def train_both(
         processing_class=AutoTokenizer.from_pretrained(model),
         peft_config=LoraConfig(task_type="CAUSAL_LM", **LORA),
     )
-    adapter = dict(ours.model.named_parameters())
+    adapter = dict(ours.model.peft.named_parameters())
     with torch.no_grad():
         for name, parameter in theirs.model.named_parameters():
             if ".default." in name:

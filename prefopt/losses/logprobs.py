@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from prefopt.losses.token_statistics import TokenStatistics
+
 
 def _check_ranks(logits: Tensor, tokens: Tensor) -> None:
     if logits.ndim != 3 or tokens.shape != logits.shape[:2]:
@@ -98,6 +100,38 @@ def completion_sums(
     if reference_logits is not None:
         divergence = torch.where(mask, exact_kl(reference_logits[:, :-1], logits), 0.0).sum(-1)
     return CompletionSums(total, tail, None if aligned is None else aligned.exp(), divergence, uncertainty)
+
+
+def sums_of_tokens(
+    tokens: TokenStatistics, completion: Tensor, offset: Tensor, completions: int, head_length: Tensor | None = None
+) -> CompletionSums:
+    """The same from statistics of single tokens.
+
+    Args:
+        tokens: Of n tokens.
+        completion: [n], the completion each belongs to, from 0.
+        offset: [n], its number in the completion, from 0.
+        completions: N.
+        head_length: [N], tokens that do not belong to the tail.
+    """
+
+    def total(values: Tensor) -> Tensor:
+        return values.new_zeros(completions).index_add(0, completion, values)
+
+    lengths = total(torch.ones_like(tokens.entropy)).clamp(min=1)
+    tail = None
+    if head_length is not None:
+        tail = total(torch.where(offset >= head_length[completion], tokens.logps, 0.0))
+    aligned = None
+    if tokens.log_collision is not None:
+        aligned = (total(tokens.logps.detach() - tokens.log_collision) / lengths).exp()
+    return CompletionSums(
+        total(tokens.logps),
+        tail,
+        aligned,
+        None if tokens.divergence is None else total(tokens.divergence),
+        total(tokens.entropy) / lengths,
+    )
 
 
 def completion_logps(logits: Tensor, tokens: Tensor, completion_mask: Tensor) -> Tensor:

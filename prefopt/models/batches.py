@@ -76,7 +76,10 @@ FILLER = "filler"
 
 
 class PairCollator:
-    """Collates tokenised preference pairs into one batch [2B, T]: all chosen rows, then all rejected rows.
+    """Collates tokenised preference pairs into one row of tokens without padding.
+
+    A pair is `prompt | chosen | rejected`: both completions share the prompt. The batch has `input_ids` [1, N], pair
+    after pair, and `lengths` [B, 3], the tokens of each part (`prefopt.models.pairs.PairLayout` knows the rest).
 
     A row has `prompt_ids`, `chosen_ids` and `rejected_ids`, and may have the reference's `reference_chosen_logps` and
     `reference_rejected_logps` (and `…_tail_logps`), a `weight`, a `probability`, a `margin` and a `filler` (a pair that
@@ -95,16 +98,37 @@ class PairCollator:
         FILLER: None,
     }
 
-    def __init__(self, pad_token_id: int) -> None:
-        self.pad_token_id = pad_token_id
-
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Collate B rows."""
-        prompts = [row["prompt_ids"] for row in rows]
-        completions = [row["chosen_ids"] for row in rows] + [row["rejected_ids"] for row in rows]
-        batch = prompt_completion_batch(prompts + prompts, completions, self.pad_token_id)
+        parts = [[row[name] for name in ("prompt_ids", "chosen_ids", "rejected_ids")] for row in rows]
+        tokens = [torch.as_tensor(part, dtype=torch.long) for row in parts for part in row]
+        batch = {
+            "input_ids": torch.cat(tokens).unsqueeze(0),
+            "lengths": torch.tensor([[len(part) for part in row] for row in parts]),
+        }
         for name, default in self.OPTIONAL.items():
             if any(row.get(name) is not None for row in rows):
                 values = [default if row.get(name) is None else row[name] for row in rows]
                 batch[name] = torch.tensor(values, dtype=torch.float32)
         return batch
+
+
+def some_pairs(batch: Mapping[str, Any], start: int, end: int) -> dict[str, Any]:
+    """Some pairs of a batch of `PairCollator`, from `start` up to but without `end`."""
+    tokens = batch["lengths"].sum(1)
+    first, count = int(tokens[:start].sum()), int(tokens[start:end].sum())
+    each = {name: values[start:end] for name, values in batch.items() if name != "input_ids"}
+    return {"input_ids": batch["input_ids"][:, first : first + count], **each}
+
+
+def padded_pairs(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A batch of `PairCollator` as [2B, T], padded on the right: all chosen rows, then all rejected rows.
+
+    Returns:
+        As `prompt_completion_batch`.
+    """
+    pieces = torch.split(batch["input_ids"][0].cpu(), batch["lengths"].flatten().tolist())
+    prompts, chosen, rejected = ([piece.tolist() for piece in pieces[part::3]] for part in range(3))
+    # The mask says what is padding, so any token may fill.
+    joined = prompt_completion_batch(prompts + prompts, chosen + rejected, 0)
+    return {name: values.to(batch["input_ids"].device) for name, values in joined.items()}

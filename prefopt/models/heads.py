@@ -22,8 +22,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prefopt.errors import IntegrityError
+from prefopt.models.batches import padded_pairs
 from prefopt.models.flatten import CONFIG_FILE, WEIGHTS_FILE
+from prefopt.models.pairs import PairLayout
 from prefopt.models.roles import REWARD, adapter_on, save_adapter, set_active
+from prefopt.models.shared_prefix import shared_states
 from prefopt.models.wrapped import HoldsPeft
 
 HEAD_KEY = "base_model.model.score.weight"
@@ -94,10 +97,24 @@ class RewardModel(HoldsPeft):
         super().__init__(peft)
         self.score = head
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Scores, [B] float32, of rows [B, T] that are padded on either side; [B, R] of a head with R > 1 outputs."""
-        hidden = hidden_states(self.peft, input_ids, attention_mask)
-        scores: Tensor = self.score(last_token(hidden, attention_mask).float()).squeeze(-1)
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
+        """Scores, float32: [B] of rows, or [2B] of pairs, all chosen first; [.., R] of a head with R > 1 outputs.
+
+        Args:
+            input_ids: [B, T], padded on either side; or [1, N] of `prefopt.models.batches.PairCollator`.
+            attention_mask: [B, T], 0 on padding.
+            lengths: [B, 3] of pairs, which take the place of `attention_mask`.
+        """
+        if lengths is not None and self.shares_prompts:
+            layout = PairLayout(lengths, input_ids.device)
+            last = shared_states(self.peft, input_ids, layout)[layout.last]
+        else:
+            if lengths is not None:
+                batch = padded_pairs({"input_ids": input_ids, "lengths": lengths})
+                input_ids, attention_mask = batch["input_ids"], batch["attention_mask"]
+            assert attention_mask is not None
+            last = last_token(hidden_states(self.peft, input_ids, attention_mask), attention_mask)
+        scores: Tensor = self.score(last.float()).squeeze(-1)
         return scores
 
 

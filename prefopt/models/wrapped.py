@@ -13,7 +13,13 @@ class HoldsPeft(nn.Module):
 
     Args:
         peft: The base with its adapters.
+
+    Attributes:
+        shares_prompts: Whether the pairs of a batch share their prompts, where it is made of pairs; set inside
+            `prefopt.models.shared_prefix.sharing_prompts` alone. Otherwise every completion is a padded row.
     """
+
+    shares_prompts = False
 
     def __init__(self, peft: PeftModel) -> None:
         super().__init__()

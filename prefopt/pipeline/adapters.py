@@ -18,7 +18,7 @@ from prefopt.models.roles import POLICY, policy_on, save_adapter
 from prefopt.models.targets import ALL_LINEAR, expert_blocks
 from prefopt.pipeline.base_model import OpenBase, adapter_of, data_of, data_policy, load_weights, open_base
 from prefopt.pipeline.context import Inputs, StageContext, StageResult
-from prefopt.pipeline.cost import both_rows, training_cost
+from prefopt.pipeline.cost import training_cost
 from prefopt.pipeline.training import final_metrics, kept_outputs, train
 from prefopt.recipe.schema import AdapterSpec, DataSpec, DPOSpec, LoraSpec, PPOSpec, RewardSpec, SFTSpec
 from prefopt.trainers.checkpoints import CheckpointedTrainer
@@ -97,12 +97,14 @@ class Method(Generic[Record]):
         row: Tokenises a record; None drops it, and the encoder counts why.
         trainer: Builds the trainer, with the tokenizer.
         reference: Whether the policy that the stage starts from is needed beside the one it trains.
+        head_share: Which part of the rows' tokens goes through the language-model head.
     """
 
     load: Callable[[tuple[str, ...], Mapping[str, DataSpec], int], Loaded[Record]]
     row: Callable[[Record, Encoder], Mapping[str, Any] | None]
     trainer: Callable[[Job, PreTrainedTokenizerBase], CheckpointedTrainer]
     reference: bool
+    head_share: Callable[[Tokenised], float] = lambda rows: 1.0
 
 
 def encoded_rows(
@@ -185,5 +187,5 @@ def run_adapter_stage(
         metrics=final_metrics(context),
         outputs=["adapter", "tokenizer", *kept_outputs(spec)],
         details=opened.rows.details,
-        cost=training_cost(trained, once=both_rows(opened.rows.train) if method.reference else ()),
+        cost=training_cost(trained, head=method.head_share(opened.rows.train), reference=method.reference),
     )

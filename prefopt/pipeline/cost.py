@@ -19,29 +19,31 @@ def mean_context(lengths: Sequence[int]) -> float:
     return sum(length * length for length in lengths) / max(1, sum(lengths))
 
 
-def both_rows(pairs: Sequence[Mapping[str, Sequence[int]]]) -> list[int]:
-    """Lengths of the two rows of every tokenised pair."""
-    return [len(pair["prompt_ids"]) + len(pair[side]) for pair in pairs for side in ("chosen_ids", "rejected_ids")]
+def completion_share(rows: Sequence[Mapping[str, Sequence[int]]]) -> float:
+    """Which part of the tokens of tokenised pairs belongs to completions; the prompt counts once."""
+    completions = sum(len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in rows)
+    return completions / max(1, completions + sum(len(row["prompt_ids"]) for row in rows))
 
 
 def training_cost(
-    trainer: CheckpointedTrainer, *, full: bool = False, head: bool = True, once: Sequence[int] = ()
+    trainer: CheckpointedTrainer, *, full: bool = False, head: float = 1.0, reference: bool = False
 ) -> dict[str, float]:
     """Tokens and operations of training on rows, over all attempts.
 
     Args:
         trainer: After training.
         full: Whether all weights were trained, and not adapters.
-        head: Whether the language-model head was used.
-        once: Lengths of rows that also went through a forward pass without adapters, such as a reference's.
+        head: Which part of the tokens went through the language-model head.
+        reference: Whether every row also went through a forward pass without adapters.
     """
     model = trainer.adapted_model() or trainer.accelerator.unwrap_model(trainer.model)
     flops = flops_model(model)
-    tokens, context = float(trainer.state.num_input_tokens_seen), mean_context(trainer.row_lengths())
+    once = sum(trainer.row_lengths())
+    tokens, context = float(trainer.state.num_input_tokens_seen), trainer.seen_positions() / max(1, once)
     recompute = bool(getattr(trainer.args, "activation_checkpointing", trainer.args.gradient_checkpointing))
-    total = flops.train(tokens, context, full, recompute, None if head else 0.0)
-    if once:
-        total += replace(flops, adapters=0).forward(sum(once), mean_context(once))
+    total = flops.train(tokens, context, full, recompute, head * tokens)
+    if reference:
+        total += replace(flops, adapters=0).forward(once, context, head * once)
     return {"tokens": tokens, "flops": total}
 
 

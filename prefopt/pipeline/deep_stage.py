@@ -150,11 +150,11 @@ class Look:
 
 
 def row_length(row: Row, spec: OptimisationSpec) -> int:
-    """Tokens of a row where it is computed: the longer answer of a pair, and all that a completion may have."""
+    """Tokens of a row where it is computed: both answers of a pair, and all that a completion may have."""
     if "input_ids" in row:
         return len(row["input_ids"])
     completions = [len(row[name]) for name in ("completion_ids", "chosen_ids", "rejected_ids") if name in row]
-    return len(row["prompt_ids"]) + (max(completions) if completions else spec.max_new_tokens)  # type: ignore[attr-defined]
+    return len(row["prompt_ids"]) + (sum(completions) if completions else spec.max_new_tokens)  # type: ignore[attr-defined]
 
 
 def batch_rows(spec: OptimisationSpec, held_out: int, logits: int) -> dict[str, int]:

@@ -97,7 +97,7 @@ class Training:
             return None
         trained.save_weights(context.directory / "adapter")
         chosen, rejected = trained.outputs(self.rows.evaluation)
-        cost = training_cost(trained, head=False)
+        cost = training_cost(trained, head=0.0)
         model.peft.unload()
         folder = (context.directory / "adapter").relative_to(self.context.directory).as_posix()
         return Member(folder, chosen, rejected, trained.fitted.origin, trained.fitted.unit, cost)
@@ -117,6 +117,7 @@ class Training:
             directory=self.context.directory,
             seed=self.context.seed,
             dtype=self.context.recipe.model.dtype,
+            include_num_input_tokens_seen="all",  # nothing is padded
             ensemble_heads=self._heads,
             **{name: getattr(job.spec, name) for name in _SAME},
         )

@@ -194,6 +194,10 @@ class CheckpointedTrainer(MicroRowsTrainer):
         columns = getattr(rows, "column_names", None)
         return [len(ids) for ids in (rows["input_ids"] if columns else (row["input_ids"] for row in rows))]
 
+    def seen_positions(self) -> int:
+        """Positions that the tokens of an epoch attend to, added up, as dense kernels compute them."""
+        return sum(length * length for length in self.row_lengths())
+
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
         args = self.args
         if not isinstance(self.train_dataset, Sized):  # a stream has no order but its own

@@ -2,12 +2,13 @@
 
 The algorithm, in the order of this file:
 
-1. Before the first step the reference's log-probabilities of every row are computed once, in batches of similar
-   length. They never change, so later epochs cost the policy's passes alone. Losses without a reference skip this.
+1. Before the first step the reference's log-probabilities of every row are computed once, in large batches. They never
+   change, so later epochs cost the policy's passes alone. Losses without a reference skip this.
 2. The policy must equal the reference on the first rows: otherwise the reference is not the stage it started from, and
    every number that follows would be meaningless.
-3. Each step computes the policy's log-probabilities of both completions in one forward pass of the wrapped module,
-   and the loss, or the mixture of losses, that `loss_type` names (`prefopt.losses.dpo`).
+3. Each step computes the policy's log-probabilities of both completions in one forward pass of the wrapped module, the
+   prompt once (`prefopt.models.shared_prefix`), and the loss, or the mixture of losses, that `loss_type` names
+   (`prefopt.losses.dpo`).
 """
 
 from __future__ import annotations
@@ -24,13 +25,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArgum
 
 from prefopt.errors import DataError, InputError
 from prefopt.losses.dpo import SORTED, dpo_loss, dr_dpo, needs_reference
-from prefopt.losses.logprobs import CompletionSums, completion_sums
+from prefopt.losses.logprobs import CompletionSums
 from prefopt.losses.pair_statistics import CompletionStatistics, DPOOptions, FDivergence, PairStatistics
 from prefopt.models.batches import PairCollator, batches_by_length
 from prefopt.models.modes import evaluating
+from prefopt.models.pair_policy import PairPolicy
 from prefopt.models.roles import POLICY, reference_active
-from prefopt.trainers.opening import open_adapted, pad_token_of
-from prefopt.trainers.pairs import PairTrainer, Row, agreement, weights
+from prefopt.trainers.opening import open_adapted
+from prefopt.trainers.pairs import TOKENS_PER_PASS, PairTrainer, Row, agreement, pair_length, runs_of_tokens, weights
 from prefopt.trainers.ranks import shared_out
 from prefopt.trainers.rows import tokenised_pairs
 
@@ -109,9 +111,9 @@ class DPOTrainer(PairTrainer):
         transformers.set_seed(args.seed)  # a new adapter starts from random weights
         model, tokenizer = open_adapted(model, processing_class, peft_config, POLICY)
         super().__init__(
-            model=model,
+            model=PairPolicy(model),
             args=args,
-            data_collator=PairCollator(pad_token_of(tokenizer)),
+            data_collator=PairCollator(),
             train_dataset=tokenised_pairs(train_dataset, tokenizer, args.max_length),
             eval_dataset=tokenised_pairs(eval_dataset, tokenizer, args.max_length) if eval_dataset else None,
             processing_class=tokenizer,
@@ -126,33 +128,27 @@ class DPOTrainer(PairTrainer):
 
     # -- the reference -------------------------------------------------------------------------------------------------
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
-        """Train; `True` resumes from the newest checkpoint that verifies, if there is one."""
+    def prepare_training(self, resume_from_checkpoint: str | bool | None) -> str | bool | None:
+        """What the reference says of every row, and whether the policy equals it."""
         checkpoint = self.checkpoint_of(resume_from_checkpoint)
         self.train_dataset = self._with_reference(self.train_dataset)
         if checkpoint is None and self._compares:
             self._require_policy_equals_reference(self.train_dataset)
-        return super().train(resume_from_checkpoint=checkpoint, **kwargs)
+        return checkpoint
 
-    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Loss and metrics of held-out pairs."""
-        rows = self._with_reference(eval_dataset if eval_dataset is not None else self.eval_dataset or [])
-        if eval_dataset is None:
-            self.eval_dataset = rows
-        metrics: dict[str, float] = super().evaluate(rows, *args, **kwargs)
-        return metrics
+    def prepare_evaluation(self, eval_dataset: Any) -> Any:
+        """What the reference says of the rows."""
+        if eval_dataset is not None:
+            return self._with_reference(eval_dataset)
+        self.eval_dataset = self._with_reference(self.eval_dataset or [])
+        return None
 
     def _with_reference(self, rows: Sequence[Row]) -> Sequence[Row]:
         """Rows with the reference's log-probabilities of both completions, computed once."""
-        if not rows:
-            raise DataError("there are no pairs to train or evaluate on")
         if not self._compares or "reference_chosen_logps" in rows[0]:
             return rows
         complete: list[dict[str, Any]] = [dict(row) for row in rows]
-        # A pair is two rows of the batch, each as long as the longer one.
-        lengths = [2 * (len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))) for row in rows]
-        vocabulary = self.model.config.get_text_config().vocab_size
-        batches = batches_by_length(lengths, self.args.per_device_eval_batch_size, vocabulary)
+        batches = self._reference_batches(rows)
 
         def compute(numbers: Sequence[int]) -> list[dict[str, list[float]]]:
             found: list[dict[str, list[float]]] = []
@@ -169,8 +165,18 @@ class DPOTrainer(PairTrainer):
                     complete[index][name] = value
         return complete
 
+    def _reference_batches(self, rows: Sequence[Row]) -> list[list[int]]:
+        """Numbers of the rows of each batch: as many tokens as a pass may have, or as padding and logits allow."""
+        if self.model.shares_prompts:
+            runs = runs_of_tokens([pair_length(row) for row in rows], TOKENS_PER_PASS)
+            return [list(range(start, end)) for start, end in runs]
+        # A pair is two rows of the batch, each as long as the longer one.
+        lengths = [2 * (len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))) for row in rows]
+        vocabulary = self.model.config.get_text_config().vocab_size
+        return batches_by_length(lengths, self.args.per_device_eval_batch_size, vocabulary)
+
     def _reference_columns(self, rows: Sequence[Row]) -> dict[str, list[float]]:
-        with reference_active(self.model):
+        with reference_active(self.model.peft):
             parts = self.in_micro_rows(
                 len(rows), lambda start, end: _reference_columns(self._sums_without_gradient(rows[start:end]))
             )
@@ -182,12 +188,16 @@ class DPOTrainer(PairTrainer):
         with evaluating(self.model), torch.no_grad(), self.accelerator.autocast():
             return self._completion_sums(self.model, batch)
 
+    def said_of(self, batch: dict[str, Tensor]) -> Tensor:
+        """Log-probabilities of the completions, [2B]."""
+        return self._completion_sums(self.model, batch).logps
+
     def _require_policy_equals_reference(self, rows: Sequence[Row]) -> None:
         first = rows[: self.args.per_device_eval_batch_size]
         policy = self._sums_without_gradient(first).logps.cpu()
         names = ("reference_chosen_logps", "reference_rejected_logps")
         reference = torch.tensor([row[name] for name in names for row in first])
-        exact = next(self.model.parameters()).dtype is torch.float32 and not self.args.bf16 and not self.args.fp16
+        exact = next(self.model.peft.parameters()).dtype is torch.float32 and not self.args.bf16 and not self.args.fp16
         gap = self.opening_gap = float(((policy - reference).abs() / reference.abs().clamp(min=1.0)).max())
         if gap > (1e-4 if exact else 2e-2):
             raise InputError(
@@ -231,13 +241,13 @@ class DPOTrainer(PairTrainer):
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
         """Also the mean length of the step's chosen completions, by which likelihoods are divided."""
         total = super()._get_num_items_in_batch(batch_samples, device)
-        tokens = [(weights(b) * b["completion_mask"].sum(-1).chunk(2)[0]).sum() for b in batch_samples]
+        tokens = [(weights(b) * b["lengths"][:, 1]).sum() for b in batch_samples]
         everywhere = self.accelerator.gather(torch.stack(tokens).sum().to(device)).sum()
         self._mean_chosen_length = everywhere / total.clamp(min=torch.finfo(total.dtype).tiny)
         return total
 
     def _statistics(self, sums: CompletionSums, inputs: dict[str, Tensor]) -> PairStatistics:
-        lengths = inputs["completion_mask"].sum(-1).to(sums.logps.dtype)
+        lengths = inputs["lengths"][:, 1:].T.flatten().to(sums.logps.dtype)
         sides = [
             CompletionStatistics(
                 logps, length, inputs.get(f"reference_{name}_logps"), tail, inputs.get(f"reference_{name}_tail_logps"),
@@ -255,20 +265,14 @@ class DPOTrainer(PairTrainer):
     def _completion_sums(
         self, model: nn.Module, batch: dict[str, Tensor], *, sequential_kl: bool = False
     ) -> CompletionSums:
-        def logits() -> Tensor:
-            output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
-            return output.logits  # type: ignore[no-any-return]
-
-        mask, head_length, reference_logits = batch["completion_mask"], None, None
-        if self._options.ld_alpha is not None:
-            head_length = torch.minimum(*mask.sum(-1).chunk(2)).repeat(2)
-        if sequential_kl:
-            with reference_active(self.model), evaluating(self.model), torch.no_grad():
-                reference_logits = logits()
-        return completion_sums(
-            logits(), batch["input_ids"], mask,
-            head_length=head_length, alignment=self._options.use_weighting, reference_logits=reference_logits,
-        )  # fmt: skip
+        sums: CompletionSums = model(
+            batch["input_ids"],
+            batch["lengths"],
+            tails=self._options.ld_alpha is not None,
+            alignment=self._options.use_weighting,
+            sequential_kl=sequential_kl,
+        )
+        return sums
 
 
 def _halves(values: Tensor | None) -> tuple[Tensor | None, Tensor | None]:

@@ -50,13 +50,24 @@ class MicroRowsTrainer(Trainer):  # type: ignore[misc]
 
         # Where nothing is known of the whole step, the loss is a mean over the pass, and parts would not add up.
         adds_up = num_items_in_batch is not None and self.rows_add_up
-        losses = self.in_micro_rows(rows, one_pass) if adds_up else [one_pass(0, rows)]
+        spans = self.spans(inputs) if adds_up and self.args.world_size == 1 else [(0, rows)]
+        losses = []
+        for first, last in spans:
+
+            def of_span(start: int, end: int, first: int = first) -> Tensor:
+                return one_pass(first + start, first + end)
+
+            losses += self.in_micro_rows(last - first, of_span) if adds_up else [one_pass(first, last)]
         return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
     @property
     def rows_add_up(self) -> bool:
         """Whether a pass's loss is a sum over its rows; a loss that compares the rows of a batch is none."""
         return not getattr(self, "aux_loss_enabled", False)
+
+    def spans(self, inputs: dict[str, Any]) -> list[tuple[int, int]]:
+        """The passes that a batch is cut into to begin with: the first row of each, and the one after its last."""
+        return [(0, self.rows_in(inputs))]
 
     def rows_in(self, inputs: dict[str, Any]) -> int:
         """Rows of a batch that a loss is computed for."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -12,15 +14,30 @@ from packaging.version import Version
 from torch import Tensor, nn
 from torch.utils.data import Sampler, SequentialSampler
 
-from prefopt.models.batches import FILLER
+from prefopt.errors import DataError
+from prefopt.models.batches import FILLER, some_pairs
+from prefopt.models.fused_lora import fused_lora
+from prefopt.models.modes import evaluating
+from prefopt.models.shared_prefix import sharing_prompts, why_not_shared
+from prefopt.models.wrapped import HoldsPeft
 from prefopt.trainers.checkpoints import CheckpointedTrainer
 
 Row = Mapping[str, Any]
+TOKENS_PER_PASS = 2**14
+"""Most tokens of a pass over several pairs; a batch with more is cut, and the step stays the same."""
+_PROVED_PAIRS = 4
+_LOGGER = logging.getLogger(__name__)
 
 
 class PairTrainer(CheckpointedTrainer):
-    """A trainer whose rows are pairs with weights and soft labels; a subclass gives `pair_losses`."""
+    """A trainer whose rows are pairs with weights and soft labels; a subclass gives `pair_losses` and `said_of`.
 
+    Attributes:
+        shared_gap: How far pairs that share their prompts were from padded rows on the first rows, relative to the
+            larger of 1 and what is said of them; None where prompts are not shared.
+    """
+
+    model: HoldsPeft
     train_dataset: Sequence[Row]
     eval_dataset: Sequence[Row] | None
     loss_is_scaled_for_ga = True  # the loss is divided by the weight of all the step's pairs, see compute_loss
@@ -31,7 +48,82 @@ class PairTrainer(CheckpointedTrainer):
             # Older versions read these instead of `loss_is_scaled_for_ga`.
             self.model_accepts_loss_kwargs = False
             self.compute_loss_func = self.pair_losses
+        self._why_not_shared: str | None = None
+        self._proved = False
+        self.shared_gap: float | None = None
         self._sums: dict[str, dict[str, Tensor]] = {"train": defaultdict(_zeros), "eval": defaultdict(_zeros)}
+
+    # -- the passes ----------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def fast_passes(self, rows: Sequence[Row]) -> Iterator[None]:
+        """Within the block pairs share their prompts where the model can, and it is proved on the first rows.
+
+        Args:
+            rows: To be trained or evaluated on.
+        """
+        model = self.model
+        if self._why_not_shared is None and (reason := why_not_shared(model.peft)):
+            self._why_not_shared = reason
+            _LOGGER.warning("pairs are padded rows, each prompt computed twice: of this model %s", reason)
+        if self._why_not_shared or model.shares_prompts:
+            with fused_lora(model):
+                yield
+            return
+        with sharing_prompts(model.peft), fused_lora(model):
+            if not self._proved:
+                self._prove(rows[:_PROVED_PAIRS])
+            model.shares_prompts = self._why_not_shared is None
+            try:
+                yield
+            finally:
+                model.shares_prompts = False
+
+    def _prove(self, rows: Sequence[Row]) -> None:
+        """Pairs that share their prompts must give what padded rows give; otherwise they are padded."""
+        batch = self._prepare_inputs(self.data_collator(rows))
+        found = []
+        for self.model.shares_prompts in (False, True):
+            with torch.no_grad(), evaluating(self.model), self.accelerator.autocast():
+                found.append(self.said_of(batch).double())
+        padded, shared = found
+        self.model.shares_prompts = False
+        gap = float(((shared - padded).abs() / padded.abs().clamp(min=1.0)).max())
+        exact = next(self.model.peft.parameters()).dtype is torch.float32 and not self.args.bf16 and not self.args.fp16
+        self._proved, self.shared_gap = True, gap
+        if gap > (1e-4 if exact else 5e-2):
+            self._why_not_shared = f"shared and padded rows differ by {gap:.1e}"
+            _LOGGER.warning("pairs are padded rows, each prompt computed twice: %s", self._why_not_shared)
+
+    def said_of(self, batch: dict[str, Tensor]) -> Tensor:
+        """What the model says of the completions of a batch: [2B], or one row for each of them."""
+        raise TypeError(f"{type(self).__name__} has no said_of")
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        """Train; `True` resumes from the newest checkpoint that verifies, if there is one."""
+        if not self.train_dataset:
+            raise DataError("there are no pairs to train on")
+        with self.fast_passes(self.train_dataset):
+            return super().train(resume_from_checkpoint=self.prepare_training(resume_from_checkpoint), **kwargs)
+
+    def prepare_training(self, resume_from_checkpoint: str | bool | None) -> str | bool | None:
+        """What is to be done before the first step; the checkpoint that training goes on from."""
+        return resume_from_checkpoint
+
+    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Loss and metrics of held-out pairs."""
+        rows = eval_dataset if eval_dataset is not None else self.eval_dataset
+        if not rows:
+            raise DataError("there are no pairs to evaluate on")
+        with self.fast_passes(rows):
+            metrics: dict[str, float] = super().evaluate(self.prepare_evaluation(eval_dataset), *args, **kwargs)
+        return metrics
+
+    def prepare_evaluation(self, eval_dataset: Any) -> Any:
+        """The rows to evaluate on, with all that the loss needs."""
+        return eval_dataset
+
+    # -- the step ------------------------------------------------------------------------------------------------------
 
     def pair_losses(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and metrics of every pair, [B] each.
@@ -74,19 +166,17 @@ class PairTrainer(CheckpointedTrainer):
         """Sum of the pairs' losses [B], weighted with `each` [B]: a scalar."""
         return (each * losses).sum()
 
+    def spans(self, inputs: dict[str, Any]) -> list[tuple[int, int]]:
+        """Passes of `TOKENS_PER_PASS` tokens at most, or of one pair."""
+        return runs_of_tokens(inputs["lengths"].sum(1).tolist(), TOKENS_PER_PASS)
+
     def rows_in(self, inputs: dict[str, Any]) -> int:
         """Pairs of a batch."""
-        return len(inputs["input_ids"]) // 2
+        return len(inputs["lengths"])
 
     def take_rows(self, inputs: dict[str, Any], start: int, end: int) -> dict[str, Any]:
-        """Some pairs of a batch, both sides of each."""
-        pairs = self.rows_in(inputs)
-
-        def part(values: Tensor) -> Tensor:
-            sides = torch.split(values, pairs)  # one of what the pair has, two of what each side has
-            return torch.cat([side[start:end] for side in sides])
-
-        return {name: part(values) for name, values in inputs.items()}
+        """Some pairs of a batch."""
+        return some_pairs(inputs, start, end)
 
     def counted(self) -> dict[str, Tensor]:
         """Sums of the metrics since the last log."""
@@ -110,10 +200,16 @@ class PairTrainer(CheckpointedTrainer):
         return loss.detach(), None, None
 
     def row_lengths(self) -> Sequence[int]:
-        """Tokens of each pair's longer row."""
-        return [
-            len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in self.train_dataset
-        ]
+        """Tokens of each pair, the prompt once."""
+        return [pair_length(row) for row in self.train_dataset]
+
+    def seen_positions(self) -> int:
+        """Positions that the tokens of an epoch attend to: each completion its prompt and itself."""
+        total = 0
+        for row in self.train_dataset:
+            prompt, chosen, rejected = (len(row[name]) for name in ("prompt_ids", "chosen_ids", "rejected_ids"))
+            total += prompt * prompt + chosen * (prompt + chosen) + rejected * (prompt + rejected)
+        return total
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[int] | None:
         """In order: the usual sampler groups by the length of `input_ids`, which pairs do not have."""
@@ -152,7 +248,25 @@ def weights(batch: Mapping[str, Any]) -> Tensor:
     """Weights of the pairs [B], 1 where the rows have none."""
     if "weight" in batch:
         return cast(Tensor, batch["weight"])
-    return torch.ones(batch["input_ids"].shape[0] // 2, device=batch["input_ids"].device)
+    return torch.ones(len(batch["lengths"]), device=batch["input_ids"].device)
+
+
+def pair_length(row: Row) -> int:
+    """Tokens of a pair, the prompt once."""
+    return sum(len(row[name]) for name in ("prompt_ids", "chosen_ids", "rejected_ids"))
+
+
+def runs_of_tokens(lengths: Sequence[int], most: int) -> list[tuple[int, int]]:
+    """Cut rows, in order, into runs of at most so many tokens, or of one row: (first, one after the last) of each."""
+    runs: list[tuple[int, int]] = []
+    total = 0
+    for index, length in enumerate(lengths):
+        total += length
+        if not runs or total > most:
+            runs.append((index, index))
+            total = length
+        runs[-1] = (runs[-1][0], index + 1)
+    return runs
 
 
 def _zeros() -> Tensor:

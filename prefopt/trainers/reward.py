@@ -1,8 +1,8 @@
 """A reward model from preference pairs (arXiv 2009.01325), as a thin trainer over `transformers.Trainer`.
 
-Both answers of a pair go through one forward pass; the score of each is read at its last real token. The head may have
-several outputs: members of an ensemble that share the adapter, and for each the score and a second axis. After every
-save adapter and head are read back and must give the scores that the model gives.
+Both answers of a pair go through one forward pass, the prompt once; the score of each is read at its last token. The
+head may have several outputs: members of an ensemble that share the adapter, and for each the score and a second axis.
+After every save adapter and head are read back and must give the scores that the model gives.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from prefopt.models.heads import (
 from prefopt.models.modes import evaluating
 from prefopt.models.roles import REWARD, activate_trained, set_active, stack_of
 from prefopt.stats.calibration import both_orders, fit_temperature
-from prefopt.trainers.opening import open_adapted, pad_token_of
+from prefopt.trainers.opening import open_adapted
 from prefopt.trainers.pairs import PairTrainer, Row, agreement
 from prefopt.trainers.reward_config import RewardConfig
 from prefopt.trainers.reward_rows import RewardCollator, RewardRows, reward_row
@@ -89,7 +89,7 @@ class RewardTrainer(PairTrainer):
         super().__init__(
             model=RewardModel(peft, _head(model, peft, args)),
             args=args,
-            data_collator=RewardCollator(pad_token_of(tokenizer)),
+            data_collator=RewardCollator(),
             train_dataset=self.fitted.prepared(rows, args, training=True),
             eval_dataset=self.fitted.prepared(held_out, args, training=False) if held_out else None,
             processing_class=tokenizer,
@@ -98,7 +98,7 @@ class RewardTrainer(PairTrainer):
 
     def pair_losses(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of every pair, over members the mean and over axes the sum; see `prefopt.losses.reward`."""
-        scores = self._by_member(model(inputs["input_ids"], inputs["attention_mask"]))
+        scores = self._by_member(model(inputs["input_ids"], lengths=inputs["lengths"]))
         chosen, rejected = scores.chunk(2)  # [B, members, axes]; losses are [B, members]
         losses, metrics = self._main_losses(chosen[..., 0], rejected[..., 0], inputs)
         if self.args.second_axis:
@@ -144,6 +144,11 @@ class RewardTrainer(PairTrainer):
             margin = -inputs["length_logit"] if margin is None else margin - inputs["length_logit"]
         return margin
 
+    def said_of(self, batch: dict[str, Tensor]) -> Tensor:
+        """Scores of the completions, [2B] or [2B, outputs]."""
+        scores: Tensor = self.model(batch["input_ids"], lengths=batch["lengths"])
+        return scores
+
     def _by_member(self, scores: Tensor) -> Tensor:
         """Outputs of the head as [rows, M, A]."""
         return scores.reshape(len(scores), self.args.ensemble_heads, -1)
@@ -156,8 +161,8 @@ class RewardTrainer(PairTrainer):
         size = self.args.per_device_eval_batch_size
         for start in range(0, len(rows), size):
             batch = self._prepare_inputs(self.data_collator(rows[start : start + size]))
-            with evaluating(self.model), self.accelerator.autocast():
-                found = self._by_member(self.model(batch["input_ids"], batch["attention_mask"]))
+            with self.fast_passes(rows), evaluating(self.model), self.accelerator.autocast():
+                found = self._by_member(self.said_of(batch))
             first, second = found.float().cpu().chunk(2)
             chosen.append(first)
             rejected.append(second)
@@ -217,12 +222,14 @@ class RewardTrainer(PairTrainer):
         devices = [self.args.device] if self.args.device.type == "cuda" else []
         # A second adapter begins with random numbers, which must not be missing in training.
         with evaluating(self.model), self.accelerator.autocast(), torch.random.fork_rng(devices=devices):
-            expected = self.model(batch["input_ids"], batch["attention_mask"])
+            expected = self.model(batch["input_ids"], lengths=batch["lengths"])
             peft, head = hang_reward(self.model.peft, directory, _SAVED)
             beneath = [] if self.saves_complete else stack_of(peft, REWARD)[:-1]
             set_active(peft, [*beneath, _SAVED])
             try:
-                found = RewardModel(peft, head)(batch["input_ids"], batch["attention_mask"])
+                saved = RewardModel(peft, head)
+                saved.shares_prompts = self.model.shares_prompts
+                found = saved(batch["input_ids"], lengths=batch["lengths"])
             finally:
                 activate_trained(peft, REWARD)
                 peft.delete_adapter(_SAVED)

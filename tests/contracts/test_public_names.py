@@ -65,7 +65,14 @@ PUBLIC = {
         "completion_sums",
         "entropy",
         "exact_kl",
+        "sums_of_tokens",
         "token_logps",
+    ],
+    "prefopt.losses.token_statistics": [
+        "Head",
+        "MAX_LOGITS",
+        "TokenStatistics",
+        "token_statistics",
     ],
     "prefopt.losses.pair_statistics": [
         "CompletionStatistics",

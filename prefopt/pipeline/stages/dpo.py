@@ -8,6 +8,7 @@ from prefopt.data.load import load_pairs
 from prefopt.losses.pair_statistics import DPOOptions
 from prefopt.pipeline.adapters import Job, Method, Opened, open_adapter_stage, run_adapter_stage
 from prefopt.pipeline.context import Inputs, StageContext, StageResult
+from prefopt.pipeline.cost import completion_share
 from prefopt.recipe.schema import DPOSpec
 from prefopt.records import PreferencePair
 from prefopt.trainers.arguments import training_arguments
@@ -34,6 +35,7 @@ def _method(context: StageContext) -> Method[PreferencePair]:
             directory=context.directory,
             seed=context.seed,
             dtype=context.recipe.model.dtype,
+            include_num_input_tokens_seen="all",  # nothing is padded
             loss_type=list(job.spec.loss_type),
             loss_weights=None if job.spec.loss_weights is None else list(job.spec.loss_weights),
             **{name: getattr(job.spec, name) for name in DPOOptions._fields},
@@ -47,4 +49,4 @@ def _method(context: StageContext) -> Method[PreferencePair]:
             callbacks=[*job.callbacks, WarnOfDisplacement(context.log)],
         )
 
-    return Method(load_pairs, pair_row, trainer, reference=True)
+    return Method(load_pairs, pair_row, trainer, reference=True, head_share=completion_share)

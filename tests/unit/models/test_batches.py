@@ -4,7 +4,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefopt.models import batches
-from prefopt.models.batches import PairCollator, batches_by_length, pad_rows, prompt_completion_batch
+from prefopt.models.batches import (
+    PairCollator,
+    batches_by_length,
+    pad_rows,
+    padded_pairs,
+    prompt_completion_batch,
+    some_pairs,
+)
 from tests.tiny import random_rows
 
 
@@ -31,14 +38,31 @@ def test_padding_is_outside_of_both_masks() -> None:
     assert pad_rows([[1], [1, 2]], 0, left=True).tolist() == [[0, 1], [1, 2]]
 
 
-def test_pairs_are_chosen_rows_then_rejected_rows() -> None:
+def test_every_token_of_a_pair_lands_once() -> None:
     rows = random_rows(3)
-    batch = PairCollator(0)([{**row, "weight": float(i)} for i, row in enumerate(rows)])
-    assert batch["input_ids"].shape[0] == 6 and batch["weight"].tolist() == [0.0, 1.0, 2.0]
+    batch = PairCollator()([{**row, "weight": float(i)} for i, row in enumerate(rows)])
+    parts = [row[name] for row in rows for name in ("prompt_ids", "chosen_ids", "rejected_ids")]
+    assert batch["input_ids"].tolist() == [[token for part in parts for token in part]]
+    assert batch["lengths"].flatten().tolist() == [len(part) for part in parts]
+    assert batch["weight"].tolist() == [0.0, 1.0, 2.0]
+
+
+def test_some_pairs_of_a_batch_are_the_batch_of_these_pairs() -> None:
+    rows = [{**row, "probability": i / 10} for i, row in enumerate(random_rows(6))]
+    whole, part = PairCollator()(rows), PairCollator()(rows[2:5])
+    found = some_pairs(whole, 2, 5)
+    assert found.keys() == part.keys() and all(torch.equal(found[name], part[name]) for name in part)
+
+
+def test_padded_pairs_are_chosen_rows_then_rejected_rows() -> None:
+    rows = random_rows(3)
+    batch = padded_pairs(PairCollator()(rows))
+    assert batch["input_ids"].shape[0] == 6
     for i, row in enumerate(rows):
         for offset, key in ((0, "chosen_ids"), (3, "rejected_ids")):
-            ids = batch["input_ids"][i + offset][batch["completion_mask"][i + offset].bool()]
-            assert ids.tolist() == row[key]
+            mask, ids = batch["completion_mask"][i + offset].bool(), batch["input_ids"][i + offset]
+            assert ids[mask].tolist() == row[key]
+            assert ids[batch["attention_mask"][i + offset].bool()].tolist() == row["prompt_ids"] + row[key]
 
 
 def test_a_batch_of_different_widths_is_refused() -> None:

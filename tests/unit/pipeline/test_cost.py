@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 from transformers import LlamaForCausalLM, TrainingArguments
 
 from prefopt.models.flops import flops_model
 from prefopt.models.generate import Sampled
 from prefopt.models.heads import new_reward_model
-from prefopt.pipeline.cost import answering_cost, both_rows, mean_context, sampling_cost, total, training_cost
+from prefopt.pipeline.cost import answering_cost, completion_share, mean_context, sampling_cost, total, training_cost
 from prefopt.trainers.dpo import DPOConfig, DPOTrainer
 from prefopt.trainers.pretrain import LanguageModelingCollator, PretrainTrainer
 from prefopt.trainers.reward import RewardConfig, RewardTrainer
@@ -22,7 +22,7 @@ from tests.tiny import tiny_llama, tiny_tokenizer
 LORA = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
 SHARED: dict[str, Any] = {
     "per_device_train_batch_size": 4,
-    "num_train_epochs": 1,
+    "num_train_epochs": 8,  # what is proved before the first step is not counted
     "use_cpu": True,
     "bf16": False,
     "report_to": [],
@@ -35,9 +35,7 @@ SHARED: dict[str, Any] = {
 
 
 def base() -> LlamaForCausalLM:
-    model = tiny_llama(layers=6)  # autograd saves the first layer's input gradient, which is a sixth here
-    model.set_attn_implementation("eager")  # torch counts no fused attention on the CPU
-    return model
+    return tiny_llama(layers=6)  # autograd saves the first layer's input gradient, which is a sixth here
 
 
 def ids(count: int, seed: int) -> list[int]:
@@ -46,14 +44,30 @@ def ids(count: int, seed: int) -> list[int]:
 
 
 def pairs() -> list[dict[str, list[int]]]:
-    """Rows of one length, so that there is no padding to disagree about."""
+    """Rows of one length, so that there is no padding to disagree about, and each too long to go with another."""
     return [
-        {"prompt_ids": ids(20, n), "chosen_ids": ids(30, n + 50), "rejected_ids": ids(30, n + 90)} for n in range(12)
+        {"prompt_ids": ids(200, n), "chosen_ids": ids(40, n + 50), "rejected_ids": ids(40, n + 90)} for n in range(12)
     ]
 
 
+def _attention(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
+    return int(sdpa_flop_count(query, key, value))
+
+
+def _attention_backward(outer: Any, query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
+    # A fused kernel computes the scores again, one product of five, which the formulas leave out.
+    return int(sdpa_backward_flop_count(outer, query, key, value) * 4 // 5)
+
+
+# What torch leaves out by itself.
+ON_CPU = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+}
+
+
 def counted(trainer: Any) -> float:
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping=ON_CPU) as counter:
         trainer.train()
     return float(counter.get_total_flops())
 
@@ -86,7 +100,7 @@ def reward(folder: Path) -> tuple[float, dict[str, float]]:
         train_dataset=pairs(),
         processing_class=tiny_tokenizer(),
     )
-    return counted(trainer), training_cost(trainer, head=False)
+    return counted(trainer), training_cost(trainer, head=0.0)
 
 
 def dpo(folder: Path) -> tuple[float, dict[str, float]]:
@@ -97,13 +111,13 @@ def dpo(folder: Path) -> tuple[float, dict[str, float]]:
         processing_class=tiny_tokenizer(),
     )
     found = counted(trainer)
-    return found, training_cost(trainer, once=both_rows(pairs()))
+    return found, training_cost(trainer, head=completion_share(pairs()), reference=True)
 
 
 @pytest.mark.parametrize("method", [pretrain, sft, reward, dpo])
 def test_what_training_costs_is_what_torch_counts(tmp_path: Path, method: Any) -> None:
     found, cost = method(tmp_path)
-    assert cost["tokens"] == (600 if method in (pretrain, sft) else 1200)
+    assert cost["tokens"] == 8 * {pretrain: 600, sft: 2880}.get(method, 3360)
     assert cost["flops"] == pytest.approx(found, rel=0.1)
 
 

@@ -39,9 +39,9 @@ def test_text_scores_as_its_pair_does_in_training() -> None:
     pairs = world.preferences(6, 2)
     tokenizer = tiny_tokenizer()
     encoder = Encoder(tokenizer, 512)
-    batch = PairCollator(tokenizer.pad_token_id)([pair_row(pair, encoder) for pair in pairs])
+    batch = PairCollator()([pair_row(pair, encoder) for pair in pairs])
     with torch.no_grad():
-        chosen, _ = reward_model()(batch["input_ids"], batch["attention_mask"]).chunk(2)
+        chosen, _ = reward_model()(batch["input_ids"], lengths=batch["lengths"]).chunk(2)
     assert chosen_scores(scorer(), pairs) == pytest.approx(chosen.tolist(), abs=1e-5)
     assert chosen.std() > 1e-3
 

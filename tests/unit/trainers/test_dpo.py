@@ -136,7 +136,7 @@ def test_the_reference_is_the_adapter_the_policy_started_from(tmp_path: Path) ->
 
     trained = trainer(tmp_path / "first")
     trained.train()
-    save_adapter(trained.model, POLICY, tmp_path / "adapter", "tiny")
+    save_adapter(trained.model.peft, POLICY, tmp_path / "adapter", "tiny")
     model = policy_on(tiny_llama(), LoraSpec(), tmp_path / "adapter")
     assert set(model.peft_config) == {POLICY, REFERENCE}
     second = trainer(tmp_path / "second", model=model)
@@ -145,7 +145,7 @@ def test_the_reference_is_the_adapter_the_policy_started_from(tmp_path: Path) ->
     ids = torch.tensor([random_rows(1)[0]["prompt_ids"]])
     with torch.no_grad(), reference_active(model):
         reference = model(ids).logits
-    torch.testing.assert_close(reference, trained.model(ids).logits)
+    torch.testing.assert_close(reference, trained.model.peft(ids).logits)
     assert not torch.allclose(model(ids).logits, reference)
     frozen = [p for name, p in model.named_parameters() if f".{REFERENCE}." in name]
     assert frozen and not any(p.requires_grad for p in frozen)

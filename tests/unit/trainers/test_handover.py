@@ -13,6 +13,7 @@ from transformers import TrainerCallback
 
 from prefopt.errors import InputError
 from prefopt.losses.logprobs import completion_logps
+from prefopt.models.batches import padded_pairs
 from prefopt.models.heads import RewardModel, hang_reward, new_reward_model
 from prefopt.models.roles import (
     POLICY,
@@ -193,7 +194,7 @@ def test_the_dpo_reference_on_a_stack_is_the_stage_it_starts_from(tmp_path: Path
     trained = dpo(tmp_path, model)
     trained.train()
     alone = plain(tmp_path / "init").eval()
-    batch = trained.data_collator(random_rows(16)[:4])
+    batch = padded_pairs(trained.data_collator(random_rows(16)[:4]))
     with reference_active(model), torch.no_grad():
         expected = [
             completion_logps(net(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits,

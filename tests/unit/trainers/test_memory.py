@@ -67,8 +67,10 @@ def counted(method: str, directory, rows: int) -> FirstStep:
         size = 4 * rows  # peaks that do not depend on rows hide those of small rollouts
         batch |= {"rollout_batch_size": size, "total_episodes": size, "per_device_eval_batch_size": size}
         batch |= {"num_mini_batches": 1, "min_new_tokens": 6}
-    trainer = build(method, directory, rows=[{"prompt_ids": [1, *range(6, 40)], "chosen_ids": [7, 8, 2],
-                                              "rejected_ids": [9, 10, 2]}] * rows, **batch)  # fmt: skip
+    # Short pairs go through attention together, under a mask that grows with the square of their number.
+    prompt = [1, *range(6, 40)] * (8 if method in ("dpo", "reward") else 1)
+    pair = {"prompt_ids": prompt, "chosen_ids": [7, 8, 2], "rejected_ids": [9, 10, 2]}
+    trainer = build(method, directory, rows=[pair] * rows, **batch)
     trainer.prompts = getattr(trainer, "prompts", [])[:1]
     first = FirstStep(trainer.model, CPU, count=True)
     trainer.add_callback(first)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from prefopt.errors import EnvironmentFault, is_out_of_memory
 from prefopt.models.batches import PairCollator
+from prefopt.trainers.checkpoints import CheckpointedTrainer
 from prefopt.trainers.microrows import without_padding
 from tests.tiny import random_rows
 from tests.unit.trainers.four import METHODS, build, difference, trained
@@ -23,20 +24,33 @@ Fault = Callable[[int], BaseException]
 class SmallMemory:
     """Lets a model fail on more rows than fit, in the forward or in the backward pass of what is trained."""
 
-    def __init__(self, model: nn.Module, fits: int, *, backward: bool = False, error: Fault | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        fits: int,
+        *,
+        backward: bool = False,
+        error: Fault | None = None,
+        pair: int | None = None,
+    ) -> None:
         self.fits = fits
         self.error = error or (lambda rows: torch.OutOfMemoryError(f"CUDA out of memory with {rows} rows"))
         self.failed: list[int] = []
+        self._pair = pair
         layer = next(module for name, module in model.named_modules() if name.endswith("layers.1"))
         layer.register_forward_hook(self._in_backward if backward else self._in_forward)
 
     def _in_forward(self, module: nn.Module, given: object, states: Tensor) -> None:
         if torch.is_grad_enabled():
-            self._fail(len(states))
+            self._fail(self._rows(states))
 
     def _in_backward(self, module: nn.Module, given: object, states: Tensor) -> None:
         if states.requires_grad:
-            states.register_hook(lambda gradient: self._fail(len(states)))
+            states.register_hook(lambda gradient: self._fail(self._rows(states)))
+
+    def _rows(self, states: Tensor) -> int:
+        """Rows of a pass; pairs stand one after another, all of the same length."""
+        return len(states) if self._pair is None else states.shape[1] // self._pair
 
     def _fail(self, rows: int) -> None:
         if rows > self.fits:
@@ -44,22 +58,37 @@ class SmallMemory:
             raise self.error(rows)
 
 
-def rows_that_fit(method: str, rows: int) -> int:
-    return 2 * rows if method in ("dpo", "reward") else rows  # a pair is two rows of the model
+PAIR = 16  # tokens of every pair below, so that tokens tell how many pairs there are
+EVEN = [
+    {
+        "prompt_ids": [1, *range(6, 11)],
+        "chosen_ids": [*range(20 + i, 24 + i), 2],
+        "rejected_ids": [*range(50 + i, 54 + i), 2],
+    }
+    for i in range(24)
+]
+
+
+def make(method: str, directory, **more) -> CheckpointedTrainer:
+    return build(method, directory, rows=EVEN, **more)
+
+
+def small_memory(method: str, trainer: CheckpointedTrainer, fits: int, **more) -> SmallMemory:
+    return SmallMemory(trainer.model, fits, pair=PAIR if method in ("dpo", "reward") else None, **more)
 
 
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_that_is_cut_equals_one_with_small_batches(tmp_path, caplog, method, backward):
     small = {"per_device_train_batch_size": 2} | ({} if method == "ppo" else {"gradient_accumulation_steps": 4})
-    expected = build(method, tmp_path / "small", **small)
+    expected = make(method, tmp_path / "small", **small)
     start = trained(expected.model)
     expected.train()
-    cut = build(method, tmp_path / "cut")
-    memory = SmallMemory(cut.model, rows_that_fit(method, 2), backward=backward)
+    cut = make(method, tmp_path / "cut")
+    memory = small_memory(method, cut, 2, backward=backward)
     with caplog.at_level(logging.WARNING, logger="prefopt"):
         cut.train()
-    assert memory.failed == [rows_that_fit(method, rows) for rows in (8, 4)]  # once each, never again
+    assert memory.failed == [8, 4]  # once each, never again
     assert cut.micro_rows == 2
     assert len([record for record in caplog.records if "out of memory" in record.message]) == 1
     assert difference(trained(cut.model), trained(expected.model)) < ROUNDING
@@ -73,25 +102,25 @@ def test_a_run_that_is_cut_equals_one_with_small_batches(tmp_path, caplog, metho
 def test_earlier_passes_of_the_step_keep_their_gradients(tmp_path, method):
     """The second pass of an accumulated step fails in its backward, after it added to some gradients."""
     batches = {"per_device_train_batch_size": 4} | ({} if method == "ppo" else {"gradient_accumulation_steps": 2})
-    expected, cut = (build(method, tmp_path / name, **batches) for name in ("whole", "cut"))
+    expected, cut = (make(method, tmp_path / name, **batches) for name in ("whole", "cut"))
     expected.train()
-    memory = SmallMemory(cut.model, 100, backward=True)
+    memory = small_memory(method, cut, 100, backward=True)
     passes = []
     cut.model.register_forward_pre_hook(lambda *_: passes.append(1) if torch.is_grad_enabled() else None)
     layer = next(module for name, module in cut.model.named_modules() if name.endswith("layers.0"))
 
     def second_pass(*_: object) -> None:
-        memory.fits = rows_that_fit(method, 3) if len(passes) >= 2 else 100
+        memory.fits = 3 if len(passes) >= 2 else 100
 
     layer.register_forward_pre_hook(second_pass)
     cut.train()
-    assert memory.failed == [rows_that_fit(method, 4)]
+    assert memory.failed == [4]
     assert difference(trained(cut.model), trained(expected.model)) < ROUNDING
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_without_a_fault_nothing_changes(tmp_path, method):
-    first, second = (build(method, tmp_path / name) for name in ("a", "b"))
+    first, second = (make(method, tmp_path / name) for name in ("a", "b"))
     first.train()
     second.in_micro_rows = lambda rows, one_pass: [one_pass(0, rows)]  # the mechanism left out
     second.train()
@@ -100,33 +129,35 @@ def test_without_a_fault_nothing_changes(tmp_path, method):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_when_a_single_row_does_not_fit_the_error_says_what_to_do(tmp_path, method):
-    trainer = build(method, tmp_path)
-    memory = SmallMemory(trainer.model, 0, error=lambda rows: RuntimeError(ON_CPU))
+    trainer = make(method, tmp_path)
+    memory = small_memory(method, trainer, 0, error=lambda rows: RuntimeError(ON_CPU))
     with pytest.raises(EnvironmentFault, match=r"single row.*activation_checkpointing"):
         trainer.train()
-    assert memory.failed == [rows_that_fit(method, rows) for rows in (8, 4, 2, 1)]
+    assert memory.failed == [8, 4, 2, 1]
 
 
 @pytest.mark.parametrize("options", [{"loss_type": ["aot"]}, {"dr_beta": 1.0}], ids=lambda options: next(iter(options)))
 def test_a_loss_that_compares_the_rows_of_a_batch_is_not_cut(tmp_path, options):
     """Its parts would not add up to it: the numbers would change without a word."""
-    trainer = build("dpo", tmp_path, **options)
-    memory = SmallMemory(trainer.model, rows_that_fit("dpo", 4))
+    trainer = make("dpo", tmp_path, **options)
+    memory = small_memory("dpo", trainer, 4)
     with pytest.raises(torch.OutOfMemoryError):
         trainer.train()
-    assert memory.failed == [rows_that_fit("dpo", 8)]
+    assert memory.failed == [8]
 
 
 def test_other_errors_go_up_at_once(tmp_path):
-    trainer = build("dpo", tmp_path)
-    memory = SmallMemory(trainer.model, 0, error=lambda rows: RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    trainer = make("dpo", tmp_path)
+    memory = small_memory(
+        "dpo", trainer, 0, error=lambda rows: RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+    )
     with pytest.raises(RuntimeError, match="shapes"):
         trainer.train()
     assert len(memory.failed) == 1
 
 
 def test_a_pass_that_failed_draws_no_random_numbers(tmp_path):
-    trainer = build("dpo", tmp_path)
+    trainer = make("dpo", tmp_path)
     drawn: list[float] = []
 
     def one_pass(start: int, end: int) -> None:
@@ -140,7 +171,7 @@ def test_a_pass_that_failed_draws_no_random_numbers(tmp_path):
 
 
 def test_the_reference_is_computed_in_parts_as_well(tmp_path):
-    whole, cut = build("dpo", tmp_path / "a"), build("dpo", tmp_path / "b")
+    whole, cut = make("dpo", tmp_path / "a"), make("dpo", tmp_path / "b")
     layer = next(module for name, module in cut.model.named_modules() if name.endswith("layers.1"))
 
     def fail(module: nn.Module, given: object, states: Tensor) -> None:
@@ -155,10 +186,10 @@ def test_the_reference_is_computed_in_parts_as_well(tmp_path):
 
 def test_both_sides_of_a_pair_stay_together(tmp_path):
     rows = [{**row, "weight": float(number)} for number, row in enumerate(random_rows(5))]
-    trainer = build("dpo", tmp_path)
-    whole = PairCollator(0)(rows)
+    trainer = make("dpo", tmp_path)
+    whole = PairCollator()(rows)
     part = without_padding(trainer.take_rows(whole, 2, 4))
-    expected = PairCollator(0)(rows[2:4])
+    expected = PairCollator()(rows[2:4])
     assert part.keys() == expected.keys()
     assert all(torch.equal(part[name], expected[name]) for name in expected)
 

@@ -82,8 +82,8 @@ def test_margins_reach_the_loss_only_where_they_are_asked_for(tmp_path: Path) ->
 
 def test_the_collator_hands_margins_on_and_takes_none_for_zero() -> None:
     rows = [{**row, "margin": margin} for row, margin in zip(random_rows(3), (1.5, None, -2.0), strict=True)]
-    assert PairCollator(0)(rows)["margin"].tolist() == [1.5, 0.0, -2.0]
-    assert "margin" not in PairCollator(0)(random_rows(2))
+    assert PairCollator()(rows)["margin"].tolist() == [1.5, 0.0, -2.0]
+    assert "margin" not in PairCollator()(random_rows(2))
 
 
 @pytest.mark.slow
@@ -170,9 +170,9 @@ def test_many_heads_differ_by_their_start_and_their_weights_and_score_as_their_m
 def test_equal_heads_score_as_one(tmp_path: Path) -> None:
     one, three = model(), model(3)
     three.load_state_dict({**one.state_dict(), "score.weight": one.score.weight.repeat(3, 1)})
-    batch = PairCollator(0)(random_rows(4))
+    batch = PairCollator()(random_rows(4))
     with torch.no_grad():
-        single, many = (each.eval()(batch["input_ids"], batch["attention_mask"]) for each in (one, three))
+        single, many = (each.eval()(batch["input_ids"], lengths=batch["lengths"]) for each in (one, three))
     assert many.shape == (8, 3) and torch.allclose(many, single.unsqueeze(1).expand(8, 3), atol=1e-6)
 
 
@@ -182,8 +182,8 @@ def test_what_several_outputs_save_scores_as_they_do(tmp_path: Path, outputs: in
     trained = trainer(tmp_path, rows, outputs=outputs, max_steps=3, **more)
     trained.train()
     trained.save_weights(tmp_path / "saved")  # raises where the folder scores differently
-    batch = PairCollator(0)(rows[:4])
-    ids = (batch["input_ids"], batch["attention_mask"])
+    batch = PairCollator()(rows[:4])
+    ids = (batch["input_ids"], None, batch["lengths"])
     with torch.no_grad():
         again = RewardModel(*hang_reward(tiny_llama(), tmp_path / "saved", REWARD)).eval()(*ids)
         assert torch.allclose(again, trained.model.eval()(*ids), atol=1e-5) and again.shape == (8, outputs)
