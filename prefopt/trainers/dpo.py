@@ -13,10 +13,12 @@ The algorithm, in the order of this file:
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from peft import PeftConfig, PeftModel
@@ -31,8 +33,18 @@ from prefopt.models.batches import PairCollator, batches_by_length
 from prefopt.models.modes import evaluating
 from prefopt.models.pair_policy import PairPolicy
 from prefopt.models.roles import POLICY, reference_active
+from prefopt.store.reference_cache import ReferenceCache
 from prefopt.trainers.opening import open_adapted
-from prefopt.trainers.pairs import TOKENS_PER_PASS, PairTrainer, Row, agreement, pair_length, runs_of_tokens, weights
+from prefopt.trainers.pairs import (
+    PROVED_PAIRS,
+    TOKENS_PER_PASS,
+    PairTrainer,
+    Row,
+    agreement,
+    pair_length,
+    runs_of_tokens,
+    weights,
+)
 from prefopt.trainers.ranks import shared_out
 from prefopt.trainers.rows import tokenised_pairs
 
@@ -90,6 +102,7 @@ class DPOTrainer(PairTrainer):
         eval_dataset: Held-out rows of the same form.
         processing_class: The tokenizer; loaded with the model when that is a name.
         peft_config: Shape of the policy's adapter, where `model` has none yet.
+        reference_cache: What this reference said of rows before; it must belong to this very reference.
         kwargs: Passed to `transformers.Trainer` (`callbacks`, `optimizers` …).
 
     Raises:
@@ -97,7 +110,7 @@ class DPOTrainer(PairTrainer):
         DataError: When no usable row is left.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  (keyword-only)
         self,
         model: str | PreTrainedModel | PeftModel,
         args: DPOConfig,
@@ -106,6 +119,7 @@ class DPOTrainer(PairTrainer):
         eval_dataset: Sequence[Row] | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         peft_config: PeftConfig | None = None,
+        reference_cache: ReferenceCache | None = None,
         **kwargs: Any,
     ) -> None:
         transformers.set_seed(args.seed)  # a new adapter starts from random weights
@@ -120,6 +134,7 @@ class DPOTrainer(PairTrainer):
             **kwargs,
         )
         self._options = args.options()
+        self._reference_cache = reference_cache
         self._compares = needs_reference(args.loss_type)
         self._sequential = "tdpo" in args.loss_type
         self._mean_chosen_length: Tensor | None = None
@@ -154,7 +169,7 @@ class DPOTrainer(PairTrainer):
             found: list[dict[str, list[float]]] = []
             for turn in range(-(-len(batches) // self.args.world_size)):
                 if turn < len(numbers):
-                    found.append(self._reference_columns([rows[i] for i in batches[numbers[turn]]]))
+                    found.append(self._cached_columns([rows[i] for i in batches[numbers[turn]]]))
                 # This pass can take minutes: callbacks may end it, on all ranks in the same turn.
                 self.callback_handler.on_prediction_step(self.args, self.state, self.control)
             return found
@@ -175,6 +190,20 @@ class DPOTrainer(PairTrainer):
         vocabulary = self.model.config.get_text_config().vocab_size
         return batches_by_length(lengths, self.args.per_device_eval_batch_size, vocabulary)
 
+    def _cached_columns(self, rows: Sequence[Row]) -> dict[str, list[float]]:
+        """What the reference says of a batch. It is computed whole or not at all: rounding depends on the company."""
+        if self._reference_cache is None:
+            return self._reference_columns(rows)
+        names = reference_names(tails=self._options.ld_alpha is not None)
+        keys = [row_key(row, names) for row in rows]
+        known = self._reference_cache.read(keys)
+        if all(key in known for key in keys):
+            return {name: [known[key][place] for key in keys] for place, name in enumerate(names)}
+        columns = self._reference_columns(rows)
+        numbers = zip(*(columns[name] for name in names), strict=True)
+        self._reference_cache.write(dict(zip(keys, numbers, strict=True)))
+        return columns
+
     def _reference_columns(self, rows: Sequence[Row]) -> dict[str, list[float]]:
         with reference_active(self.model.peft):
             parts = self.in_micro_rows(
@@ -193,7 +222,7 @@ class DPOTrainer(PairTrainer):
         return self._completion_sums(self.model, batch).logps
 
     def _require_policy_equals_reference(self, rows: Sequence[Row]) -> None:
-        first = rows[: self.args.per_device_eval_batch_size]
+        first = rows[:PROVED_PAIRS]
         policy = self._sums_without_gradient(first).logps.cpu()
         names = ("reference_chosen_logps", "reference_rejected_logps")
         reference = torch.tensor([row[name] for name in names for row in first])
@@ -283,11 +312,23 @@ def _halves(values: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
 
 
 def _reference_columns(sums: CompletionSums) -> dict[str, Tensor]:
-    found = {}
-    for kind, values in (("logps", sums.logps), ("tail_logps", sums.tail_logps)):
-        if values is not None:
-            found[f"reference_chosen_{kind}"], found[f"reference_rejected_{kind}"] = values.chunk(2)
-    return found
+    parts = [part for values in (sums.logps, sums.tail_logps) if values is not None for part in values.chunk(2)]
+    return dict(zip(reference_names(tails=sums.tail_logps is not None), parts, strict=True))
+
+
+def reference_names(*, tails: bool) -> tuple[str, ...]:
+    """Columns that hold what the reference says of a pair."""
+    kinds = ("logps", "tail_logps") if tails else ("logps",)
+    return tuple(f"reference_{side}_{kind}" for kind in kinds for side in ("chosen", "rejected"))
+
+
+def row_key(row: Row, names: Sequence[str]) -> bytes:
+    """Sha256 of a pair's tokens and of what is asked about them."""
+    digest = hashlib.sha256(" ".join(names).encode())
+    for part in ("prompt_ids", "chosen_ids", "rejected_ids"):
+        tokens = np.asarray(row[part], dtype="<i4")
+        digest.update(len(tokens).to_bytes(8, "little") + tokens.tobytes())
+    return digest.digest()
 
 
 def _require_columns(rows: Sequence[Row], loss_types: Sequence[str]) -> None:

@@ -25,7 +25,7 @@ from prefopt.trainers.checkpoints import CheckpointedTrainer
 Row = Mapping[str, Any]
 TOKENS_PER_PASS = 2**14
 """Most tokens of a pass over several pairs; a batch with more is cut, and the step stays the same."""
-_PROVED_PAIRS = 4
+PROVED_PAIRS = 2  # that what must hold of all pairs is proved on, before the first step
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -72,7 +72,7 @@ class PairTrainer(CheckpointedTrainer):
             return
         with sharing_prompts(model.peft), fused_lora(model):
             if not self._proved:
-                self._prove(rows[:_PROVED_PAIRS])
+                self._prove(rows[:PROVED_PAIRS])
             model.shares_prompts = self._why_not_shared is None
             try:
                 yield

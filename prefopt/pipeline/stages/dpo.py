@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from prefopt.data.load import load_pairs
@@ -9,25 +10,30 @@ from prefopt.losses.pair_statistics import DPOOptions
 from prefopt.pipeline.adapters import Job, Method, Opened, open_adapter_stage, run_adapter_stage
 from prefopt.pipeline.context import Inputs, StageContext, StageResult
 from prefopt.pipeline.cost import completion_share
+from prefopt.pipeline.keys import KEY_FILE
 from prefopt.recipe.schema import DPOSpec
 from prefopt.records import PreferencePair
+from prefopt.store.files import read_json, sha256_json
+from prefopt.store.reference_cache import ReferenceCache
 from prefopt.trainers.arguments import training_arguments
 from prefopt.trainers.callbacks import WarnOfDisplacement
 from prefopt.trainers.dpo import DPOConfig, DPOTrainer
 from prefopt.trainers.rows import pair_row
 
+_REVISION = 1  # of how a reference's log-probabilities are computed
+
 
 def run(spec: DPOSpec, inputs: Inputs, context: StageContext) -> StageResult:
     """Train an adapter to prefer the chosen completions."""
-    return run_adapter_stage(spec, inputs, context, _method(context))
+    return run_adapter_stage(spec, inputs, context, _method(inputs, context))
 
 
 def opened(spec: DPOSpec, inputs: Inputs, context: StageContext) -> Opened:
     """The stage, ready to be trained."""
-    return open_adapter_stage(spec, inputs, context, _method(context))
+    return open_adapter_stage(spec, inputs, context, _method(inputs, context))
 
 
-def _method(context: StageContext) -> Method[PreferencePair]:
+def _method(inputs: Inputs, context: StageContext) -> Method[PreferencePair]:
     def trainer(job: Job, tokenizer: PreTrainedTokenizerBase) -> DPOTrainer:
         args = training_arguments(
             DPOConfig,
@@ -46,7 +52,24 @@ def _method(context: StageContext) -> Method[PreferencePair]:
             train_dataset=job.train,
             eval_dataset=job.evaluation or None,
             processing_class=tokenizer,
+            reference_cache=_reference_cache(job.spec, inputs, context),
             callbacks=[*job.callbacks, WarnOfDisplacement(context.log)],
         )
 
     return Method(load_pairs, pair_row, trainer, reference=True, head_share=completion_share)
+
+
+def _reference_cache(spec: DPOSpec, inputs: Inputs, context: StageContext) -> ReferenceCache | None:
+    """What this base with this adapter said of pairs before, whichever run asked; None where nothing says which it is.
+
+    Numbers depend on the precision and the device as well.
+    """
+    file = context.directory / KEY_FILE
+    if not file.is_file():  # a check before the run
+        return None
+    key = read_json(file)
+    bases = [stage.manifest.sha256 for stage in inputs.values() if stage.kind == "pretrain"]
+    start = inputs[spec.init].manifest.sha256 if spec.init is not None and spec.init in inputs else None
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    identity = sha256_json([key["model"], key["versions"], sorted(bases), start, device, _REVISION])
+    return ReferenceCache(context.cache / "reference" / f"{identity}.sqlite3", context.log)
