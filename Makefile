@@ -4,6 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # Nothing here needs the network once it is installed.
+# Tests run side by side, each on one thread, and a file's tests by one worker, which shares what they set up.
+WORKERS ?= 2
 OFFLINE := HF_HUB_OFFLINE=1 WANDB_MODE=offline HF_HUB_DISABLE_TELEMETRY=1 OMP_WAIT_POLICY=PASSIVE
 
 .DEFAULT_GOAL := help
@@ -25,7 +27,7 @@ quickstart: $(STAMP)  ## the whole chain on the embedded world, offline, on a CP
 	$(OFFLINE) $(BIN)/prefopt run recipes/quickstart.yaml
 
 test: $(STAMP)  ## all tests
-	$(OFFLINE) $(BIN)/python -m pytest
+	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 check: format-check lint types layers test  ## format, lint, types, import layers, tests
 

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
-from prefopt.models.batches import MAX_LOGITS
 from prefopt.models.loading import device
 from prefopt.pipeline.adapters import Job, Opened
 from prefopt.pipeline.context import Inputs, StageContext, StageResult
@@ -32,6 +31,7 @@ from prefopt.trainers.memory import (
     trained_bytes,
     weight_bytes,
 )
+from prefopt.trainers.pairs import TOKENS_PER_PASS
 from prefopt.trainers.trl import HeadTile
 
 # Rows of a rollout for a row of an update: sampling also has peaks that do not depend on rows, such as merging the
@@ -98,7 +98,7 @@ class Look:
         one, two = self._probe(1), self._probe(2)
         # Only now: the first step of a process loads kernels that stay.
         process = ProcessPeak(self.device)
-        rows = batch_rows(self.spec, len(self.evaluation), self.longest * self._vocabulary)
+        rows = batch_rows(self.spec, len(self.evaluation), self.longest)
         phases = tuple(self._phase(name, rows[name], one[name], two[name]) for name in rows)
         trained = one["trained"]
         passes = passes_per_step(self.spec)
@@ -107,7 +107,9 @@ class Look:
     def _phase(self, name: str, rows: int, one: int, two: int) -> Phase:
         if not isinstance(self.spec, SFTSpec):
             per_row = (two - one) // (1 if name == UPDATE or not self._is_ppo else _ROLLOUT)
-            return Phase(name, rows, max(0, 2 * one - two), per_row)
+            cut = name in (UPDATE, "reference") and not self._is_ppo
+            at_most = max(1, TOKENS_PER_PASS // self.longest) if cut else None
+            return Phase(name, rows, max(0, 2 * one - two), per_row, at_most=at_most)
         row = (self.train if name == UPDATE else self.evaluation)[0]
         tile = HeadTile(self._vocabulary, self._item_size, on_cpu=self.device.type == "cpu")
         tokens = tile.tokens(row)
@@ -157,13 +159,13 @@ def row_length(row: Row, spec: OptimisationSpec) -> int:
     return len(row["prompt_ids"]) + (sum(completions) if completions else spec.max_new_tokens)  # type: ignore[attr-defined]
 
 
-def batch_rows(spec: OptimisationSpec, held_out: int, logits: int) -> dict[str, int]:
+def batch_rows(spec: OptimisationSpec, held_out: int, longest: int) -> dict[str, int]:
     """Phase → rows of its batch.
 
     Args:
         spec: The stage's options.
         held_out: Rows to evaluate on.
-        logits: Of the longest row.
+        longest: Tokens of the longest row.
     """
     rows = {UPDATE: spec.per_device_train_batch_size}
     if isinstance(spec, PPOSpec):
@@ -173,8 +175,7 @@ def batch_rows(spec: OptimisationSpec, held_out: int, logits: int) -> dict[str, 
     if held_out:
         rows["evaluation"] = min(spec.per_device_eval_batch_size, held_out)
     elif isinstance(spec, DPOSpec):
-        at_most = max(1, MAX_LOGITS // (2 * logits))
-        rows["reference"] = min(spec.per_device_eval_batch_size, at_most)
+        rows["reference"] = max(1, TOKENS_PER_PASS // longest)
     return rows
 
 

@@ -4,6 +4,8 @@
 
     phase(rows) = fixed + rows x per row + min(rows x tile per row, whole tile)
 
+with the rows that are computed at once: a batch of pairs is cut into passes of a number of tokens.
+
 `per row` is what one more row of the longest kind takes: its activations, its logits and their gradients. The tile is
 a buffer that grows with the rows up to a limit. The forward and backward pass of a step with several passes has the
 gradients of the earlier ones beside it. docs/memory.md says how well it holds.
@@ -31,6 +33,7 @@ class Phase:
         per_row: Bytes that one more row takes.
         tile_per_row: Bytes of the tile for a row.
         tile: Bytes of the whole tile.
+        at_most: Rows that are computed at once, however many the batch has; None for all.
     """
 
     name: str
@@ -39,11 +42,13 @@ class Phase:
     per_row: int
     tile_per_row: int = 0
     tile: int = 0
+    at_most: int | None = None
 
     @property
     def bytes(self) -> int:
         """At its peak, above what is there all the time."""
-        return self.fixed + self.rows * self.per_row + min(self.rows * self.tile_per_row, self.tile)
+        rows = self.rows if self.at_most is None else min(self.rows, self.at_most)
+        return self.fixed + rows * self.per_row + min(rows * self.tile_per_row, self.tile)
 
 
 @dataclass(frozen=True)

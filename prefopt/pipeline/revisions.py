@@ -10,8 +10,8 @@ REVISIONS: dict[str, int] = {
     "pretrain": 2,
     "sft": 2,
     "collect": 1,
-    "reward": 2,
-    "dpo": 2,
+    "reward": 3,
+    "dpo": 3,
     "ppo": 2,
     "evaluate": 4,
 }
