@@ -3,9 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# Nothing here needs the network once it is installed.
 # Tests run side by side, each on one thread, and a file's tests by one worker, which shares what they set up.
 WORKERS ?= 2
+# Nothing here needs the network once it is installed.
 OFFLINE := HF_HUB_OFFLINE=1 WANDB_MODE=offline HF_HUB_DISABLE_TELEMETRY=1 OMP_WAIT_POLICY=PASSIVE
 
 .DEFAULT_GOAL := help

@@ -64,10 +64,9 @@ def _reference_cache(spec: DPOSpec, inputs: Inputs, context: StageContext) -> Re
 
     Numbers depend on the precision and the device as well.
     """
-    file = context.directory / KEY_FILE
-    if not file.is_file():  # a check before the run
+    key = read_json(context.directory / KEY_FILE)
+    if "model" not in key:  # a check before the run, which may read stand-ins
         return None
-    key = read_json(file)
     bases = [stage.manifest.sha256 for stage in inputs.values() if stage.kind == "pretrain"]
     start = inputs[spec.init].manifest.sha256 if spec.init is not None and spec.init in inputs else None
     device = "cuda" if torch.cuda.is_available() else "cpu"
