@@ -184,7 +184,7 @@ def write(cases: list[Case], rows: dict[str, Row], settings: Settings, docs: Pat
     hardware = told["hardware"] = {**told["hardware"], "threads": rate["threads"], "device": rate["device"]}
     versions = ", ".join(f"{name} {version}" for name, version in told["versions"].items())
     machine = (
-        f"{hardware['processor']}, {hardware['cores']} cores, {hardware['threads']} threads, "
+        f"{hardware['processor']}, {hardware['cores']} cores, torch threads: {hardware['threads']}, "
         f"{hardware['memory_gib']:.0f} GiB{', ' + rate['device'] if settings.cuda else ''}; {told['system']}; "
         f"Python {told['python']}; {versions}; {told['date']}"
     )

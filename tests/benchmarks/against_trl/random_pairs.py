@@ -2,8 +2,8 @@
 
 usage: python -m tests.benchmarks.against_trl.random_pairs OUT_DIR --shape NAME [--tokens 1024] [--pairs 64]
 
-The folder is one of the kind that the peers' make_model.py writes: `model/` and `pairs.jsonl`. Every word of a text is
-one token, three quarters of a row are its prompt, and the end token is counted.
+The folder is one of the kind that the peers' make_model.py writes: `model/` and `pairs.jsonl`. Every character of a
+text is one token, three quarters of a row are its prompt, and the end token is counted.
 """
 
 from __future__ import annotations
@@ -11,14 +11,16 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import string
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM as CausalLM
 from transformers import LlamaConfig, PreTrainedConfig, PreTrainedTokenizerFast, Qwen2Config
 
 SPECIAL = ("<pad>", "<s>", "</s>")
+LETTERS = string.ascii_letters + string.digits
 _IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "tie_word_embeddings": True}
 
 
@@ -44,10 +46,13 @@ def write(folder: Path, config: PreTrainedConfig, tokens: int, pairs: int) -> No
         tokens: Of every row.
         pairs: How many.
     """
-    words = [f"w{number}" for number in range(len(SPECIAL), config.vocab_size)]
-    vocabulary = {word: number for number, word in enumerate([*SPECIAL, *words])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=SPECIAL[0]))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    # Bytes that nothing merges, since `AutoTokenizer` makes a byte-level BPE for Qwen2 whatever the folder says; the
+    # vocabulary is filled up with tokens that no text has.
+    pieces = [*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    pieces += [f"<{number}>" for number in range(len(pieces), config.vocab_size)]
+    tokenizer = Tokenizer(models.BPE({piece: number for number, piece in enumerate(pieces)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
     names = dict(zip(("pad_token", "bos_token", "eos_token"), SPECIAL, strict=True))
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(folder / "model")
     torch.manual_seed(0)
@@ -56,9 +61,8 @@ def write(folder: Path, config: PreTrainedConfig, tokens: int, pairs: int) -> No
     prompt, answer = tokens * 3 // 4, tokens - tokens * 3 // 4 - 1
     with open(folder / "pairs.jsonl", "w", encoding="utf-8") as file:
         for _ in range(pairs):
-            texts = [" ".join(drawn.choices(words, k=count)) for count in (prompt, answer, answer)]
-            row = {"prompt": texts[0] + " ", "chosen": texts[1], "rejected": texts[2]}
-            file.write(json.dumps(row) + "\n")
+            texts = ["".join(drawn.choices(LETTERS, k=count)) for count in (prompt, answer, answer)]
+            file.write(json.dumps(dict(zip(("prompt", "chosen", "rejected"), texts, strict=True))) + "\n")
 
 
 def main() -> None:
