@@ -9,7 +9,7 @@ WORKERS ?= 2
 OFFLINE := HF_HUB_OFFLINE=1 WANDB_MODE=offline HF_HUB_DISABLE_TELEMETRY=1 OMP_WAIT_POLICY=PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test check format-check format lint types layers gpu clean
+.PHONY: help install quickstart test check format-check format lint types layers gpu bench clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 16
@@ -50,6 +50,9 @@ layers: $(STAMP)
 gpu: $(STAMP)  ## the chain on a CUDA device: bf16, QLoRA, activation checkpointing
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,bitsandbytes]'
 	$(BIN)/python tests/gpu/chain.py
+
+bench: $(STAMP)  ## speed and memory of training against TRL, on a CPU: hours; writes docs/benchmarks.md
+	$(BIN)/python tests/benchmarks/training.py
 
 clean:  ## remove what was installed and cached, not your runs
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

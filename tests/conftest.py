@@ -37,6 +37,11 @@ def shared_models() -> Path:
     return _folder("PREFOPT_MODELS", "models")
 
 
+@pytest.fixture(scope="session")
+def shared_bench() -> Path:
+    return _folder("PREFOPT_BENCH", "bench")
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
