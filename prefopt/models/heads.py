@@ -107,7 +107,7 @@ class RewardModel(HoldsPeft):
         """
         if lengths is not None and self.shares_prompts:
             layout = PairLayout(lengths, input_ids.device)
-            last = shared_states(self.peft, input_ids, layout)[layout.last]
+            last = shared_states(self.peft, input_ids, layout, layout.last)
         else:
             if lengths is not None:
                 batch = padded_pairs({"input_ids": input_ids, "lengths": lengths})

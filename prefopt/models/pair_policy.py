@@ -51,9 +51,9 @@ class PairPolicy(HoldsPeft):
         reference_states = None
         if sequential_kl:
             with reference_active(self.peft), evaluating(self.peft):
-                reference_states = shared_states(self.peft, input_ids, layout)[layout.states]
+                reference_states = shared_states(self.peft, input_ids, layout, layout.states)
         tokens = token_statistics(
-            shared_states(self.peft, input_ids, layout)[layout.states],
+            shared_states(self.peft, input_ids, layout, layout.states),
             input_ids[0, layout.targets],
             self._head(),
             collision=alignment,

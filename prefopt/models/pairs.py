@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -34,6 +35,11 @@ class Block:
     lengths: tuple[tuple[int, int, int], ...]
 
     @property
+    def parts(self) -> tuple[int, ...]:
+        """Tokens of the parts that are computed apart."""
+        return self.lengths[0] if self.is_split else (self.end - self.start,)
+
+    @property
     def is_split(self) -> bool:
         """Whether it is one long pair, whose parts are computed apart."""
         return self.end - self.start > BLOCK_TOKENS
@@ -54,6 +60,7 @@ class PairLayout:
         completion: [n], the completion each belongs to: pair i has i and B + i.
         offset: [n], the number of the token in its completion, from 0.
         last: [2B], the last token of each completion.
+        wanted: Positions whose last states are asked for, each once; None for all.
     """
 
     def __init__(self, lengths: Tensor, device: torch.device) -> None:
@@ -84,10 +91,11 @@ class PairLayout:
             torch.cat(parts).to(device) for parts in (states, targets, owners, offsets)
         )
         self.last = torch.tensor(last, device=device)
+        self.wanted: Tensor | None = None
         self._masks: dict[tuple[object, ...], Tensor] = {}
         self._flex: dict[int | None, BlockMask] = {}
 
-    @property
+    @cached_property
     def blocks(self) -> list[Block]:
         """All pairs in order, short ones together."""
         found: list[Block] = []

@@ -10,7 +10,7 @@ Sliding windows are masks over the distance of positions, layer by layer.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -22,9 +22,10 @@ from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from prefopt.models.pairs import Block, PairLayout
+from prefopt.models.pairs import PairLayout
 
 NAME = "shared_prefix"
+_PICKING = "prefopt_picking"  # where the last layer's attention finds the block that follows it
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
 
 
@@ -51,6 +52,9 @@ def shared_prefix_attention(
     Returns:
         [1, N, heads, head size], and None for the weights.
     """
+    picking = vars(module).get(_PICKING)
+    if picking is not None:  # the block that follows this layer, also where activations are recomputed
+        picking.wanted = None if pair_layout is None else pair_layout.wanted
     if pair_layout is None:
         plain: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
         return plain
@@ -58,37 +62,37 @@ def shared_prefix_attention(
     if query.is_cuda:
         return _by_flex(module, (query, key, value), pair_layout, window, kwargs)
 
-    def attend(queries: slice, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-        output, _ = sdpa_attention_forward(module, query[:, :, queries], keys, values, mask, **kwargs)
+    def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        output, _ = sdpa_attention_forward(module, queries, keys, values, mask, **kwargs)
         return cast(Tensor, output)
 
     outputs: list[Tensor] = []
-    for block in pair_layout.blocks:
+    # Split once: a slice of its own for each block would be a tensor of the whole row in the backward pass.
+    blocks = pair_layout.blocks
+    sizes = [size for block in blocks for size in block.parts]
+    pieces = zip(*(torch.split(each, sizes, 2) for each in (query, key, value)), strict=True)
+    for block in blocks:
+        parts = [next(pieces) for _ in block.parts]
         if block.is_split:
-            outputs += _by_parts(block, key, value, pair_layout, window, attend)
+            outputs += _by_parts(parts, pair_layout, window, attend)
         else:
-            whole = slice(block.start, block.end)
-            mask = pair_layout.block_mask(block, window, query.dtype)
-            outputs.append(attend(whole, key[:, :, whole], value[:, :, whole], mask))
+            (queries, keys, values), *_ = parts
+            outputs.append(attend(queries, keys, values, pair_layout.block_mask(block, window, query.dtype)))
     return torch.cat(outputs, 1), None
 
 
 def _by_parts(
-    block: Block, key: Tensor, value: Tensor, layout: PairLayout, window: int | None, attend: Any
+    parts: Sequence[tuple[Tensor, ...]], layout: PairLayout, window: int | None, attend: Any
 ) -> Iterator[Tensor]:
     """Prompt, chosen and rejected completion of one pair, each with no more keys than it may see."""
-    prompt, chosen, rejected = block.lengths[0]
-    begin, middle, end = block.start + prompt, block.start + prompt + chosen, block.end
-    head = slice(block.start, begin)
+    (query, key, value), *completions = parts
+    prompt = query.shape[2]
     if prompt:
-        mask = None if window is None else layout.part_mask(prompt, 0, window, key.dtype)
-        yield attend(head, key[:, :, head], value[:, :, head], mask)
-    both = slice(block.start, middle)
-    mask = layout.part_mask(chosen, prompt, window, key.dtype)
-    yield attend(slice(begin, middle), key[:, :, both], value[:, :, both], mask)
-    tail = slice(middle, end)
-    keys, values = (torch.cat([each[:, :, head], each[:, :, tail]], 2) for each in (key, value))
-    yield attend(tail, keys, values, layout.part_mask(rejected, prompt, window, key.dtype))
+        mask = None if window is None else layout.part_mask(prompt, 0, window, query.dtype)
+        yield attend(query, key, value, mask)
+    for queries, keys, values in completions:
+        mask = layout.part_mask(queries.shape[2], prompt, window, query.dtype)
+        yield attend(queries, torch.cat([key, keys], 2), torch.cat([value, values], 2), mask)
 
 
 def _by_flex(
@@ -124,30 +128,67 @@ def why_not_shared(model: PeftModel | PreTrainedModel) -> str | None:
     return None
 
 
+class _Picking:
+    """Stands in for the last layer's feed-forward block: computes the positions alone whose states are wanted.
+
+    Nothing comes after it that other positions could tell; theirs stay without it.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._plain = module.forward
+        self.wanted: Tensor | None = None
+
+    def __call__(self, states: Tensor) -> Tensor:
+        if self.wanted is None:
+            return cast(Tensor, self._plain(states))
+        output: Tensor = self._plain(states[:, self.wanted])
+        return output.new_zeros(*states.shape[:2], output.shape[2]).index_copy(1, self.wanted, output)
+
+
+@contextmanager
+def _picking(base: PreTrainedModel) -> Iterator[None]:
+    """Within the block the last layer picks, where its feed-forward block is a plain one; experts count their rows."""
+    layers = getattr(base.get_decoder(), "layers", None)
+    block, attention = (getattr(layers[-1], name, None) if layers else None for name in ("mlp", "self_attn"))
+    if not isinstance(attention, nn.Module) or not hasattr(block, "down_proj") or "forward" in vars(block):
+        yield
+        return
+    assert isinstance(block, nn.Module)
+    block.forward = picking = _Picking(block)
+    vars(attention)[_PICKING] = picking
+    try:
+        yield
+    finally:
+        del block.forward, vars(attention)[_PICKING]
+
+
 @contextmanager
 def sharing_prompts(model: PeftModel | PreTrainedModel) -> Iterator[None]:
     """Within the block the model's attention takes layouts of pairs.
 
-    Forward and backward pass belong into the same block: recomputed activations ask for the same attention again.
+    Forward and backward pass belong into the same block: recomputed activations ask for the same layers again.
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     before = base.config.get_text_config()._attn_implementation
     base.set_attn_implementation(NAME)
     try:
-        yield
+        with _picking(base):
+            yield
     finally:
         base.set_attn_implementation(before)
 
 
-def shared_states(model: PeftModel | PreTrainedModel, input_ids: Tensor, layout: PairLayout) -> Tensor:
-    """Last hidden states of the decoder, [N, H].
+def shared_states(model: PeftModel | PreTrainedModel, input_ids: Tensor, layout: PairLayout, wanted: Tensor) -> Tensor:
+    """Last hidden states of the decoder at some positions, [n, H].
 
     Args:
         model: Inside `sharing_prompts`; the adapters that are active apply.
         input_ids: [1, N].
         layout: Of the batch.
+        wanted: [n], positions; some may come more than once.
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
+    layout.wanted = torch.unique(wanted)
     # Any mask of four dimensions is taken as it is, where none would be built for the row as a whole.
     mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=input_ids.device)
     output = base.get_decoder()(
@@ -157,4 +198,4 @@ def shared_states(model: PeftModel | PreTrainedModel, input_ids: Tensor, layout:
         use_cache=False,
         pair_layout=layout,
     )
-    return cast(Tensor, output.last_hidden_state[0])
+    return cast(Tensor, output.last_hidden_state[0, wanted])

@@ -152,7 +152,11 @@ def test_outside_the_block_attention_is_what_it_was() -> None:
     ids = torch.randint(6, VOCABULARY, (2, 9), generator=torch.Generator().manual_seed(0))
     mask = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 1, 1], [1] * 9])
     before = model(input_ids=ids, attention_mask=mask).logits
+    policy = PairPolicy(model)
+    batch = PairCollator()(random_rows(3))
     with sharing_prompts(model):
+        policy.shares_prompts = True
+        policy(batch["input_ids"], batch["lengths"])  # leaves nothing behind
         inside = model(input_ids=ids, attention_mask=mask).logits
     assert torch.equal(inside, before)
     assert model.get_base_model().config._attn_implementation == "sdpa"
