@@ -62,6 +62,8 @@ def _proof_lines(proofs: Mapping[str, Any] | None) -> list[str]:
     lines = [
         f"first step: loss {proofs['loss']:.4g}; {proofs['trained']} weights are trained, {proofs['frozen']} frozen"
     ]
+    if proofs["shared_minus_padded"] is not None:
+        lines.append(f"pairs that share their prompts differ by {proofs['shared_minus_padded']:.1e} from padded rows")
     if proofs["policy_minus_reference"] is not None:
         lines.append(f"policy and reference differ by {proofs['policy_minus_reference']:.1e} before it")
     return lines

@@ -57,6 +57,7 @@ def whole_batch(look: Look) -> tuple[int | None, dict[str, Any], list[str]]:
     frozen = sum(1 for _ in trainer.model.parameters()) - len(trained)
     proofs = {
         "policy_minus_reference": trainer.opening_gap,
+        "shared_minus_padded": getattr(trainer, "shared_gap", None),
         "loss": next(row["loss"] for row in trainer.state.log_history if "loss" in row),
         "trained": len(trained),
         "frozen": frozen,

@@ -50,6 +50,7 @@ def test_what_is_not_there_is_stood_in_for_and_nothing_is_written(recipe: Path) 
     assert prompt.endswith("│<|assistant|>") and chosen.endswith("│<|end|>")
     assert "loss 0.6931" in dpo  # the policy is the reference
     assert "policy and reference differ by 0.0e+00" in dpo
+    assert "pairs that share their prompts differ by" in dpo
     assert "gradients of earlier passes" in dpo
     # Two rows and four passes are eight rows, which fit at once.
     settings = "--set stages.dpo.per_device_train_batch_size=8 --set stages.dpo.gradient_accumulation_steps=1"
