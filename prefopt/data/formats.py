@@ -262,6 +262,9 @@ def rename(rows: Iterable[SourceRow], columns: Mapping[str, str]) -> Iterator[So
     unknown = sorted(set(columns) - COLUMNS)
     if unknown:
         raise DataError(f"columns: '{unknown[0]}' is not a canonical column", f"known: {', '.join(sorted(COLUMNS))}")
+    if not columns:
+        yield from rows
+        return
     for row in rows:
         for canonical, source in columns.items():
             if source not in row.row:

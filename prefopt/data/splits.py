@@ -8,7 +8,7 @@ out prompt drifting into training.
 from __future__ import annotations
 
 import hashlib
-import json
+import json.encoder
 import unicodedata
 from collections.abc import Iterable
 
@@ -17,13 +17,16 @@ from prefopt.records import Prompt
 
 def normalise(text: str) -> str:
     """Folds what makes no difference between two texts: compatibility forms, case and white space."""
+    if text.isascii():  # has one form, and no case that takes more than a lower one
+        return " ".join(text.lower().split())
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def identity(*parts: str) -> str:
     """Sha256 of the normalised parts; the same for texts that count as the same."""
-    content = json.dumps([normalise(part) for part in parts], ensure_ascii=False)
-    return hashlib.sha256(content.encode("utf-8")).hexdigest()
+    # What json.dumps would write, without building an encoder for every row.
+    content = ", ".join([json.encoder.encode_basestring(normalise(part)) for part in parts])
+    return hashlib.sha256(f"[{content}]".encode()).hexdigest()
 
 
 def prompt_key(prompt: Prompt) -> str:

@@ -1,0 +1,216 @@
+"""Texts to token ids, many at a time, where the tokenizer is asked once for each word and not once for each text.
+
+A Hugging Face tokenizer takes more than a microsecond for a token, and a pair is three texts that share their prompt. But
+words come again. For tokenizers that are known never to look across a single space between two characters that are no
+spaces, a text is cut there, and what its pieces become is remembered. `splits_at_spaces` says which tokenizers these
+are, by what they consist of; all others are asked for every text, a batch at a time.
+"""
+
+from __future__ import annotations
+
+import json
+from array import array
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+# Of the words that are remembered: with their ids a few dozen bytes each, some megabytes together.
+MOST_WORDS = 1 << 16
+LONGEST_WORD = 32
+# How many texts are tokenised both ways before pieces are trusted.
+COMPARED = 32
+_ANCHOR = "a"
+
+# Patterns of GPT-2, GPT-4 and Llama 3, Qwen, and GPT-4o: none has a token of one of these patterns go on over a space, or
+# look behind itself, so a token ends before the space, and the next begins there as it would at the start of a text.
+_PATTERNS = frozenset(
+    (
+        r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    )
+)
+
+
+def id_bytes(ids: Iterable[int]) -> bytes:
+    """Token ids as 32-bit numbers in the machine's order."""
+    return array("i", ids).tobytes()
+
+
+def id_list(packed: bytes) -> list[int]:
+    """Token ids from 32-bit numbers in the machine's order."""
+    return memoryview(packed).cast("i").tolist()
+
+
+# Ids by word: of words that begin a text, of those between spaces, and of those that end a text.
+_Known = tuple[dict[str, bytes], dict[str, bytes], dict[str, bytes]]
+
+
+class Pieces:
+    """Tokenises without special tokens, with what is known of words.
+
+    Args:
+        tokenizer: A Hugging Face tokenizer.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._by_words = splits_at_spaces(tokenizer)
+        self._compared = 0
+        self._known: _Known = ({}, {}, {})
+        # Where one ends a section of the text does, and a normalizer may begin the next with a mark of its own.
+        self._added = tuple(token.content for token in tokenizer.added_tokens_decoder.values()) if self._by_words else ()
+
+    def ids(self, texts: Sequence[str]) -> list[bytes]:
+        """The ids of every text, packed as `id_bytes` does."""
+        if not self._by_words:
+            return self._whole(texts)
+        found = self._from_words(texts)
+        if self._compared < COMPARED:
+            whole = self._whole(texts[: COMPARED - self._compared])
+            if whole != found[: len(whole)]:
+                self._by_words = False
+                return self._whole(texts)
+            self._compared += len(whole)
+        return found
+
+    def _whole(self, texts: Sequence[str]) -> list[bytes]:
+        if not texts:
+            return []
+        return [*map(id_bytes, self._tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"])]
+
+    def _from_words(self, texts: Sequence[str]) -> list[bytes]:
+        starts, words, ends = self._known
+        found: list[bytes] = []
+        unknown: dict[int, list[str]] = {}
+        for index, text in enumerate(texts):
+            pieces = text.split(" ")
+            try:
+                # Only pieces that can be cut from their neighbours are known.
+                inner = b"".join([words[word] for word in pieces[1:-1]])
+                found.append(starts[pieces[0]] + inner + (ends[pieces[-1]] if len(pieces) > 1 else b""))
+            except KeyError:
+                found.append(b"")
+                unknown[index] = self._cut(pieces)
+        if unknown:
+            new = self._learned(unknown.values())
+            for index, (first, *others) in unknown.items():
+                inner = b"".join([words[word] if word in words else new[1][word] for word in others[:-1]])
+                start = starts[first] if first in starts else new[0][first]
+                last = b"" if not others else ends[others[-1]] if others[-1] in ends else new[2][others[-1]]
+                found[index] = start + inner + last
+            self._remember(new)
+        return found
+
+    def _learned(self, texts: Collection[list[str]]) -> _Known:
+        starts, words, ends = self._known
+        first = [text[0] for text in texts if text[0] not in starts]
+        last = [text[-1] for text in texts if len(text) > 1 and text[-1] not in ends]
+        inner = [word for text in texts for word in text[1:-1] if word not in words]
+        alone, after = list(dict.fromkeys(first)), list(dict.fromkeys([*inner, *last]))
+        anchor, *ids = self._whole([_ANCHOR, *alone, *(f"{_ANCHOR} {word}" for word in after)])
+        later = {word: found.removeprefix(anchor) for word, found in zip(after, ids[len(alone) :], strict=True)}
+        return dict(zip(alone, ids, strict=False)), {word: later[word] for word in inner}, {w: later[w] for w in last}
+
+    def _cut(self, words: Sequence[str]) -> list[str]:
+        """Words of a text, joined again where it cannot be cut."""
+        pieces, clean = [words[0]], self._ends(words[0])
+        for word in words[1:]:
+            known = word in self._known[1]
+            if clean and (known or _begins(word)):
+                pieces.append(word)
+            else:
+                pieces[-1] = f"{pieces[-1]} {word}"
+            clean = known or self._ends(word)
+        return pieces
+
+    def _ends(self, word: str) -> bool:
+        return word != "" and _is_no_space(word[-1]) and not word.endswith(self._added)
+
+    def _remember(self, new: _Known) -> None:
+        fits = (self._ends, lambda word: _begins(word) and self._ends(word), _begins)
+        for known, learned, fit in zip(self._known, new, fits, strict=True):
+            short = {word: ids for word, ids in learned.items() if len(word) <= LONGEST_WORD and fit(word)}
+            if len(known) + len(short) > MOST_WORDS:
+                known.clear()
+            if len(short) <= MOST_WORDS:
+                known.update(short)
+
+
+def _begins(word: str) -> bool:
+    return word != "" and _is_no_space(word[0])
+
+
+def _is_no_space(character: str) -> bool:
+    """Whether all tables of Unicode, old ones too, agree that it is none."""
+    return "!" <= character <= "~" or character.isalnum()
+
+
+# ---- which tokenizers ------------------------------------------------------------------------------------------------
+
+
+_SENTENCE_PIECE = [
+    {"type": "Prepend", "prepend": "\u2581"},
+    {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"},
+]
+# Of spaces at either end of a text, and of several in a row: there it is never cut.
+_TIDIES = [
+    {"type": "Replace", "pattern": {"Regex": "^ +| +$"}, "content": ""},
+    {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "},
+]
+
+
+def splits_at_spaces(tokenizer: Any) -> bool:
+    """Whether no token, and no decision about one, reaches over a single space between two other characters.
+
+    True for byte-level BPE with a known pattern, where the space begins a token; and for BPE after SentencePiece, when
+    no entry of the vocabulary has a space after another character, so that no merge reaches over one.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    model = getattr(backend, "model", None)
+    if type(model).__name__ != "BPE" or getattr(model, "dropout", None) or not _plain_added_tokens(tokenizer):
+        return False
+    normalizers = _parts(backend.normalizer, "normalizers")
+    if None in normalizers:
+        return False
+    splitters = _parts(backend.pre_tokenizer, "pretokenizers")
+    kinds = [part["type"] for part in normalizers]
+    if kinds in ([], ["NFC"]):
+        return _is_byte_level(splitters)
+    if [part for part in normalizers if part not in _TIDIES] not in (_SENTENCE_PIECE, _SENTENCE_PIECE[1:]):
+        return False
+    whole = all(part["type"] == "Split" and part["pattern"] == {"String": " "} for part in splitters)  # none are left
+    if not whole or model.ignore_merges or model.continuing_subword_prefix:
+        return False
+    vocabulary = tokenizer.get_vocab()
+    return "\u2581" in vocabulary and not any("\u2581" in token.lstrip("\u2581") for token in vocabulary)
+
+
+def _parts(component: Any, name: str) -> list[dict[str, Any]]:
+    """The parts of a normalizer or pre-tokenizer, as JSON."""
+    if component is None:
+        return []
+    content: dict[str, Any] = json.loads(component.__getstate__())
+    return content[name] if content["type"] == "Sequence" else [content]
+
+
+def _is_byte_level(splitters: Sequence[Mapping[str, Any]]) -> bool:
+    *before, last = splitters or [{"type": None}]
+    if last["type"] != "ByteLevel" or last["add_prefix_space"]:
+        return False
+    if last["use_regex"]:
+        return all(part["type"] == "Digits" for part in before)
+    (split,) = before if len(before) == 1 else [{"type": None}]
+    patterned = split["type"] == "Split" and split["behavior"] == "Isolated" and not split["invert"]
+    return patterned and split["pattern"].get("Regex") in _PATTERNS
+
+
+def _plain_added_tokens(tokenizer: Any) -> bool:
+    """Whether added tokens take nothing of what is around them, and have no space beside another character."""
+    for token in tokenizer.added_tokens_decoder.values():
+        takes = token.lstrip or token.rstrip or token.single_word
+        spaced = any(character.isspace() or character == "\u2581" for character in token.content)
+        only_spaces = token.content.isspace() and len(token.content) > 1
+        if takes or not token.content or (spaced and not only_spaces):
+            return False
+    return True
