@@ -79,8 +79,8 @@ class PairEncoder(Encoder):
                 plain.append((index, prompt, neutralised))
                 texts += rendered
         ids = iter(map(self._with_bos, self._pieces_of.ids(texts)))
-        for (index, prompt, neutralised), prompt_ids, chosen, rejected in zip(plain, ids, ids, ids, strict=True):
-            parts = self._parts(prompt_ids, chosen, rejected)
+        for (index, prompt, neutralised), *three in zip(plain, ids, ids, ids, strict=True):
+            parts = self._parts(*three)
             if parts is None:
                 found[index] = self._alone(pairs[index])
             else:

@@ -1,9 +1,9 @@
 """Texts to token ids, many at a time, where the tokenizer is asked once for each word and not once for each text.
 
-A Hugging Face tokenizer takes more than a microsecond for a token, and a pair is three texts that share their prompt. But
-words come again. For tokenizers that are known never to look across a single space between two characters that are no
-spaces, a text is cut there, and what its pieces become is remembered. `splits_at_spaces` says which tokenizers these
-are, by what they consist of; all others are asked for every text, a batch at a time.
+A Hugging Face tokenizer takes more than a microsecond for a token, and a pair is three texts that share their prompt.
+But words come again. For tokenizers that are known never to look across a single space between two other characters, a
+text is cut there, and what its pieces become is remembered. `splits_at_spaces` says which tokenizers these are, by what
+they consist of; all others are asked for every text, a batch at a time.
 """
 
 from __future__ import annotations
@@ -20,16 +20,26 @@ LONGEST_WORD = 32
 COMPARED = 32
 _ANCHOR = "a"
 
-# Patterns of GPT-2, GPT-4 and Llama 3, Qwen, and GPT-4o: none has a token of one of these patterns go on over a space, or
-# look behind itself, so a token ends before the space, and the next begins there as it would at the start of a text.
+# Patterns of GPT-2, of GPT-4 and Llama 3, of Qwen, and of GPT-4o. None has a match go on over a space that follows
+# something else, or look behind itself: one ends before the space, and the next begins there as at a text's start.
+_SHORT = "'s|'t|'re|'ve|'m|'ll|'d"
+_WORD = r"[^\r\n\p{L}\p{N}]?\p{L}+"
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_SIGNS = r" ?[^\s\p{L}\p{N}]+"
+_SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
+_CASED = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+(?i:{_SHORT})?|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*(?i:{_SHORT})?"
+)
 _PATTERNS = frozenset(
     (
-        r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+        rf"{_SHORT}| ?\p{{L}}+| ?\p{{N}}+|{_SIGNS}|\s+(?!\S)|\s+",
+        rf"(?i:{_SHORT})|{_WORD}|\p{{N}}{{1,3}}|{_SIGNS}[\r\n]*|{_SPACES}",
+        rf"(?i:{_SHORT})|{_WORD}|\p{{N}}|{_SIGNS}[\r\n]*|{_SPACES}",
+        rf"{_CASED}|\p{{N}}{{1,3}}|{_SIGNS}[\r\n/]*|{_SPACES}",
     )
 )
+# Ids by word: of words that begin a text, of those between spaces, and of those that end a text.
+_Known = tuple[dict[str, bytes], dict[str, bytes], dict[str, bytes]]
 
 
 def id_bytes(ids: Iterable[int]) -> bytes:
@@ -40,10 +50,6 @@ def id_bytes(ids: Iterable[int]) -> bytes:
 def id_list(packed: bytes) -> list[int]:
     """Token ids from 32-bit numbers in the machine's order."""
     return memoryview(packed).cast("i").tolist()
-
-
-# Ids by word: of words that begin a text, of those between spaces, and of those that end a text.
-_Known = tuple[dict[str, bytes], dict[str, bytes], dict[str, bytes]]
 
 
 class Pieces:
@@ -59,7 +65,8 @@ class Pieces:
         self._compared = 0
         self._known: _Known = ({}, {}, {})
         # Where one ends a section of the text does, and a normalizer may begin the next with a mark of its own.
-        self._added = tuple(token.content for token in tokenizer.added_tokens_decoder.values()) if self._by_words else ()
+        added = tokenizer.added_tokens_decoder.values() if self._by_words else ()
+        self._added = tuple(token.content for token in added)
 
     def ids(self, texts: Sequence[str]) -> list[bytes]:
         """The ids of every text, packed as `id_bytes` does."""
@@ -83,15 +90,23 @@ class Pieces:
         starts, words, ends = self._known
         found: list[bytes] = []
         unknown: dict[int, list[str]] = {}
+        prompt, prompt_ids = "", b""  # the last text that others may go on from
         for index, text in enumerate(texts):
-            pieces = text.split(" ")
             try:
                 # Only pieces that can be cut from their neighbours are known.
-                inner = b"".join([words[word] for word in pieces[1:-1]])
-                found.append(starts[pieces[0]] + inner + (ends[pieces[-1]] if len(pieces) > 1 else b""))
+                if prompt and text.startswith(prompt) and text[len(prompt) : len(prompt) + 1] == " ":
+                    *inner, last = text[len(prompt) + 1 :].split(" ")
+                    found.append(prompt_ids + b"".join([words[word] for word in inner]) + ends[last])
+                    continue
+                first, *inner = text.split(" ")
+                last_ids = ends[inner.pop()] if inner else b""
+                ids = starts[first] + b"".join([words[word] for word in inner]) + last_ids
             except KeyError:
                 found.append(b"")
-                unknown[index] = self._cut(pieces)
+                unknown[index] = self._cut(text.split(" "))
+            else:
+                found.append(ids)
+                prompt, prompt_ids = (text, ids) if self._ends(text) else ("", b"")
         if unknown:
             new = self._learned(unknown.values())
             for index, (first, *others) in unknown.items():
@@ -114,6 +129,9 @@ class Pieces:
 
     def _cut(self, words: Sequence[str]) -> list[str]:
         """Words of a text, joined again where it cannot be cut."""
+        new = [word for word in words[1:-1] if word not in self._known[1]]
+        if self._ends(words[0]) and all(self._ends(word) for word in new) and all(map(_begins, (*new, *words[-1:]))):
+            return list(words)  # as almost always
         pieces, clean = [words[0]], self._ends(words[0])
         for word in words[1:]:
             known = word in self._known[1]
@@ -166,8 +184,8 @@ def splits_at_spaces(tokenizer: Any) -> bool:
     True for byte-level BPE with a known pattern, where the space begins a token; and for BPE after SentencePiece, when
     no entry of the vocabulary has a space after another character, so that no merge reaches over one.
     """
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    model = getattr(backend, "model", None)
+    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
+    model: Any = getattr(backend, "model", None)
     if type(model).__name__ != "BPE" or getattr(model, "dropout", None) or not _plain_added_tokens(tokenizer):
         return False
     normalizers = _parts(backend.normalizer, "normalizers")
@@ -200,9 +218,11 @@ def _is_byte_level(splitters: Sequence[Mapping[str, Any]]) -> bool:
         return False
     if last["use_regex"]:
         return all(part["type"] == "Digits" for part in before)
-    (split,) = before if len(before) == 1 else [{"type": None}]
+    if len(before) != 1:
+        return False
+    (split,) = before
     patterned = split["type"] == "Split" and split["behavior"] == "Isolated" and not split["invert"]
-    return patterned and split["pattern"].get("Regex") in _PATTERNS
+    return bool(patterned) and split["pattern"].get("Regex") in _PATTERNS
 
 
 def _plain_added_tokens(tokenizer: Any) -> bool:

@@ -167,7 +167,7 @@ class _Proof:
         elif kind is not _Kind.CLEAN or not isinstance(target, nodes.NSRef):
             raise _Opaque
 
-    def _truth(self, node: nodes.Expr) -> None:
+    def _truth(self, node: nodes.Node) -> None:
         """A condition may ask whether there are messages, and never what is in them."""
         if self.kind(node) not in (_Kind.CLEAN, _Kind.MESSAGES):
             raise _Opaque
@@ -288,9 +288,7 @@ _RULES: dict[type[nodes.Node], Callable[..., _Kind]] = {
     nodes.Concat: _Proof.joined,
     nodes.CondExpr: _Proof.choice,
     nodes.Not: _Proof.negation,
-    **dict.fromkeys(
-        (nodes.And, nodes.Or, nodes.Compare, nodes.Operand, nodes.Slice, nodes.List, nodes.Tuple)
-        + (nodes.Sub, nodes.Mul, nodes.Div, nodes.FloorDiv, nodes.Mod, nodes.Pow, nodes.Neg, nodes.Pos),
-        _Proof.compound,
-    ),
+    **dict.fromkeys((nodes.And, nodes.Or, nodes.Compare, nodes.Operand), _Proof.compound),
+    **dict.fromkeys((nodes.Slice, nodes.List, nodes.Tuple), _Proof.compound),
+    **dict.fromkeys((nodes.Sub, nodes.Mul, nodes.Div, nodes.FloorDiv, nodes.Mod, nodes.Neg), _Proof.compound),
 }

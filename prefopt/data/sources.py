@@ -116,9 +116,10 @@ def _is_sound(value: object) -> bool:
     """Whether `_check_text` has nothing to say, for a fraction of its time."""
     if isinstance(value, str):
         return "\0" not in value and (value.isascii() or not _SURROGATE.search(value))
-    if isinstance(value, dict):
-        return all([_is_sound(item) for item in value.values()])
-    return not isinstance(value, list) or all([_is_sound(item) for item in value])
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        if not _is_sound(item):
+            return False
+    return True
 
 
 _SURROGATE = re.compile("[\ud800-\udfff]")

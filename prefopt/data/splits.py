@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json.encoder
+import math
 import unicodedata
 from collections.abc import Iterable
 
@@ -40,20 +41,50 @@ def position(key: str, seed: int) -> float:
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
-def held_out(keys: Iterable[str], fraction: float, seed: int) -> frozenset[str]:
-    """Chooses the keys of one data set that are held out.
+class Share:
+    """Which keys of one data set are held out, found while they pass by; none of them is kept.
 
     A key is held out if its position is below the fraction. Of two or more keys at least one is held out and at least
     one is not, whatever their positions; a single key, or a fraction of 0, holds out nothing.
+
+    Args:
+        fraction: Share to hold out, in [0, 1).
+    """
+
+    def __init__(self, fraction: float) -> None:
+        self._fraction = fraction
+        self._lowest = (math.inf, "")
+        self._highest = (-math.inf, "")
+
+    def add(self, key: str, position: float) -> bool:
+        """Whether the key's position is below the fraction. Repetitions do not matter."""
+        ranked = (position, key)
+        if ranked < self._lowest:
+            self._lowest = ranked
+        if ranked > self._highest:
+            self._highest = ranked
+        return position < self._fraction
+
+    @property
+    def also_held_out(self) -> str | None:
+        """The one key that is held out though its position is not below the fraction."""
+        none_below = self._fraction > 0 and self._fraction <= self._lowest[0]
+        return self._lowest[1] if none_below and self._lowest != self._highest and self._lowest[1] else None
+
+    @property
+    def kept(self) -> str | None:
+        """The one key that is not held out though its position is below the fraction."""
+        return self._highest[1] if self._highest[1] and self._highest[0] < self._fraction else None
+
+
+def held_out(keys: Iterable[str], fraction: float, seed: int) -> frozenset[str]:
+    """Chooses the keys of one data set that are held out; see `Share`.
 
     Args:
         keys: Identities of prompts; repetitions do not matter.
         fraction: Share to hold out, in [0, 1).
         seed: The recipe's seed, the same for every stage.
     """
-    positions = {key: position(key, seed) for key in keys}
-    if fraction <= 0 or len(positions) < 2:
-        return frozenset()
-    ranked = sorted(positions, key=lambda key: (positions[key], key))
-    chosen = sum(value < fraction for value in positions.values())
-    return frozenset(ranked[: min(max(chosen, 1), len(ranked) - 1)])
+    share = Share(fraction)
+    below = {key for key in keys if share.add(key, position(key, seed))}
+    return frozenset((below - {share.kept or ""}) | ({share.also_held_out} if share.also_held_out else set()))
