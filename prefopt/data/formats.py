@@ -63,6 +63,8 @@ class Format:
 
 def is_blank(text: str) -> bool:
     """Whether a text has nothing to read: white space, control and invisible format characters only."""
+    if text[:1].isalnum():  # as almost all
+        return False
     return not any(unicodedata.category(character) not in _BLANK for character in text)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from array import array
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 # Of the words that are remembered: with their ids a few dozen bytes each, some megabytes together.
@@ -98,9 +98,9 @@ class Pieces:
                     *inner, last = text[len(prompt) + 1 :].split(" ")
                     found.append(prompt_ids + b"".join([words[word] for word in inner]) + ends[last])
                     continue
-                first, *inner = text.split(" ")
-                last_ids = ends[inner.pop()] if inner else b""
-                ids = starts[first] + b"".join([words[word] for word in inner]) + last_ids
+                first, *others = text.split(" ")
+                last_ids = ends[others.pop()] if others else b""
+                ids = starts[first] + b"".join([words[word] for word in others]) + last_ids
             except KeyError:
                 found.append(b"")
                 unknown[index] = self._cut(text.split(" "))
@@ -110,10 +110,10 @@ class Pieces:
         if unknown:
             new = self._learned(unknown.values())
             for index, (first, *others) in unknown.items():
-                inner = b"".join([words[word] if word in words else new[1][word] for word in others[:-1]])
+                middle = b"".join([words[word] if word in words else new[1][word] for word in others[:-1]])
                 start = starts[first] if first in starts else new[0][first]
-                last = b"" if not others else ends[others[-1]] if others[-1] in ends else new[2][others[-1]]
-                found[index] = start + inner + last
+                end = b"" if not others else ends[others[-1]] if others[-1] in ends else new[2][others[-1]]
+                found[index] = start + middle + end
             self._remember(new)
         return found
 
@@ -146,6 +146,7 @@ class Pieces:
         return word != "" and _is_no_space(word[-1]) and not word.endswith(self._added)
 
     def _remember(self, new: _Known) -> None:
+        fits: Sequence[Callable[[str], bool]]
         fits = (self._ends, lambda word: _begins(word) and self._ends(word), _begins)
         for known, learned, fit in zip(self._known, new, fits, strict=True):
             short = {word: ids for word, ids in learned.items() if len(word) <= LONGEST_WORD and fit(word)}

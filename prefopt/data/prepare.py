@@ -11,9 +11,10 @@ from __future__ import annotations
 import json
 import struct
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -119,6 +120,7 @@ class _Reading:
         self.shares: list[Share] = []
         self._seed, self._encoder, self._columns, self._writer = seed, encoder, columns, rows
         self._identities = identities
+        self._numbers = attrgetter(*columns.numbers)
         self.records = identities.folder / "records"
         with disk_faults(self.records):
             self._file = self.records.open("xb")
@@ -173,11 +175,11 @@ class _Reading:
         with disk_faults(self.records):
             self._file.write(b"".join(records))
 
-    def _further(self, pair: PreferencePair, name: str, weight: float) -> tuple[list[float | None], list[str]]:
+    def _further(self, pair: PreferencePair, name: str, weight: float) -> tuple[Sequence[float | None], list[str]]:
         columns = self._columns
         if weight != 1.0:
             pair = replace(pair, weight=pair.weight * weight)
-        numbers = [getattr(pair, column) for column in columns.numbers]
+        numbers = self._numbers(pair)
         texts = [getattr(pair, column) or (name if column == "source" else "") for column in columns.texts]
         return numbers, texts + [json.dumps(dict(getattr(pair, column))) for column in columns.documents]
 
@@ -262,7 +264,7 @@ class _Decisions:
     def _held_out(self, shares: list[Share], elsewhere: frozenset[str]) -> Digests:
         """Digests of the prompts that any data set holds out, sorted."""
         kept, also = ([getattr(share, name) for share in shares] for name in ("kept", "also_held_out"))
-        parts = [np.array([_digest(key) for key in (*also, *elsewhere) if key], f"S{_DIGEST_BYTES}")]
+        parts = [np.array([_digest(key) for key in (*also, *elsewhere) if key is not None], f"S{_DIGEST_BYTES}")]
         for _, block in self._blocks():
             for number, key in enumerate(kept):
                 below = block["prompt"][(block["flags"] & _BELOW > 0) & (block["source"] == number)]

@@ -114,11 +114,16 @@ def _kind(value: object) -> str:
 
 def _is_sound(value: object) -> bool:
     """Whether `_check_text` has nothing to say, for a fraction of its time."""
-    if isinstance(value, str):
-        return "\0" not in value and (value.isascii() or not _SURROGATE.search(value))
-    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        if not _is_sound(item):
-            return False
+    parts = [value]
+    while parts:
+        part = parts.pop()
+        if isinstance(part, str):
+            if "\0" in part or not (part.isascii() or not _SURROGATE.search(part)):
+                return False
+        elif isinstance(part, dict):
+            parts += part.values()
+        elif isinstance(part, list):
+            parts += part
     return True
 
 

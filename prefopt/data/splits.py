@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json.encoder
-import math
 import unicodedata
 from collections.abc import Iterable
 
@@ -53,28 +52,29 @@ class Share:
 
     def __init__(self, fraction: float) -> None:
         self._fraction = fraction
-        self._lowest = (math.inf, "")
-        self._highest = (-math.inf, "")
+        self._lowest: tuple[float, str] | None = None
+        self._highest: tuple[float, str] | None = None
 
     def add(self, key: str, position: float) -> bool:
         """Whether the key's position is below the fraction. Repetitions do not matter."""
         ranked = (position, key)
-        if ranked < self._lowest:
+        if self._lowest is None or ranked < self._lowest:
             self._lowest = ranked
-        if ranked > self._highest:
+        if self._highest is None or ranked > self._highest:
             self._highest = ranked
         return position < self._fraction
 
     @property
     def also_held_out(self) -> str | None:
         """The one key that is held out though its position is not below the fraction."""
-        none_below = self._fraction > 0 and self._fraction <= self._lowest[0]
-        return self._lowest[1] if none_below and self._lowest != self._highest and self._lowest[1] else None
+        if self._lowest is None or self._lowest == self._highest or not 0 < self._fraction <= self._lowest[0]:
+            return None
+        return self._lowest[1]
 
     @property
     def kept(self) -> str | None:
         """The one key that is not held out though its position is below the fraction."""
-        return self._highest[1] if self._highest[1] and self._highest[0] < self._fraction else None
+        return None if self._highest is None or self._highest[0] >= self._fraction else self._highest[1]
 
 
 def held_out(keys: Iterable[str], fraction: float, seed: int) -> frozenset[str]:
@@ -87,4 +87,5 @@ def held_out(keys: Iterable[str], fraction: float, seed: int) -> frozenset[str]:
     """
     share = Share(fraction)
     below = {key for key in keys if share.add(key, position(key, seed))}
-    return frozenset((below - {share.kept or ""}) | ({share.also_held_out} if share.also_held_out else set()))
+    also = share.also_held_out
+    return frozenset(key for key in below if key != share.kept) | ({also} if also is not None else set())

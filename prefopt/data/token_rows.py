@@ -168,6 +168,45 @@ class TokenRows(Sequence[Mapping[str, Any]]):
             raise IntegrityError(f"{self.folder}: the files of tokenised rows do not fit each other")
 
 
+class WithColumns(Sequence[Mapping[str, Any]]):
+    """Rows with further columns, which are put into each row when it is asked for.
+
+    Args:
+        rows: In memory or on disk.
+        columns: Values by name, as many as there are rows; they hide columns of the same name.
+    """
+
+    def __init__(self, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Sequence[Any]]) -> None:
+        self.rows, self.columns = rows, dict(columns)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[dict[str, Any]]: ...
+    def __getitem__(self, index: int | slice) -> dict[str, Any] | list[dict[str, Any]]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        return {**self.rows[index], **{name: values[index] for name, values in self.columns.items()}}
+
+
+def lengths_of(rows: Sequence[Mapping[str, Any]], part: str) -> list[int]:
+    """Tokens of a part of every row; of rows on disk without reading any.
+
+    Args:
+        rows: In memory or on disk.
+        part: Such as `prompt_ids`.
+    """
+    if isinstance(rows, WithColumns) and part not in rows.columns:
+        return lengths_of(rows.rows, part)
+    if isinstance(rows, TokenRows):
+        found: list[int] = rows.lengths(part).tolist()
+        return found
+    return [len(row[part]) for row in rows]
+
+
 def _mapped(path: Path, dtype: Any) -> Any:
     """A file as an array; what is empty cannot be mapped."""
     if path.stat().st_size == 0:

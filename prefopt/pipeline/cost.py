@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
+from prefopt.data.token_rows import lengths_of
 from prefopt.models.flops import FlopsModel, flops_model
 from prefopt.models.generate import Sampled
 from prefopt.trainers.checkpoints import CheckpointedTrainer
@@ -19,9 +21,10 @@ def mean_context(lengths: Sequence[int]) -> float:
     return sum(length * length for length in lengths) / max(1, sum(lengths))
 
 
-def both_rows(pairs: Sequence[Mapping[str, Sequence[int]]]) -> list[int]:
+def both_rows(pairs: Sequence[Mapping[str, Any]]) -> list[int]:
     """Lengths of the two rows of every tokenised pair."""
-    return [len(pair["prompt_ids"]) + len(pair[side]) for pair in pairs for side in ("chosen_ids", "rejected_ids")]
+    prompts, *sides = (lengths_of(pairs, part) for part in ("prompt_ids", "chosen_ids", "rejected_ids"))
+    return [prompt + answer for side in sides for prompt, answer in zip(prompts, side, strict=True)]
 
 
 def training_cost(

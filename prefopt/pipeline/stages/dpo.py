@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from transformers import PreTrainedTokenizerBase
 
-from prefopt.data.load import load_pairs
 from prefopt.losses.pair_statistics import DPOOptions
 from prefopt.pipeline.adapters import Job, Method, Opened, open_adapter_stage, run_adapter_stage
 from prefopt.pipeline.context import Inputs, StageContext, StageResult
+from prefopt.pipeline.pair_rows import PAIR_COLUMNS, pair_rows
 from prefopt.recipe.schema import DPOSpec
-from prefopt.records import PreferencePair
 from prefopt.trainers.arguments import training_arguments
 from prefopt.trainers.callbacks import WarnOfDisplacement
 from prefopt.trainers.dpo import DPOConfig, DPOTrainer
-from prefopt.trainers.rows import pair_row
 
 
 def run(spec: DPOSpec, inputs: Inputs, context: StageContext) -> StageResult:
@@ -26,7 +26,7 @@ def opened(spec: DPOSpec, inputs: Inputs, context: StageContext) -> Opened:
     return open_adapter_stage(spec, inputs, context, _method(context))
 
 
-def _method(context: StageContext) -> Method[PreferencePair]:
+def _method(context: StageContext) -> Method:
     def trainer(job: Job, tokenizer: PreTrainedTokenizerBase) -> DPOTrainer:
         args = training_arguments(
             DPOConfig,
@@ -47,4 +47,4 @@ def _method(context: StageContext) -> Method[PreferencePair]:
             callbacks=[*job.callbacks, WarnOfDisplacement(context.log)],
         )
 
-    return Method(load_pairs, pair_row, trainer, reference=True)
+    return Method(partial(pair_rows, columns=PAIR_COLUMNS), trainer, reference=True)
