@@ -123,7 +123,9 @@ class Pieces:
         last = [text[-1] for text in texts if len(text) > 1 and text[-1] not in ends]
         inner = [word for text in texts for word in text[1:-1] if word not in words]
         alone, after = list(dict.fromkeys(first)), list(dict.fromkeys([*inner, *last]))
-        anchor, *ids = self._whole([_ANCHOR, *alone, *(f"{_ANCHOR} {word}" for word in after)])
+        asked = [_ANCHOR, *alone, *(f"{_ANCHOR} {word}" for word in after)]
+        encodings = self._tokenizer.backend_tokenizer.encode_batch_fast(asked, add_special_tokens=False)
+        anchor, *ids = [id_bytes(encoding.ids) for encoding in encodings]
         later = {word: found.removeprefix(anchor) for word, found in zip(after, ids[len(alone) :], strict=True)}
         return dict(zip(alone, ids, strict=False)), {word: later[word] for word in inner}, {w: later[w] for w in last}
 
