@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import struct
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from hashlib import sha256
 from operator import attrgetter
@@ -89,10 +90,10 @@ def prepare_pairs(
     """
     scratch = folder / "scratch"
     make_folder(scratch)
-    writers = RowWriter(folder, columns), RowWriter(scratch, Columns((), texts=("id",)))
     reports = new_reports(names, data)
+    writers = RowWriter(folder, columns), RowWriter(scratch, Columns((), texts=("id",)))
+    reading = _Reading(seed, encoder, columns, *writers)
     try:
-        reading = _Reading(seed, encoder, columns, *writers)
         for number, name in enumerate(names):
             reading.source(number, name, data[name], reports[name])
         elsewhere = held_out_elsewhere(names, data, seed, _say_nothing) if reading.rows else frozenset()
@@ -104,8 +105,8 @@ def prepare_pairs(
         writers[0].close()
         counts = decisions.encoder_counts()
     finally:
-        for writer in writers:
-            writer.abandon()
+        for open_files in (reading, *writers):
+            open_files.abandon()
     remove(scratch)
     return Prepared(account, counts, encoder.refusal)
 
@@ -120,7 +121,7 @@ class _Reading:
         self.shares: list[Share] = []
         self._seed, self._encoder, self._columns, self._writer = seed, encoder, columns, rows
         self._identities = identities
-        self._numbers = attrgetter(*columns.numbers)
+        self._numbers = [attrgetter(name) for name in columns.numbers]
         self.records = identities.folder / "records"
         with disk_faults(self.records):
             self._file = self.records.open("xb")
@@ -137,6 +138,11 @@ class _Reading:
             if len(waiting) == _AT_ONCE:
                 self._write(number, name, spec.weight, waiting)
         self._write(number, name, spec.weight, waiting)
+
+    def abandon(self) -> None:
+        """Lets go of the records, whatever is in them."""
+        with suppress(OSError):
+            self._file.close()
 
     def close(self) -> None:
         """Writes what is left."""
@@ -175,11 +181,11 @@ class _Reading:
         with disk_faults(self.records):
             self._file.write(b"".join(records))
 
-    def _further(self, pair: PreferencePair, name: str, weight: float) -> tuple[Sequence[float | None], list[str]]:
+    def _further(self, pair: PreferencePair, name: str, weight: float) -> tuple[list[float | None], list[str]]:
         columns = self._columns
         if weight != 1.0:
             pair = replace(pair, weight=pair.weight * weight)
-        numbers = self._numbers(pair)
+        numbers = [number(pair) for number in self._numbers]
         texts = [getattr(pair, column) or (name if column == "source" else "") for column in columns.texts]
         return numbers, texts + [json.dumps(dict(getattr(pair, column))) for column in columns.documents]
 
