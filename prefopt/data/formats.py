@@ -63,6 +63,8 @@ class Format:
 
 def is_blank(text: str) -> bool:
     """Whether a text has nothing to read: white space, control and invisible format characters only."""
+    if text[:1].isalnum():  # as almost all
+        return False
     return not any(unicodedata.category(character) not in _BLANK for character in text)
 
 
@@ -262,6 +264,9 @@ def rename(rows: Iterable[SourceRow], columns: Mapping[str, str]) -> Iterator[So
     unknown = sorted(set(columns) - COLUMNS)
     if unknown:
         raise DataError(f"columns: '{unknown[0]}' is not a canonical column", f"known: {', '.join(sorted(COLUMNS))}")
+    if not columns:
+        yield from rows
+        return
     for row in rows:
         for canonical, source in columns.items():
             if source not in row.row:

@@ -56,7 +56,7 @@ def load_pairs(
         DataError: If a row is wrong, or no row is usable.
         EnvironmentFault: If the Hub or the disk cannot be read.
     """
-    loaded = _load(names, data, seed, log, _Want("pairs", formats.PAIRS, "preferences", _as_pair, _pair_key))
+    loaded = _load(names, data, seed, log, PAIRS)
     contradictions = tuple(_contradictions([*loaded.train, *loaded.eval]))
     if contradictions:
         log(f"{len(contradictions)} contradictory pairs, kept: {contradictions[0][0]} and {contradictions[0][1]}, …")
@@ -67,7 +67,7 @@ def load_demonstrations(
     names: tuple[str, ...], data: Mapping[str, DataSpec], seed: int, log: Log = lambda line: None
 ) -> Loaded[Demonstration]:
     """Loads demonstrations; of a pair, the answer that is preferred. Arguments and errors as `load_pairs`."""
-    want = _Want("demonstrations", formats.DEMONSTRATIONS, "demonstrations", _as_demonstration, _demonstration_key)
+    want = Want("demonstrations", formats.DEMONSTRATIONS, "demonstrations", _as_demonstration, _demonstration_key)
     return _load(names, data, seed, log, want)
 
 
@@ -75,7 +75,7 @@ def load_prompts(
     names: tuple[str, ...], data: Mapping[str, DataSpec], seed: int, log: Log = lambda line: None
 ) -> Loaded[Prompt]:
     """Loads prompts, each once, from data of any kind that has them. Arguments and errors as `load_pairs`."""
-    return _load(names, data, seed, log, _Want("prompts", formats.PROMPTS, "preferences", _as_prompt, prompt_key))
+    return _load(names, data, seed, log, Want("prompts", formats.PROMPTS, "preferences", _as_prompt, prompt_key))
 
 
 def load_texts(
@@ -85,14 +85,14 @@ def load_texts(
 
     Arguments and errors as `load_pairs`. Texts without a prompt are split by their own content.
     """
-    return _load(names, data, seed, log, _Want("texts", formats.TEXTS, "corpus", _as_text, _text_key))
+    return _load(names, data, seed, log, Want("texts", formats.TEXTS, "corpus", _as_text, _text_key))
 
 
 # ---- what each loader takes from an item -----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class _Want(Generic[T]):
+class Want(Generic[T]):
     """What a loader wants: the formats it can read, the toy data it takes by default, and how to take it."""
 
     what: str
@@ -142,7 +142,7 @@ def _marked(record: _Record, name: str, spec: DataSpec) -> _Record:
     return replace(record, source=record.source or name, weight=record.weight * spec.weight)
 
 
-def _split_key(item: Item) -> str:
+def split_key(item: Item) -> str:
     """Identity of the prompt, which for a whole conversation is all before the last answer; of a text, its own."""
     if isinstance(item, str):
         return _text_key(item)
@@ -164,6 +164,9 @@ def _text_key(text: Text) -> str:
     return identity("text", text) if isinstance(text, str) else prompt_key(text)
 
 
+PAIRS = Want("pairs", formats.PAIRS, "preferences", _as_pair, _pair_key)
+
+
 # ---- the five steps --------------------------------------------------------------------------------------------------
 
 
@@ -175,18 +178,28 @@ class _Taken(Generic[T]):
     has_prompt: bool
 
 
-def _load(names: tuple[str, ...], data: Mapping[str, DataSpec], seed: int, log: Log, want: _Want[T]) -> Loaded[T]:
+def new_reports(names: tuple[str, ...], data: Mapping[str, DataSpec]) -> dict[str, SourceReport]:
+    """An empty account for every data set to be loaded.
+
+    Raises:
+        DataError: For a name that the recipe does not have.
+    """
     for name in names:
         if name not in data:
             raise DataError(f"no data set '{name}' in the recipe", f"it has: {', '.join(data) or 'none'}")
-    reports = {name: SourceReport(name, data[name].path) for name in names}
+    return {name: SourceReport(name, data[name].path) for name in names}
+
+
+def _load(names: tuple[str, ...], data: Mapping[str, DataSpec], seed: int, log: Log, want: Want[T]) -> Loaded[T]:
+    reports = new_reports(names, data)
     rows: list[_Taken[T]] = []
     seen: set[str] = set()
     held: frozenset[str] = frozenset()
     for name in names:
-        keyed = [(_split_key(item), item) for item in _items(name, data[name], seed, log, want, reports[name])]
+        read = items(name, data[name], seed, log, want, reports[name])
+        keyed = [(split_key(item), _identified(item, number)) for item, number in read]
         held |= held_out((key for key, _ in keyed), data[name].eval_fraction, seed)
-        for split_key, item in keyed:
+        for prompt, item in keyed:
             try:
                 value = want.take(item, name, data[name])
                 if (key := want.key(value)) in seen:
@@ -195,9 +208,9 @@ def _load(names: tuple[str, ...], data: Mapping[str, DataSpec], seed: int, log: 
                 reports[name].drop(drop.reason)
                 continue
             seen.add(key)
-            rows.append(_Taken(name, value, split_key, not isinstance(item, str)))
+            rows.append(_Taken(name, value, prompt, not isinstance(item, str)))
     if any(row.has_prompt for row in rows):
-        held |= _held_out_elsewhere(names, data, seed, log)
+        held |= held_out_elsewhere(names, data, seed, log)
     loaded = _split(rows, held, data, reports, want.what)
     log(
         f"{', '.join(names)}: {len(loaded.train)} {want.what} to train on, {len(loaded.eval)} held out; "
@@ -231,20 +244,30 @@ def _split(
     return Loaded(train, evaluation, account)
 
 
-def _items(name: str, spec: DataSpec, seed: int, log: Log, want: _Want[T], report: SourceReport) -> Iterator[Item]:
+def items(
+    name: str, spec: DataSpec, seed: int, log: Log, want: Want[T], report: SourceReport
+) -> Iterator[tuple[Item, str]]:
+    """Yields what the rows of a data set hold, each with the id it has where the source gives none.
+
+    Raises:
+        DataError: As the loaders.
+        EnvironmentFault: As the loaders.
+    """
     with _naming(name):
         if spec.path == "toy":
             report.format = "toy"
-            yield from report.count(_toy_items(spec, seed, want.toy))
+            yield from ((item, "") for item in report.count(_toy_items(spec, seed, want.toy)))
             return
         rows = formats.rename(read_rows(spec, log), spec.columns)
         found, rows = formats.choose(rows, spec.format, want.formats)
         report.format = found.name
         for _, item in formats.convert(report.count(rows), found, report.drop):
-            if isinstance(item, PreferencePair | Demonstration) and not item.id:
-                # Counted over all files of a folder, where line numbers begin again in each.
-                item = replace(item, id=f"{name}/{report.rows_read}")
-            yield item
+            # Counted over all files of a folder, where line numbers begin again in each.
+            yield item, f"{name}/{report.rows_read}"
+
+
+def _identified(item: Item, number: str) -> Item:
+    return replace(item, id=number) if isinstance(item, PreferencePair | Demonstration) and not item.id else item
 
 
 @contextmanager
@@ -286,13 +309,14 @@ def consulted(names: tuple[str, ...], data: Mapping[str, DataSpec]) -> tuple[str
     )
 
 
-def _held_out_elsewhere(names: tuple[str, ...], data: Mapping[str, DataSpec], seed: int, log: Log) -> frozenset[str]:
+def held_out_elsewhere(names: tuple[str, ...], data: Mapping[str, DataSpec], seed: int, log: Log) -> frozenset[str]:
+    """Keys of the prompts that the data sets hold out which are not loaded; see `consulted`."""
     held: frozenset[str] = frozenset()
     for name in consulted(names, data):
         log(f"{name}: read for the prompts that it holds out")
         with _naming(name):
-            keys = [_split_key(item) for item in _prompted_items(data[name], seed, log)]
-        held |= held_out(keys, data[name].eval_fraction, seed)
+            keys = (split_key(item) for item in _prompted_items(data[name], seed, log))
+            held |= held_out(keys, data[name].eval_fraction, seed)
     return held
 
 

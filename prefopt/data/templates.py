@@ -66,8 +66,8 @@ class Tokenizer(Protocol):
         """Added tokens by id, each with `content` and `special`."""
         ...
 
-    def __call__(self, text: str, *, add_special_tokens: bool, verbose: bool) -> Mapping[str, Any]:
-        """Tokenises; `input_ids` holds the ids."""
+    def __call__(self, text: str | list[str], *, add_special_tokens: bool, verbose: bool) -> Mapping[str, Any]:
+        """Tokenises; `input_ids` holds the ids, of each text where there are several."""
         ...
 
     def apply_chat_template(
@@ -142,6 +142,7 @@ class Encoder:
             tokenised on their own because the joint ids do not begin with the prompt's), `neutralised` (special tokens
             in the text of users, taken apart by a space).
         refusal: What the chat template last said when it refused a conversation; empty when it refused none.
+        control_tokens: Texts that are taken apart in what people wrote, longest first.
 
     Raises:
         DataError: If the tokenizer has no EOS token or no chat template.
@@ -159,7 +160,8 @@ class Encoder:
         self._max_length = max_length
         self._overlong = overlong
         self._eos: int = tokenizer.eos_token_id
-        self._control = _control_pattern(tokenizer)
+        self.control_tokens = _control_tokens(tokenizer)
+        self._control = re.compile("|".join(map(re.escape, self.control_tokens)) or r"(?!)")
         self.refusal = ""
         self._bos = tokenizer.bos_token_id
         alone = list(tokenizer("a", add_special_tokens=True, verbose=False)["input_ids"])
@@ -224,16 +226,7 @@ class Encoder:
         Raises:
             DataError: With the counts.
         """
-        rows, dropped = self.counts["rows"], self.counts["dropped_too_long"] + self.counts["refused_by_template"]
-        if rows and dropped / rows > max_dropped:
-            refused = f", {self.counts['refused_by_template']} refused by the chat template ({self.refusal})"
-            raise DataError(
-                f"{dropped} of {rows} rows ({dropped / rows:.1%}, allowed {max_dropped:.1%}) cannot be used:"
-                f" {self.counts['dropped_too_long']} longer than max_length {self._max_length}"
-                + refused
-                * bool(self.refusal),
-                "raise max_length, set overlong: trim_prompt, choose another chat_template, or raise max_dropped",
-            )
+        check_drop_share(self.counts, self._max_length, self.refusal, max_dropped)
 
     # ---- from records to ids -----------------------------------------------------------------------------------------
 
@@ -343,9 +336,31 @@ class Encoder:
         return bos + ids[len(ids) - room + len(bos) :]
 
 
-def _control_pattern(tokenizer: Tokenizer) -> re.Pattern[str]:
+def check_drop_share(counts: Mapping[str, int], max_length: int, refusal: str, max_dropped: float) -> None:
+    """Refuses to go on when too many rows were left out; see `Encoder.check_drop_share`.
+
+    Args:
+        counts: Those of an encoder.
+        max_length: Its limit.
+        refusal: What the chat template said.
+        max_dropped: Largest share of rows that may be left out.
+
+    Raises:
+        DataError: With the counts.
+    """
+    rows, long, refused = (counts.get(name, 0) for name in ("rows", "dropped_too_long", "refused_by_template"))
+    dropped = long + refused
+    if rows and dropped / rows > max_dropped:
+        said = f", {refused} refused by the chat template ({refusal})" if refusal else ""
+        raise DataError(
+            f"{dropped} of {rows} rows ({dropped / rows:.1%}, allowed {max_dropped:.1%}) cannot be used:"
+            f" {long} longer than max_length {max_length}{said}",
+            "raise max_length, set overlong: trim_prompt, choose another chat_template, or raise max_dropped",
+        )
+
+
+def _control_tokens(tokenizer: Tokenizer) -> list[str]:
     tokens = {*tokenizer.all_special_tokens, tokenizer.eos_token or ""}
     tokens |= {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     tokens |= {marker for marker in _MARKERS if marker in str(tokenizer.chat_template)}
-    longest_first = sorted((token for token in tokens if len(token) > 1), key=lambda token: (-len(token), token))
-    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+    return sorted((token for token in tokens if len(token) > 1), key=lambda token: (-len(token), token))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -20,7 +20,7 @@ from prefopt.pipeline.base_model import OpenBase, adapter_of, data_of, data_poli
 from prefopt.pipeline.context import Inputs, StageContext, StageResult
 from prefopt.pipeline.cost import training_cost
 from prefopt.pipeline.training import final_metrics, kept_outputs, train
-from prefopt.recipe.schema import AdapterSpec, DataSpec, DPOSpec, LoraSpec, PPOSpec, RewardSpec, SFTSpec
+from prefopt.recipe.schema import AdapterSpec, DataSpec, DPOSpec, LoraSpec, PPOSpec, SFTSpec
 from prefopt.trainers.checkpoints import CheckpointedTrainer
 
 Record = TypeVar("Record")
@@ -89,33 +89,39 @@ class Opened:
 
 
 @dataclass(frozen=True)
-class Method(Generic[Record]):
+class Method:
     """What differs between the methods.
 
     Attributes:
-        load: Reads the records of data sets, by name, from the recipe's, with the recipe's seed.
-        row: Tokenises a record; None drops it, and the encoder counts why.
+        rows: Reads and tokenises the data of a stage.
         trainer: Builds the trainer, with the tokenizer.
         reference: Whether the policy that the stage starts from is needed beside the one it trains.
         head_share: Which part of the rows' tokens goes through the language-model head.
     """
 
-    load: Callable[[tuple[str, ...], Mapping[str, DataSpec], int], Loaded[Record]]
-    row: Callable[[Record, Encoder], Mapping[str, Any] | None]
+    rows: Callable[[Any, Inputs, StageContext, OpenBase], Rows]
     trainer: Callable[[Job, PreTrainedTokenizerBase], CheckpointedTrainer]
     reference: bool
     head_share: Callable[[Tokenised], float] = lambda rows: 1.0
 
 
 def encoded_rows(
-    spec: SFTSpec | DPOSpec | RewardSpec,
+    spec: SFTSpec,
     inputs: Inputs,
     context: StageContext,
     base: OpenBase,
     load: Callable[[tuple[str, ...], Mapping[str, DataSpec], int], Loaded[Record]],
     row: Callable[[Record, Encoder], Mapping[str, Any] | None],
 ) -> Rows:
-    """Read and tokenise the data of a stage; arguments as in `Method`.
+    """Read and tokenise the data of a stage, in memory; pairs are `prefopt.pipeline.pair_rows`.
+
+    Args:
+        spec: The stage's options.
+        inputs: Finished input stages.
+        context: The stage's context.
+        base: With the tokenizer.
+        load: Reads the records of data sets, by name, from the recipe's, with the recipe's seed.
+        row: Tokenises a record; None drops it, and the encoder counts why.
 
     Raises:
         DataError: When too many rows cannot be used.
@@ -152,12 +158,10 @@ def lora_of(spec: AdapterSpec, weights: PreTrainedModel, context: StageContext) 
     return lora
 
 
-def open_adapter_stage(
-    spec: SFTSpec | DPOSpec, inputs: Inputs, context: StageContext, method: Method[Record]
-) -> Opened:
+def open_adapter_stage(spec: SFTSpec | DPOSpec, inputs: Inputs, context: StageContext, method: Method) -> Opened:
     """Read and tokenise the data of a stage; arguments as in `run_adapter_stage`."""
     base = open_base(inputs, context)
-    rows = encoded_rows(spec, inputs, context, base, method.load, method.row)
+    rows = method.rows(spec, inputs, context, base)
 
     def load() -> PeftModel:
         return open_trained_policy(spec, inputs, context, base, reference=method.reference)
@@ -165,9 +169,7 @@ def open_adapter_stage(
     return Opened(base.tokenizer, base.location.name, rows, load, lambda job: method.trainer(job, base.tokenizer))
 
 
-def run_adapter_stage(
-    spec: SFTSpec | DPOSpec, inputs: Inputs, context: StageContext, method: Method[Record]
-) -> StageResult:
+def run_adapter_stage(spec: SFTSpec | DPOSpec, inputs: Inputs, context: StageContext, method: Method) -> StageResult:
     """Train the adapter of a stage; writes `adapter/` and `tokenizer/`.
 
     Args:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
+from prefopt.data.token_rows import lengths_of
 from prefopt.models.flops import FlopsModel, flops_model
 from prefopt.models.generate import Sampled
 from prefopt.trainers.checkpoints import CheckpointedTrainer
@@ -19,10 +21,10 @@ def mean_context(lengths: Sequence[int]) -> float:
     return sum(length * length for length in lengths) / max(1, sum(lengths))
 
 
-def completion_share(rows: Sequence[Mapping[str, Sequence[int]]]) -> float:
+def completion_share(rows: Sequence[Mapping[str, Any]]) -> float:
     """Which part of the tokens of tokenised pairs belongs to completions; the prompt counts once."""
-    completions = sum(len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in rows)
-    return completions / max(1, completions + sum(len(row["prompt_ids"]) for row in rows))
+    prompts, *sides = (int(sum(lengths_of(rows, part))) for part in ("prompt_ids", "chosen_ids", "rejected_ids"))
+    return sum(sides) / max(1, prompts + sum(sides))
 
 
 def training_cost(

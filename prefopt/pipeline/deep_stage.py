@@ -12,6 +12,9 @@ from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
+import numpy as np
+
+from prefopt.data.token_rows import TokenRows
 from prefopt.models.loading import device
 from prefopt.pipeline.adapters import Job, Opened
 from prefopt.pipeline.context import Inputs, StageContext, StageResult
@@ -87,8 +90,8 @@ class Look:
         self.device = device()
         self.spec = spec
         self.stage = stage
-        self.train = sorted(stage.rows.train, key=lambda row: -row_length(row, spec))
-        self.evaluation = sorted(stage.rows.evaluation, key=lambda row: -row_length(row, spec))
+        self.train = _longest_first(stage.rows.train, spec)
+        self.evaluation = _longest_first(stage.rows.evaluation, spec)
         self._is_ppo = isinstance(spec, PPOSpec)
         self._item_size, self._vocabulary = 4, 0  # of what is trained
         self.longest = row_length(self.train[0], spec)
@@ -119,7 +122,7 @@ class Look:
     def _probe(self, rows: int) -> dict[str, int]:
         """Peak bytes of every phase with a number of rows, and the bytes of the weights."""
         others = rows * (_ROLLOUT if self._is_ppo else 1)
-        trainer = self.trainer(rows, others, self.train[:1] * rows, self.evaluation[:1] * rows, steps=1)
+        trainer = self.trainer(rows, others, [*self.train[:1]] * rows, [*self.evaluation[:1]] * rows, steps=1)
         first = FirstStep(trainer.model, self.device, count=True)
         trainer.add_callback(first)
         found = {"weights": weight_bytes(trainer.model), "trained": trained_bytes(trainer.model)}
@@ -134,7 +137,7 @@ class Look:
         if trainer.eval_dataset is not None:
             trainer.evaluate()
         elif isinstance(self.spec, DPOSpec):
-            trainer.evaluate([dict(row) for row in self.train[:1] * rows])
+            trainer.evaluate([dict(row) for row in [*self.train[:1]] * rows])
         found["evaluation" if self.evaluation else "reference"] = peak.stop()
         return found
 
@@ -157,6 +160,13 @@ def row_length(row: Row, spec: OptimisationSpec) -> int:
         return len(row["input_ids"])
     completions = [len(row[name]) for name in ("completion_ids", "chosen_ids", "rejected_ids") if name in row]
     return len(row["prompt_ids"]) + (sum(completions) if completions else spec.max_new_tokens)  # type: ignore[attr-defined]
+
+
+def _longest_first(rows: Sequence[Row], spec: OptimisationSpec) -> Sequence[Row]:
+    if isinstance(rows, TokenRows):
+        lengths = sum(rows.lengths(part) for part in ("prompt_ids", "chosen_ids", "rejected_ids"))
+        return rows.select(np.argsort(-np.asarray(lengths), kind="stable"))
+    return sorted(rows, key=lambda row: -row_length(row, spec))
 
 
 def batch_rows(spec: OptimisationSpec, held_out: int, longest: int) -> dict[str, int]:

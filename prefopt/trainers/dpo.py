@@ -25,6 +25,7 @@ from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
+from prefopt.data.token_rows import WithColumns, lengths_of
 from prefopt.errors import DataError, InputError
 from prefopt.losses.dpo import SORTED, dpo_loss, dr_dpo, needs_reference
 from prefopt.losses.logprobs import CompletionSums
@@ -41,12 +42,12 @@ from prefopt.trainers.pairs import (
     PairTrainer,
     Row,
     agreement,
-    pair_length,
+    pair_lengths,
     runs_of_tokens,
     weights,
 )
 from prefopt.trainers.ranks import shared_out
-from prefopt.trainers.rows import tokenised_pairs
+from prefopt.trainers.rows import TOKENISED, tokenised_pairs
 
 
 @dataclass
@@ -135,6 +136,7 @@ class DPOTrainer(PairTrainer):
         )
         self._options = args.options()
         self._reference_cache = reference_cache
+        self._reference_names = reference_names(tails=self._options.ld_alpha is not None)
         self._compares = needs_reference(args.loss_type)
         self._sequential = "tdpo" in args.loss_type
         self._mean_chosen_length: Tensor | None = None
@@ -162,7 +164,7 @@ class DPOTrainer(PairTrainer):
         """Rows with the reference's log-probabilities of both completions, computed once."""
         if not self._compares or "reference_chosen_logps" in rows[0]:
             return rows
-        complete: list[dict[str, Any]] = [dict(row) for row in rows]
+        said: dict[str, list[float]] = {name: [0.0] * len(rows) for name in self._reference_names}
         batches = self._reference_batches(rows)
 
         def compute(numbers: Sequence[int]) -> list[dict[str, list[float]]]:
@@ -177,16 +179,17 @@ class DPOTrainer(PairTrainer):
         for indices, columns in zip(batches, shared_out(len(batches), compute), strict=True):
             for name, values in columns.items():
                 for index, value in zip(indices, values, strict=True):
-                    complete[index][name] = value
-        return complete
+                    said[name][index] = value
+        return WithColumns(rows, said)
 
     def _reference_batches(self, rows: Sequence[Row]) -> list[list[int]]:
         """Numbers of the rows of each batch: as many tokens as a pass may have, or as padding and logits allow."""
         if self.model.shares_prompts:
-            runs = runs_of_tokens([pair_length(row) for row in rows], TOKENS_PER_PASS)
+            runs = runs_of_tokens(pair_lengths(rows), TOKENS_PER_PASS)
             return [list(range(start, end)) for start, end in runs]
         # A pair is two rows of the batch, each as long as the longer one.
-        lengths = [2 * (len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))) for row in rows]
+        prompts, chosen, rejected = (lengths_of(rows, part) for part in TOKENISED)
+        lengths = [2 * (p + max(c, r)) for p, c, r in zip(prompts, chosen, rejected, strict=True)]
         vocabulary = self.model.config.get_text_config().vocab_size
         return batches_by_length(lengths, self.args.per_device_eval_batch_size, vocabulary)
 
@@ -194,7 +197,7 @@ class DPOTrainer(PairTrainer):
         """What the reference says of a batch. It is computed whole or not at all: rounding depends on the company."""
         if self._reference_cache is None:
             return self._reference_columns(rows)
-        names = reference_names(tails=self._options.ld_alpha is not None)
+        names = self._reference_names
         keys = [row_key(row, names) for row in rows]
         known = self._reference_cache.read(keys)
         if all(key in known for key in keys):

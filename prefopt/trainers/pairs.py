@@ -14,6 +14,7 @@ from packaging.version import Version
 from torch import Tensor, nn
 from torch.utils.data import Sampler, SequentialSampler
 
+from prefopt.data.token_rows import lengths_of
 from prefopt.errors import DataError
 from prefopt.models.batches import FILLER, some_pairs
 from prefopt.models.fused_lora import fused_lora
@@ -21,6 +22,7 @@ from prefopt.models.modes import evaluating
 from prefopt.models.shared_prefix import sharing_prompts, why_not_shared
 from prefopt.models.wrapped import HoldsPeft
 from prefopt.trainers.checkpoints import CheckpointedTrainer
+from prefopt.trainers.rows import TOKENISED
 
 Row = Mapping[str, Any]
 TOKENS_PER_PASS = 2**14
@@ -201,13 +203,13 @@ class PairTrainer(CheckpointedTrainer):
 
     def row_lengths(self) -> Sequence[int]:
         """Tokens of each pair, the prompt once."""
-        return [pair_length(row) for row in self.train_dataset]
+        return pair_lengths(self.train_dataset)
 
     def seen_positions(self) -> int:
         """Positions that the tokens of an epoch attend to: each completion its prompt and itself."""
         total = 0
-        for row in self.train_dataset:
-            prompt, chosen, rejected = (len(row[name]) for name in ("prompt_ids", "chosen_ids", "rejected_ids"))
+        parts = (lengths_of(self.train_dataset, part) for part in TOKENISED)
+        for prompt, chosen, rejected in zip(*parts, strict=True):
             total += prompt * prompt + chosen * (prompt + chosen) + rejected * (prompt + rejected)
         return total
 
@@ -251,9 +253,9 @@ def weights(batch: Mapping[str, Any]) -> Tensor:
     return torch.ones(len(batch["lengths"]), device=batch["input_ids"].device)
 
 
-def pair_length(row: Row) -> int:
-    """Tokens of a pair, the prompt once."""
-    return sum(len(row[name]) for name in ("prompt_ids", "chosen_ids", "rejected_ids"))
+def pair_lengths(rows: Sequence[Row]) -> list[int]:
+    """Tokens of each pair, the prompt once."""
+    return [sum(parts) for parts in zip(*(lengths_of(rows, part) for part in TOKENISED), strict=True)]
 
 
 def runs_of_tokens(lengths: Sequence[int], most: int) -> list[tuple[int, int]]:

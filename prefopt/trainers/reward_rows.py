@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from prefopt.data.templates import Encoder
+from prefopt.data.token_rows import WithColumns, lengths_of
 from prefopt.errors import DataError
 from prefopt.models.batches import PairCollator
 from prefopt.records import PreferencePair
@@ -19,6 +20,7 @@ from prefopt.trainers.reward_config import RewardConfig
 from prefopt.trainers.rows import pair_row
 
 Row = Mapping[str, Any]
+_RATINGS = ("rating_chosen", "rating_rejected")
 
 
 def reward_row(pair: PreferencePair, encoder: Encoder) -> dict[str, Any] | None:
@@ -72,14 +74,14 @@ class RewardRows:
         """
         length = None
         if args.length_debias:
-            gaps, weights = [extra_tokens(row) for row in rows], [row.get("weight", 1.0) for row in rows]
+            gaps, weights = gaps_of(rows), [row.get("weight", 1.0) for row in rows]
             length = fit_length_preference([row.get("probability", 1.0) for row in rows], gaps, weights)
         if args.head != "regression":
             return cls(length)
         ratings = torch.tensor([rating for row in rows for rating in ratings_of(row)], dtype=torch.double)
         return cls(length, float(ratings.mean()), max(1e-6, float(ratings.std(correction=0))))
 
-    def prepared(self, rows: Sequence[Row], args: RewardConfig, *, training: bool) -> list[dict[str, Any]]:
+    def prepared(self, rows: Sequence[Row], args: RewardConfig, *, training: bool) -> WithColumns:
         """Rows with the columns that the loss needs.
 
         Args:
@@ -90,27 +92,30 @@ class RewardRows:
         Raises:
             DataError: When a rating is missing, or all labels on the second axis are.
         """
-        complete = [dict(row) for row in rows]
+        columns: dict[str, Sequence[Any]] = {}
         if self.length is not None:
-            logits = self.length.logits([extra_tokens(row) for row in rows])
-            for row, logit in zip(complete, logits, strict=True):
-                row["length_logit"] = args.length_debias * logit
-        for row in complete:
-            if args.head == "regression":
-                first, second = ((rating - self.origin) / self.unit for rating in ratings_of(row))
-                row |= {"rating_chosen": first, "rating_rejected": second}
-            if args.second_axis:
-                row["second_probability"] = (row.get("axes") or {}).get(args.second_axis, math.nan)
+            columns["length_logit"] = [args.length_debias * logit for logit in self.length.logits(gaps_of(rows))]
+        if args.head == "regression":
+            scaled = [[(rating - self.origin) / self.unit for rating in ratings_of(row)] for row in rows]
+            columns |= {name: [pair[at] for pair in scaled] for at, name in enumerate(_RATINGS)}
+        if args.second_axis:
+            columns["second_probability"] = [(row.get("axes") or {}).get(args.second_axis, math.nan) for row in rows]
         if training:
-            _weight(complete, args)
-            if args.second_axis and all(math.isnan(row["second_probability"]) for row in complete):
+            columns |= _weights(rows, args)
+            if args.second_axis and all(map(math.isnan, columns["second_probability"])):
                 raise DataError(f"no row has a label on the axis '{args.second_axis}'")
-        return complete
+        return WithColumns(rows, columns)
 
 
 def extra_tokens(row: Row) -> int:
     """Tokens of the chosen answer minus those of the rejected one."""
     return len(row["chosen_ids"]) - len(row["rejected_ids"])
+
+
+def gaps_of(rows: Sequence[Row]) -> list[int]:
+    """`extra_tokens` of every row; of rows on disk without reading any."""
+    chosen, rejected = lengths_of(rows, "chosen_ids"), lengths_of(rows, "rejected_ids")
+    return [ours - theirs for ours, theirs in zip(chosen, rejected, strict=True)]
 
 
 def ratings_of(row: Row) -> tuple[float, float]:
@@ -125,19 +130,19 @@ def ratings_of(row: Row) -> tuple[float, float]:
     return float(first), float(second)
 
 
-def _weight(rows: Sequence[dict[str, Any]], args: RewardConfig) -> None:
-    """Multiply the rows' weights by those of their groups, and draw what each of several heads sees of them."""
+def _weights(rows: Sequence[Row], args: RewardConfig) -> dict[str, Sequence[Any]]:
+    """The rows' weights multiplied by those of their groups, and what each of several heads sees of them."""
+    columns: dict[str, Sequence[Any]] = {}
     if args.group_weights != "none":
         groups = [_group(row, args.group_by) for row in rows]
         beta = args.effective_number_beta
         weights = inverse_weights(groups) if args.group_weights == "inverse" else effective_number_weights(groups, beta)
-        for row, weight in zip(rows, weights, strict=True):
-            row["weight"] = weight * row.get("weight", 1.0)
+        columns["weight"] = [weight * row.get("weight", 1.0) for row, weight in zip(rows, weights, strict=True)]
     if args.ensemble_heads > 1:
         generator = torch.Generator().manual_seed(args.seed)
         drawn = torch.empty(len(rows), args.ensemble_heads).exponential_(generator=generator)
-        for row, each in zip(rows, (drawn / drawn.mean(0)).tolist(), strict=True):
-            row["member_weights"] = each
+        columns["member_weights"] = (drawn / drawn.mean(0)).tolist()
+    return columns
 
 
 def _group(row: Row, by: str) -> str:

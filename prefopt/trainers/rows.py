@@ -31,8 +31,8 @@ def tokenised_pairs(
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     encoded: Callable[[PreferencePair, Encoder], dict[str, Any] | None] = pair_row,
-) -> list[Mapping[str, Any]]:
-    """Tokenise preference pairs; rows that are tokenised already are kept.
+) -> Sequence[Mapping[str, Any]]:
+    """Tokenise preference pairs; rows that are tokenised already are returned as they are.
 
     Over-long prompts lose their oldest turns; rows that cannot be used (empty, equal, too long) are left out.
 
@@ -46,7 +46,7 @@ def tokenised_pairs(
         DataError: When a row is wrong, or none is usable; with the reasons.
     """
     if len(rows) == 0 or all(name in rows[0] for name in TOKENISED):
-        return list(rows)
+        return rows
     ensure_chat_template(tokenizer, "auto")
     encoder = Encoder(tokenizer, max_length)
     reasons: Counter[str] = Counter()

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from prefopt.data.load import load_pairs
 from prefopt.losses.pair_statistics import DPOOptions
 from prefopt.pipeline.adapters import Job, Method, Opened, open_adapter_stage, run_adapter_stage
 from prefopt.pipeline.context import Inputs, StageContext, StageResult
 from prefopt.pipeline.cost import completion_share
 from prefopt.pipeline.keys import KEY_FILE
+from prefopt.pipeline.pair_rows import PAIR_COLUMNS, pair_rows
 from prefopt.recipe.schema import DPOSpec
-from prefopt.records import PreferencePair
 from prefopt.store.files import read_json, sha256_json
 from prefopt.store.reference_cache import ReferenceCache
 from prefopt.trainers.arguments import training_arguments
 from prefopt.trainers.callbacks import WarnOfDisplacement
 from prefopt.trainers.dpo import DPOConfig, DPOTrainer
-from prefopt.trainers.rows import pair_row
 
 _REVISION = 1  # of how a reference's log-probabilities are computed
 
@@ -33,7 +33,7 @@ def opened(spec: DPOSpec, inputs: Inputs, context: StageContext) -> Opened:
     return open_adapter_stage(spec, inputs, context, _method(inputs, context))
 
 
-def _method(inputs: Inputs, context: StageContext) -> Method[PreferencePair]:
+def _method(inputs: Inputs, context: StageContext) -> Method:
     def trainer(job: Job, tokenizer: PreTrainedTokenizerBase) -> DPOTrainer:
         args = training_arguments(
             DPOConfig,
@@ -56,7 +56,8 @@ def _method(inputs: Inputs, context: StageContext) -> Method[PreferencePair]:
             callbacks=[*job.callbacks, WarnOfDisplacement(context.log)],
         )
 
-    return Method(load_pairs, pair_row, trainer, reference=True, head_share=completion_share)
+    rows = partial(pair_rows, columns=PAIR_COLUMNS)
+    return Method(rows, trainer, reference=True, head_share=completion_share)
 
 
 def _reference_cache(spec: DPOSpec, inputs: Inputs, context: StageContext) -> ReferenceCache | None:

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from prefopt.data.load import load_pairs
 from prefopt.errors import DataError
 from prefopt.models.heads import scale_saved_head
 from prefopt.models.reward_artefact import DESCRIPTION, RewardArtefact, write_artefact
 from prefopt.models.roles import REWARD
-from prefopt.pipeline.adapters import Opened, encoded_rows
+from prefopt.pipeline.adapters import Opened
 from prefopt.pipeline.base_model import load_weights, open_base
 from prefopt.pipeline.context import Inputs, StageContext, StageResult
 from prefopt.pipeline.cost import total
+from prefopt.pipeline.pair_rows import REWARD_COLUMNS, pair_rows
 from prefopt.pipeline.reward_members import Member, Training, train_members
 from prefopt.pipeline.reward_scores import HeldOut, measure
 from prefopt.pipeline.training import final_metrics
 from prefopt.recipe.schema import RewardSpec
-from prefopt.trainers.reward_rows import reward_row
 
 
 def run(spec: RewardSpec, inputs: Inputs, context: StageContext) -> StageResult:
@@ -63,7 +62,7 @@ def opened(spec: RewardSpec, inputs: Inputs, context: StageContext) -> Opened:
 
 def _training(spec: RewardSpec, inputs: Inputs, context: StageContext) -> Training:
     base = open_base(inputs, context)
-    rows = encoded_rows(spec, inputs, context, base, load_pairs, reward_row)
+    rows = pair_rows(spec, inputs, context, base, REWARD_COLUMNS)
     return Training(spec, inputs, context, base, rows)
 
 

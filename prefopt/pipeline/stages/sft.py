@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -10,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from prefopt.data.load import Loaded, load_demonstrations
 from prefopt.data.templates import Encoder
 from prefopt.errors import DataError
-from prefopt.pipeline.adapters import Job, Method, Opened, open_adapter_stage, run_adapter_stage
+from prefopt.pipeline.adapters import Job, Method, Opened, encoded_rows, open_adapter_stage, run_adapter_stage
 from prefopt.pipeline.context import Inputs, StageContext, StageResult
 from prefopt.recipe.schema import DataSpec, SFTSpec
 from prefopt.records import Demonstration
@@ -28,7 +29,7 @@ def opened(spec: SFTSpec, inputs: Inputs, context: StageContext) -> Opened:
     return open_adapter_stage(spec, inputs, context, _method(context))
 
 
-def _method(context: StageContext) -> Method[Demonstration]:
+def _method(context: StageContext) -> Method:
     def trainer(job: Job, tokenizer: PreTrainedTokenizerBase) -> SFTTrainer:
         args = training_arguments(
             SFTConfig,
@@ -49,7 +50,7 @@ def _method(context: StageContext) -> Method[Demonstration]:
             callbacks=job.callbacks,
         )
 
-    return Method(_load, _row, trainer, reference=False)
+    return Method(partial(encoded_rows, load=_load, row=_row), trainer, reference=False)
 
 
 def _load(names: tuple[str, ...], data: Mapping[str, DataSpec], seed: int) -> Loaded[Demonstration]:
