@@ -169,6 +169,8 @@ class Cells:
         return {name: value for name, value in self._row.row.items() if name not in interpreted and value is not None}
 
     def _message(self, column: str, index: int, item: object) -> Message:
+        if type(item) is dict and len(item) == 2 and item.get("role") in ROLES and type(item.get("content")) is str:
+            return Message(item["role"], item["content"])  # as almost all
         place = f"message {index + 1}"
         if not isinstance(item, Mapping) or not {"role", "content"} <= item.keys():
             raise self.error(column, f"{{'role', 'content'}} as {place}, found {item!r:.60}")

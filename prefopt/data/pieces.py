@@ -14,11 +14,12 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 # Of the words that are remembered: with their ids a few dozen bytes each, some megabytes together.
-MOST_WORDS = 1 << 16
+MOST_WORDS = 1 << 15
 LONGEST_WORD = 32
 # How many texts are tokenised both ways before pieces are trusted.
 COMPARED = 32
 _ANCHOR = "a"
+_AT_ONCE = 99
 
 # Patterns of GPT-2, of GPT-4 and Llama 3, of Qwen, and of GPT-4o. None has a match go on over a space that follows
 # something else, or look behind itself: one ends before the space, and the next begins there as at a text's start.
@@ -72,7 +73,9 @@ class Pieces:
         """The ids of every text, packed as `id_bytes` does."""
         if not self._by_words:
             return self._whole(texts)
-        found = self._from_words(texts)
+        # A few at a time: words of some need not be asked for again by the next.
+        parts = (texts[start : start + _AT_ONCE] for start in range(0, len(texts), _AT_ONCE))
+        found = [ids for part in parts for ids in self._from_words(part)]
         if self._compared < COMPARED:
             whole = self._whole(texts[: COMPARED - self._compared])
             if whole != found[: len(whole)]:

@@ -26,7 +26,7 @@ LAYOUT = "layout.json"
 TRAIN, EVAL = "train", "eval"
 _TOKENS, _BOUNDS = "tokens.i32", "bounds.i64"
 # Rows are written in blocks of this many.
-_BLOCK = 4096
+_BLOCK = 1000
 Lengths = npt.NDArray[np.int64]
 Order = npt.NDArray[np.int64]
 

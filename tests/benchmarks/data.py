@@ -36,14 +36,14 @@ ENVIRONMENT = {
 
 
 def sentences(seed: int) -> Iterator[str]:
-    """Sentences of 14 words; as in a language, the word of rank r comes with a frequency of about 1 / r."""
+    """Sentences of 12 words; as in a language, the word of rank r comes with a frequency of about 1 / r."""
     rng = random.Random(seed)
     words = ["".join(rng.choices(LETTERS, k=rng.choice((2, 3, 4, 4, 5, 6, 7, 8)))) for _ in range(WORDS)]
     weights = [1 / (rank + 3) for rank in range(WORDS)]
     while True:
-        drawn = rng.choices(words, weights, k=14_000)
-        for start in range(0, len(drawn), 14):
-            text = " ".join(drawn[start : start + 14])
+        drawn = rng.choices(words, weights, k=12_000)
+        for start in range(0, len(drawn), 12):
+            text = " ".join(drawn[start : start + 12])
             yield f"{text[0].upper()}{text[1:]}."
 
 

@@ -305,10 +305,13 @@ for name in sys.argv[2:]:
 def test_memory_grows_by_digests_and_not_by_texts(tmp_path):
     """Twenty thousand pairs are 20 MB of text and 5 million tokens; of each a few dozen bytes may stay."""
     paths = []
-    for count in (2000, 22_000):
+    for count in (4000, 24_000):
         paths.append(tmp_path / f"{count}.jsonl")
         with paths[-1].open("w") as file:
-            file.writelines(json.dumps(pair(n, "the quick fox " * 40, "said no " * 40)) + "\n" for n in range(count))
+            for number in range(count):
+                # No new words: those that are remembered are bounded, but need a while to be as many.
+                prompt = {"prompt": " ".join(str(number))}
+                file.write(json.dumps(pair(0, "the quick fox " * 40, "said no " * 40) | prompt) + "\n")
     done = subprocess.run(
         [sys.executable, "-c", _PEAK, str(tmp_path), *map(str, paths)], capture_output=True, text=True, check=True,
         cwd=Path(__file__).parents[3],
