@@ -204,6 +204,7 @@ class _Decisions:
 
     def __init__(self, scratch: Path, reading: _Reading, fractions: list[float], elsewhere: frozenset[str]) -> None:
         self._scratch, self._path, self._fractions = scratch, reading.records, np.array(fractions)
+        self._rows = reading.rows
         self._held = self._held_out(reading.shares, elsewhere)
         duplicates = repeated(self._column("row"))
         state = [self._states(block, duplicates[start : start + len(block)]) for start, block in self._blocks()]
@@ -264,8 +265,10 @@ class _Decisions:
                 start += len(block)
 
     def _column(self, name: str) -> Any:
-        parts = [block[name].copy() for _, block in self._blocks()]
-        return np.concatenate(parts or [np.empty(0, _FIELDS[name])])
+        column = np.empty(self._rows, _FIELDS[name])
+        for start, block in self._blocks():
+            column[start : start + len(block)] = block[name]
+        return column
 
     def _held_out(self, shares: list[Share], elsewhere: frozenset[str]) -> Digests:
         """Digests of the prompts that any data set holds out, sorted."""

@@ -12,9 +12,9 @@ from typing import Any
 from prefopt.errors import EnvironmentFault
 from prefopt.pipeline.context import Inputs, StageContext, StageResult
 from prefopt.pipeline.deep_check import REPORT
-from prefopt.pipeline.deep_stage import Look, Row, passes_per_step
+from prefopt.pipeline.deep_stage import Look, Row, batch_rows, passes_per_step
 from prefopt.pipeline.stand_ins import stand_ins
-from prefopt.recipe.schema import OptimisationSpec, PPOSpec
+from prefopt.recipe.schema import DPOSpec, OptimisationSpec, PPOSpec
 from prefopt.store.files import write_json
 from prefopt.trainers.memory import FirstStep, ProcessPeak
 
@@ -41,6 +41,9 @@ def whole_batch(look: Look) -> tuple[int | None, dict[str, Any], list[str]]:
         evaluation = min(evaluation, look.spec.rollout_batch_size)
     passes = min(passes_per_step(look.spec), 2)
     rows = _repeated(look.train, batch) * passes * _STEPS
+    if isinstance(look.spec, DPOSpec):  # the reference looks at more rows at once than a step has
+        everything = batch_rows(look.spec, len(look.train), 0, look.longest)["reference"]
+        rows += _repeated(look.train, max(0, everything - len(rows)))
     held_out = look.evaluation[:evaluation]
     trainer = look.trainer(batch, evaluation, rows, held_out, steps=_STEPS, passes=passes)
     first = FirstStep(trainer.model, look.device, count=False)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from prefopt.data.token_rows import TokenRows
+from prefopt.losses.token_statistics import MAX_LOGITS
 from prefopt.models.loading import device
 from prefopt.pipeline.adapters import Job, Opened
 from prefopt.pipeline.context import Inputs, StageContext, StageResult
@@ -22,7 +23,7 @@ from prefopt.pipeline.deep_check import MEMORY_VARIABLE, REPORT
 from prefopt.pipeline.deep_tokens import sample, token_problems
 from prefopt.pipeline.estimate import UPDATE, Estimate, Phase
 from prefopt.pipeline.stand_ins import stand_ins
-from prefopt.recipe.schema import DPOSpec, OptimisationSpec, PPOSpec, SFTSpec, TrainingSpec
+from prefopt.recipe.schema import DPOSpec, OptimisationSpec, PPOSpec, RewardSpec, SFTSpec, TrainingSpec
 from prefopt.store.files import write_json
 from prefopt.trainers.checkpoints import CheckpointedTrainer
 from prefopt.trainers.memory import (
@@ -40,6 +41,8 @@ from prefopt.trainers.trl import HeadTile
 # Rows of a rollout for a row of an update: sampling also has peaks that do not depend on rows, such as merging the
 # adapter, and they must not be what is seen.
 _ROLLOUT = 4
+# The logits of a few tokens, their logarithms and their probabilities.
+_LOGITS_AT_ONCE = 3
 Row = Mapping[str, Any]
 
 
@@ -101,23 +104,34 @@ class Look:
         one, two = self._probe(1), self._probe(2)
         # Only now: the first step of a process loads kernels that stay.
         process = ProcessPeak(self.device)
-        rows = batch_rows(self.spec, len(self.evaluation), self.longest)
+        rows = batch_rows(self.spec, len(self.train), len(self.evaluation), self.longest)
         phases = tuple(self._phase(name, rows[name], one[name], two[name]) for name in rows)
         trained = one["trained"]
         passes = passes_per_step(self.spec)
         return Estimate(process.level, one["weights"], trained, 2 * trained, passes, phases)
 
     def _phase(self, name: str, rows: int, one: int, two: int) -> Phase:
+        if isinstance(self.spec, PPOSpec):
+            per_row = (two - one) // (1 if name == UPDATE else _ROLLOUT)
+            return Phase(name, rows, max(0, 2 * one - two), per_row)
+        if isinstance(self.spec, DPOSpec | RewardSpec):
+            return self._phase_of_pairs(name, rows, one, two)
         if not isinstance(self.spec, SFTSpec):
-            per_row = (two - one) // (1 if name == UPDATE or not self._is_ppo else _ROLLOUT)
-            cut = name in (UPDATE, "reference") and not self._is_ppo
-            at_most = max(1, TOKENS_PER_PASS // self.longest) if cut else None
-            return Phase(name, rows, max(0, 2 * one - two), per_row, at_most=at_most)
+            return Phase(name, rows, max(0, 2 * one - two), two - one)
         row = (self.train if name == UPDATE else self.evaluation)[0]
         tile = HeadTile(self._vocabulary, self._item_size, on_cpu=self.device.type == "cpu")
         tokens = tile.tokens(row)
         one, two = one - tile.allocated(tokens), two - tile.allocated(2 * tokens)
         return Phase(name, rows, max(0, 2 * one - two), two - one, tile.taken(tokens), tile.taken())
+
+    def _phase_of_pairs(self, name: str, rows: int, one: int, two: int) -> Phase:
+        """Passes have a number of tokens, and the head a number of logits, however many rows there are."""
+        at_most = None if name == "evaluation" else max(1, TOKENS_PER_PASS // self.longest)
+        row = (self.evaluation if name == "evaluation" else self.train)[0]
+        logits = 0 if isinstance(self.spec, RewardSpec) else 4 * _LOGITS_AT_ONCE * self._vocabulary
+        tokens, most = len(row["chosen_ids"]) + len(row["rejected_ids"]), max(1, MAX_LOGITS // self._vocabulary)
+        one, two = one - min(tokens, most) * logits, two - min(2 * tokens, most) * logits
+        return Phase(name, rows, max(0, 2 * one - two), two - one, tokens * logits, most * logits, at_most)
 
     def _probe(self, rows: int) -> dict[str, int]:
         """Peak bytes of every phase with a number of rows, and the bytes of the weights."""
@@ -138,7 +152,7 @@ class Look:
             trainer.evaluate()
         elif isinstance(self.spec, DPOSpec):
             trainer.evaluate([dict(row) for row in [*self.train[:1]] * rows])
-        found["evaluation" if self.evaluation else "reference"] = peak.stop()
+        found["evaluation"] = found["reference"] = peak.stop()  # of a row as much, without gradients
         return found
 
     def trainer(
@@ -169,11 +183,12 @@ def _longest_first(rows: Sequence[Row], spec: OptimisationSpec) -> Sequence[Row]
     return sorted(rows, key=lambda row: -row_length(row, spec))
 
 
-def batch_rows(spec: OptimisationSpec, held_out: int, longest: int) -> dict[str, int]:
+def batch_rows(spec: OptimisationSpec, train: int, held_out: int, longest: int) -> dict[str, int]:
     """Phase → rows of its batch.
 
     Args:
         spec: The stage's options.
+        train: Rows to train on.
         held_out: Rows to evaluate on.
         longest: Tokens of the longest row.
     """
@@ -184,8 +199,8 @@ def batch_rows(spec: OptimisationSpec, held_out: int, longest: int) -> dict[str,
         )
     if held_out:
         rows["evaluation"] = min(spec.per_device_eval_batch_size, held_out)
-    elif isinstance(spec, DPOSpec):
-        rows["reference"] = max(1, TOKENS_PER_PASS // longest)
+    if isinstance(spec, DPOSpec):
+        rows["reference"] = min(train, max(1, TOKENS_PER_PASS // longest))
     return rows
 
 

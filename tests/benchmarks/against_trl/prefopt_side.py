@@ -66,7 +66,7 @@ def build(a: argparse.Namespace, rows: list[Row], clock: Clock) -> DPOTrainer | 
     trainer: DPOTrainer | RewardTrainer
     if a.method == "dpo":
         trainer = DPOTrainer(str(a.dir / "model"), DPOConfig(**common), **more)
-        start_from(a.start, trainer.model, POLICY, None)
+        start_from(a.start, trainer.model.peft, POLICY, None)
     else:
         trainer = RewardTrainer(str(a.dir / "model"), RewardConfig(**common), **more)
         start_from(a.start, trainer.model.peft, REWARD, trainer.model.score)

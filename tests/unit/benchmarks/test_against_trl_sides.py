@@ -16,7 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Qwen2Config
 
-from prefopt.models.batches import PairCollator
+from prefopt.models.batches import PairCollator, padded_pairs
 from tests.benchmarks.against_trl import random_pairs
 from tests.benchmarks.against_trl.clock import Clock, counted_share
 from tests.benchmarks.against_trl.ledger import read_result
@@ -61,14 +61,14 @@ def test_the_share_of_counted_pairs_is_by_tokens() -> None:
 @pytest.mark.parametrize("method", ["dpo", "reward"])
 def test_the_recorder_gives_back_the_rows_of_batches(method: str, tmp_path: Path) -> None:
     rows, model = random_rows(6), tiny_policy(adapter="default")
-    recorder, collate = Recorder(), PairCollator(0)
+    recorder = Recorder()
     whole = [
         {"prompt": row["prompt_ids"], **{f"{side}_ids": row["prompt_ids"] + row[f"{side}_ids"] for side in SIDES}}
         for row in rows
     ]
     trainer = SimpleNamespace(model=model, train_dataset=whole, processing_class=lambda ids: {"input_ids": ids})
     for start in (0, 3):
-        batch = collate(rows[start : start + 3])
+        batch = padded_pairs(PairCollator()(rows[start : start + 3]))
         if method == "reward":
             del batch["completion_mask"]
         assert recorder.step(trainer, model, batch) == 0
@@ -81,7 +81,7 @@ SIDES = ("chosen", "rejected")
 
 def test_prefopt_starts_with_the_weights_of_trl(tmp_path: Path) -> None:
     recorder, theirs = Recorder(), tiny_policy(adapter="default", seed=3)
-    recorder.step(SimpleNamespace(model=theirs), theirs, PairCollator(0)(random_rows(2)))
+    recorder.step(SimpleNamespace(model=theirs), theirs, padded_pairs(PairCollator()(random_rows(2))))
     recorder.write(tmp_path / "start")
     ours = tiny_policy(seed=4)
     start_from(tmp_path / "start", ours, "policy", None)
