@@ -33,12 +33,14 @@ def kl_tokens(
     estimator: KLEstimator = "k1",
     *,
     for_reward: bool = False,
+    for_loss: bool = False,
 ) -> Tensor:
     """Estimate of each token's KL(policy ‖ reference) from the token that was sampled (Schulman 2020).
 
     With d = log π - log π_ref: k1 = d, k2 = d²/2, k3 = exp(-d) - 1 + d. All estimate the same number, but as part of
     the reward only k1 has its gradient (arXiv 2506.09477): E[k3 ∇log π] = ∇KL(π ‖ ref) - ∇KL(ref ‖ π), which cancels
-    near the reference, and k2 fails in the same way.
+    near the reference, and k2 fails in the same way. As a loss, differentiated where it was sampled, k1 has gradient 0
+    in expectation, k2 that of KL(π ‖ ref) of the token, and k3 that of KL(ref ‖ π).
 
     Args:
         logps: [B, L], of the policy, nats.
@@ -46,15 +48,18 @@ def kl_tokens(
         mask: [B, L].
         estimator: Which of the three.
         for_reward: Whether the result goes into the reward.
+        for_loss: Whether the result is differentiated.
 
     Returns:
         [B, L], nats, 0 outside the mask.
 
     Raises:
-        ValueError: For k2 or k3 in the reward.
+        ValueError: For k2 or k3 in the reward, and for k1 as a loss.
     """
     if for_reward and estimator != "k1":
         raise ValueError(f"{estimator} in the reward has the wrong gradient (arXiv 2506.09477); use k1")
+    if for_loss and estimator == "k1":
+        raise ValueError("k1 as a loss has no gradient in expectation (arXiv 2506.09477); use k2 or k3")
     # Log-probabilities of padding may be anything, infinite as well.
     difference = torch.where(mask.bool(), logps - reference_logps, 0.0)
     if estimator == "k1":
@@ -137,21 +142,32 @@ class PPOOptions(NamedTuple):
     """Scalars of the loss.
 
     Attributes:
-        cliprange: ε of the ratio.
-        cliprange_value: How far a value may move from the rollout's before its loss is clipped.
+        cliprange: ε: a ratio below 1 - ε is clipped.
+        cliprange_high: A ratio above 1 + this is clipped; None for ε (arXiv 2503.14476, section 3.1).
+        dual_clip: c: of a token with a negative advantage A the loss is at most -c A (arXiv 1912.09729, equation 5);
+            None for no such bound.
+        cliprange_value: How far a value may move from the rollout's before its loss is clipped; None for no clip.
         vf_coef: Weight of the value loss.
+        entropy_coef: Weight of the entropy, which is subtracted.
+        kl_coef: Weight of a KL estimate that is a loss, and not part of the reward.
+        kl_estimator: Which one: k2 or k3.
     """
 
     cliprange: float = 0.2
-    cliprange_value: float = 0.2
+    cliprange_high: float | None = None
+    dual_clip: float | None = None
+    cliprange_value: float | None = 0.2
     vf_coef: float = 0.1
+    entropy_coef: float = 0.0
+    kl_coef: float = 0.0
+    kl_estimator: KLEstimator = "k3"
 
 
 class PolicyLoss(NamedTuple):
     """The policy's part, [B, L] each and 0 outside the mask.
 
     Attributes:
-        losses: max(-A ratio, -A clip(ratio)).
+        losses: max(-A ratio, -A clip(ratio)), where A < 0 at most -c A with dual clipping.
         ratio: π / π_old, without gradient.
         clipped: 1 where the clip decides, and no gradient flows.
         approx_kl: k3 estimate of KL(π_old ‖ π), nats, without gradient.
@@ -175,7 +191,9 @@ class ValueLoss(NamedTuple):
     clipped: Tensor
 
 
-def policy_loss(logps: Tensor, old_logps: Tensor, advantages: Tensor, mask: Tensor, cliprange: float) -> PolicyLoss:
+def policy_loss(
+    logps: Tensor, old_logps: Tensor, advantages: Tensor, mask: Tensor, options: PPOOptions = PPOOptions()
+) -> PolicyLoss:
     """Clipped surrogate of each token (arXiv 1707.06347, equation 7), to be minimised.
 
     Args:
@@ -183,24 +201,29 @@ def policy_loss(logps: Tensor, old_logps: Tensor, advantages: Tensor, mask: Tens
         old_logps: [B, L], of the policy that sampled.
         advantages: [B, L].
         mask: [B, L].
-        cliprange: ε.
+        options: `cliprange`, `cliprange_high` and `dual_clip` of them.
     """
     inside = mask.bool()
     # Masked before the exponential: what stands after a completion may be infinitely unlikely.
     log_ratio = torch.where(inside, logps - old_logps, 0.0)
     ratio = log_ratio.exp()
-    plain, clipped = -advantages * ratio, -advantages * ratio.clamp(1 - cliprange, 1 + cliprange)
-    losses = torch.where(inside, torch.maximum(plain, clipped), 0.0)
+    high = options.cliprange if options.cliprange_high is None else options.cliprange_high
+    plain, limited = -advantages * ratio, -advantages * ratio.clamp(1 - options.cliprange, 1 + high)
+    losses, clipped = torch.maximum(plain, limited), limited > plain
+    if options.dual_clip is not None:
+        bound = -options.dual_clip * advantages
+        beyond = (advantages < 0) & (losses > bound)
+        losses, clipped = torch.where(beyond, bound, losses), clipped | beyond
     detached = log_ratio.detach()
     return PolicyLoss(
-        losses,
+        torch.where(inside, losses, 0.0),
         torch.where(inside, ratio.detach(), 0.0),
-        torch.where(inside, (clipped > plain).to(losses), 0.0),
+        torch.where(inside, clipped.to(losses), 0.0),
         torch.expm1(detached) - detached,
     )
 
 
-def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, cliprange: float) -> ValueLoss:
+def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, cliprange: float | None) -> ValueLoss:
     """Clipped squared error of each token's value (arXiv 1909.08593; arXiv 2403.17031, detail 27).
 
     Args:
@@ -208,32 +231,52 @@ def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor
         old_values: [B, L], at the time of the rollout.
         returns: [B, L].
         mask: [B, L].
-        cliprange: How far a value may move from the rollout's.
+        cliprange: How far a value may move from the rollout's; None for the plain error.
     """
     inside = mask.bool()
-    limited = old_values + (values - old_values).clamp(-cliprange, cliprange)
-    plain, clipped = (values - returns).square(), (limited - returns).square()
+    plain = (values - returns).square()
+    if cliprange is None:
+        return ValueLoss(0.5 * torch.where(inside, plain, 0.0), torch.zeros_like(plain))
+    limited = (old_values + (values - old_values).clamp(-cliprange, cliprange) - returns).square()
     return ValueLoss(
-        0.5 * torch.where(inside, torch.maximum(plain, clipped), 0.0),
-        torch.where(inside, (clipped > plain).to(values), 0.0),
+        0.5 * torch.where(inside, torch.maximum(plain, limited), 0.0),
+        torch.where(inside, (limited > plain).to(values), 0.0),
     )
 
 
-def ppo_loss(
-    policy: PolicyLoss, value: ValueLoss, mask: Tensor, options: PPOOptions, tokens: Tensor | None = None
+def ppo_loss(  # noqa: PLR0913  (keyword-only)
+    policy: PolicyLoss | None,
+    value: ValueLoss | None,
+    mask: Tensor,
+    options: PPOOptions,
+    tokens: Tensor | None = None,
+    *,
+    entropy: Tensor | None = None,
+    kl: Tensor | None = None,
 ) -> Tensor:
-    """Policy loss + vf_coef · value loss, each a mean over tokens: one scalar.
+    """Policy loss + vf_coef · value loss - entropy_coef · entropy + kl_coef · KL, each a mean over tokens: one scalar.
 
     Args:
-        policy: See `policy_loss`.
-        value: See `value_loss`.
+        policy: See `policy_loss`; None leaves it out, where policy and value have backward passes of their own.
+        value: See `value_loss`; None leaves it out.
         mask: [B, L].
-        options: `vf_coef` of them.
+        options: The weights.
         tokens: Divisor, a scalar: all tokens of the optimiser step, where these rows are a part of it, so that the
             parts' losses add up to that of the whole. By default the tokens of these rows.
+        entropy: [B, L], nats, with gradient; without it there is no bonus.
+        kl: [B, L], nats, of `kl_tokens` with gradient; without it the KL is no loss.
     """
     total = mask.sum().clamp(min=1) if tokens is None else tokens
-    return (policy.losses.sum() + options.vf_coef * value.losses.sum()) / total
+    inside, losses = mask.bool(), torch.zeros_like(mask, dtype=torch.float32)
+    if policy is not None:
+        losses = losses + policy.losses
+    if value is not None:
+        losses = losses + options.vf_coef * value.losses
+    if entropy is not None and options.entropy_coef:
+        losses = losses - options.entropy_coef * torch.where(inside, entropy, 0.0)
+    if kl is not None and options.kl_coef:
+        losses = losses + options.kl_coef * torch.where(inside, kl, 0.0)
+    return losses.sum() / total
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ class TokenStatistics(NamedTuple):
 
     Attributes:
         logps: log π(token).
-        entropy: Of the next-token distribution, without gradient.
+        entropy: Of the next-token distribution; without gradient unless asked for.
         log_collision: log Σ_v π(v)², how likely two samples agree, without gradient; None unless asked for.
         divergence: KL(reference ‖ policy) of the next-token distributions; None without a reference.
     """
@@ -48,13 +48,14 @@ class TokenStatistics(NamedTuple):
     divergence: Tensor | None
 
 
-def token_statistics(
+def token_statistics(  # noqa: PLR0913  (keyword-only)
     states: Tensor,
     targets: Tensor,
     head: Head,
     *,
     collision: bool = False,
     reference_states: Tensor | None = None,
+    entropy_gradient: bool = False,
     max_logits: int = MAX_LOGITS,
 ) -> TokenStatistics:
     """Statistics of tokens, a few at a time.
@@ -65,16 +66,23 @@ def token_statistics(
         head: Of the model.
         collision: Whether to compute `log_collision`.
         reference_states: [N, H] of the reference, which has the same head.
+        entropy_gradient: Whether `entropy` is to be differentiated.
         max_logits: Most logits that are there at once.
     """
     with torch.no_grad():
         chunk = max(1, max_logits // head.logits(states[:1].detach()).shape[-1])
+    wanted = _Wanted(collision, entropy_gradient)
     if head.is_trained and torch.is_grad_enabled():
-        return _recomputed(states, targets, head.logits, collision, reference_states, chunk)
+        return _recomputed(states, targets, head.logits, wanted, reference_states, chunk)
     found = _Statistics.apply(  # type: ignore[no-untyped-call]
-        states, targets, head.logits, collision, reference_states, chunk
+        states, targets, head.logits, wanted, reference_states, chunk
     )
     return TokenStatistics(*found)
+
+
+class _Wanted(NamedTuple):
+    collision: bool
+    entropy_gradient: bool
 
 
 class _Statistics(torch.autograd.Function):
@@ -84,13 +92,14 @@ class _Statistics(torch.autograd.Function):
         states: Tensor,
         targets: Tensor,
         head: Callable[[Tensor], Tensor],
-        collision: bool,
+        wanted: _Wanted,
         reference_states: Tensor | None,
         chunk: int,
     ) -> tuple[Tensor | None, ...]:
         needs_gradient = ctx.needs_input_grad[0]
         columns: list[list[Tensor | None]] = [[], [], [], []]
-        gradients: list[list[Tensor]] = [[], []]
+        # Of log-probability, entropy and divergence, by their place among the results; empty where there is none.
+        gradients: dict[int, list[Tensor]] = {0: [], 1: [], 3: []}
         for start in range(0, len(states), chunk):
             piece = slice(start, start + chunk)
             with torch.set_grad_enabled(needs_gradient):
@@ -98,47 +107,52 @@ class _Statistics(torch.autograd.Function):
                 logits = head(own)
             with torch.no_grad():
                 reference = None if reference_states is None else _log_softmax(head(reference_states[piece]))
-                said, slopes = _of_logits(logits.detach(), targets[piece], collision, reference, needs_gradient)
+                said, slopes = _of_logits(logits.detach(), targets[piece], wanted, reference, needs_gradient)
             for column, values in zip(columns, said, strict=True):
                 column.append(values)
-            for number, (kept, slope) in enumerate(zip(gradients, slopes, strict=False)):
-                again = number + 1 < len(slopes)
-                kept.append(torch.autograd.grad(logits, own, slope.to(logits.dtype), retain_graph=again)[0])
-        ctx.save_for_backward(*(torch.cat(kept) for kept in gradients if kept))
+            for number, (place, slope) in enumerate(slopes.items(), 1):
+                again = number < len(slopes)
+                gradients[place].append(torch.autograd.grad(logits, own, slope.to(logits.dtype), retain_graph=again)[0])
+        ctx.places = [place for place, kept in gradients.items() if kept]
+        ctx.save_for_backward(*(torch.cat(gradients[place]) for place in ctx.places))
         joined = [None if not column or column[0] is None else torch.cat(column) for column in columns]  # type: ignore[arg-type]
         if joined[0] is None:  # no tokens
             empty = states.new_zeros(0, dtype=_dtype(states))
-            joined = [empty, empty, empty if collision else None, None if reference_states is None else empty]
-        ctx.mark_non_differentiable(*(column for column in joined[1:3] if column is not None))
+            joined = [empty, empty, empty if wanted.collision else None, None if reference_states is None else empty]
+        constant = joined[2:3] if wanted.entropy_gradient else joined[1:3]
+        ctx.mark_non_differentiable(*(column for column in constant if column is not None))
         return tuple(joined)
 
     @staticmethod
     def backward(ctx: Any, *outer: Tensor | None) -> tuple[Tensor | None, ...]:
         total: Tensor | None = None
-        for slopes, each in zip(ctx.saved_tensors, (outer[0], outer[3]), strict=False):
-            if each is not None:
+        for place, slopes in zip(ctx.places, ctx.saved_tensors, strict=True):
+            if (each := outer[place]) is not None:
                 part = slopes * each.unsqueeze(1).to(slopes.dtype)
                 total = part if total is None else total.add_(part)
         return total, None, None, None, None, None
 
 
 def _of_logits(
-    logits: Tensor, targets: Tensor, collision: bool, reference: Tensor | None, slopes: bool
-) -> tuple[tuple[Tensor | None, ...], list[Tensor]]:
-    """The statistics of a few tokens, and the gradients of log-probability and divergence with respect to logits."""
+    logits: Tensor, targets: Tensor, wanted: _Wanted, reference: Tensor | None, slopes: bool
+) -> tuple[tuple[Tensor | None, ...], dict[int, Tensor]]:
+    """The statistics of a few tokens, and the gradients with respect to logits of those that have one, by place."""
     log_probabilities = _log_softmax(logits)
     probabilities = log_probabilities.exp()
     column = targets.unsqueeze(1)
     logps = log_probabilities.gather(1, column).squeeze(1)
     entropy = -torch.linalg.vecdot(probabilities, log_probabilities)
-    collided = torch.linalg.vecdot(probabilities, probabilities).log() if collision else None
-    divergence, found = None, []
+    collided = torch.linalg.vecdot(probabilities, probabilities).log() if wanted.collision else None
+    divergence, found = None, {}
     if reference is not None:
         expected = reference.exp()
         divergence = torch.linalg.vecdot(expected, reference - log_probabilities)
-        found = [probabilities - expected] if slopes else []
+        if slopes:
+            found[3] = probabilities - expected
+    if slopes and wanted.entropy_gradient:
+        found[1] = -probabilities * (log_probabilities + entropy.unsqueeze(1))
     if slopes:
-        found.insert(0, probabilities.neg_().scatter_add_(1, column, torch.ones_like(column, dtype=logps.dtype)))
+        found[0] = probabilities.neg_().scatter_add_(1, column, torch.ones_like(column, dtype=logps.dtype))
     return (logps, entropy, collided, divergence), found
 
 
@@ -146,7 +160,7 @@ def _recomputed(
     states: Tensor,
     targets: Tensor,
     head: Callable[[Tensor], Tensor],
-    collision: bool,
+    wanted: _Wanted,
     reference_states: Tensor | None,
     chunk: int,
 ) -> TokenStatistics:
@@ -155,9 +169,10 @@ def _recomputed(
     def part(own: Tensor, tokens: Tensor, other: Tensor | None) -> tuple[Tensor | None, ...]:
         log_probabilities = _log_softmax(head(own))
         logps = log_probabilities.gather(1, tokens.unsqueeze(1)).squeeze(1)
-        with torch.no_grad():
+        with torch.set_grad_enabled(wanted.entropy_gradient and torch.is_grad_enabled()):
             entropy = -torch.linalg.vecdot(log_probabilities.exp(), log_probabilities)
-            collided = (2 * log_probabilities).logsumexp(1) if collision else None
+        with torch.no_grad():
+            collided = (2 * log_probabilities).logsumexp(1) if wanted.collision else None
             reference = None if other is None else _log_softmax(head(other))
         if reference is None:
             return logps, entropy, collided, None

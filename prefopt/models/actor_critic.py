@@ -17,26 +17,56 @@ from typing import Literal, NamedTuple
 
 import torch
 from peft import PeftModel
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from prefopt.losses.token_statistics import TokenStatistics, token_statistics
 from prefopt.models.heads import ScoreHead, hang_reward, hidden_states
-from prefopt.models.roles import POLICY, reference_of, set_active, stack_of
+from prefopt.models.lm_head import head_of
+from prefopt.models.roles import POLICY, reference_of, save_adapter, set_active, stack_of
 from prefopt.models.wrapped import HoldsPeft
 
 VALUE = "value"
+HEAD = "value_head.safetensors"
 Role = Literal["policy", "reference", "value"]
 
 
-class TokenOutputs(NamedTuple):
-    """What a forward pass says about each completion token, before it is chosen.
+class Ask(NamedTuple):
+    """What a forward pass is to say of the completions' tokens.
 
     Attributes:
-        logits: [B, L, V], row t predicts completion token t; None for the role `value`.
-        values: [B, L], float32; None where the pass computes none.
+        role: Whose pass it is. A shared value comes with the policy's, and has none of its own.
+        temperature: Divides the logits.
+        entropy_gradient: Whether the entropy is to be differentiated.
+        value_alone: Whether a shared value leaves the policy's adapter as it is: its gradient ends at the head.
+        policy_states: [n, H], the policy's states at the completions' tokens: the reference then says how far the
+            policy is from it.
     """
 
-    logits: Tensor | None
+    role: Role
+    temperature: float = 1.0
+    entropy_gradient: bool = False
+    value_alone: bool = False
+    policy_states: Tensor | None = None
+
+
+class TokenOutputs(NamedTuple):
+    """What a forward pass says about each completion token, before it is chosen; 0 on padding.
+
+    Attributes:
+        logps: [B, L], log-probability of the token, nats; None for the role `value`.
+        entropy: [B, L], of the next-token distribution, nats; None for the role `value`.
+        values: [B, L], float32; None where the pass computes none.
+        divergence: [B, L], KL(policy ‖ reference) of the next-token distributions, nats, over the whole vocabulary and
+            without gradient; None unless the policy's states were given.
+        states: [n, H], the states that the tokens are chosen from, row by row; None for the role `value`.
+    """
+
+    logps: Tensor | None
+    entropy: Tensor | None
     values: Tensor | None
+    divergence: Tensor | None = None
+    states: Tensor | None = None
 
 
 class ActorCritic(HoldsPeft):
@@ -44,7 +74,8 @@ class ActorCritic(HoldsPeft):
 
     Args:
         peft: The base with an adapter named `policy`; the one that it started from, unless that is the base itself
-            (see `prefopt.models.roles.policy_on`); one named `value` unless the value shares the policy's.
+            (see `prefopt.models.roles.policy_on`); one named `value` unless the value shares the policy's. It may have
+            others, such as those of a reward model, which are not trained here.
         value_head: From the hidden state to the value.
     """
 
@@ -55,77 +86,81 @@ class ActorCritic(HoldsPeft):
         self._trained = [parameter for name, parameter in peft.named_parameters() if _is_trained(name)]
         for parameter in self.value_head.parameters():
             parameter.requires_grad_(True)
-        self._active: str | None = None
-        self.activate("policy")
+        set_active(self.peft, self._adapters("policy"))
+        self._keep_trained()
 
     def activate(self, role: Role) -> None:
         """Compute with a role's adapter from now on; everything that is trained stays trainable."""
-        if role == self._active:
-            return
-        set_active(self.peft, self._adapters(role))
-        for parameter in self._trained:
-            parameter.requires_grad_(True)
-        self._active = role
+        wanted = self._adapters(role)
+        if list(self.peft.active_adapters) != wanted:
+            set_active(self.peft, wanted)
+            self._keep_trained()
 
     def _adapters(self, role: Role) -> list[str]:
         """The adapters that are active where a role computes."""
         reference = reference_of(self.peft)
         return [reference] if role == "reference" and reference else stack_of(self.peft, role)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, prompt_length: int, role: Role) -> TokenOutputs:
+    def _keep_trained(self) -> None:
+        for parameter in self._trained:
+            parameter.requires_grad_(True)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, prompt_length: int, ask: Ask) -> TokenOutputs:
         """One forward pass of one role over prompts and completions.
 
         Args:
             input_ids: [B, P + L].
             attention_mask: [B, P + L], 0 on padding on either side.
             prompt_length: P.
-            role: Whose. A shared value comes with the policy's pass, and has none of its own.
+            ask: What to say.
         """
-        if role == "reference":
-            with self._reference():
-                return TokenOutputs(self._run(input_ids, attention_mask, prompt_length)[0], None)
-        if role == "value" and not self.shared:
-            self.activate("value")
+        with self._computing(ask.role):
             hidden = hidden_states(self.peft, input_ids, attention_mask)[:, prompt_length - 1 : -1]
-            return TokenOutputs(None, self._values(hidden))
-        self.activate("policy")
-        logits, states = self._run(input_ids, attention_mask, prompt_length)
-        return TokenOutputs(logits, None if states is None else self._values(states))
-
-    def _run(self, input_ids: Tensor, attention_mask: Tensor, prompt_length: int) -> tuple[Tensor, Tensor | None]:
-        """Logits of completion tokens, and for a shared value the states that they come from.
-
-        Through the whole model and not from its parts: some models scale or cap their logits.
-        """
-        completion = input_ids.shape[1] - prompt_length
-        output = self.peft(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=(attention_mask.cumsum(1) - 1).clamp(min=0),
-            use_cache=False,
-            logits_to_keep=completion + 1,
-            output_hidden_states=self.shared,
-        )
-        hidden = output.hidden_states[-1][:, prompt_length - 1 : -1] if self.shared else None
-        return output.logits[:, :-1], hidden
+            if ask.role == "value":
+                return TokenOutputs(None, None, self._values(hidden))
+            mask = attention_mask[:, prompt_length:].bool()
+            states = hidden[mask]
+            said = token_statistics(
+                states,
+                input_ids[:, prompt_length:][mask],
+                head_of(self.peft, ask.temperature),
+                reference_states=ask.policy_states,
+                entropy_gradient=ask.entropy_gradient,
+            )
+            found = _spread(said, mask)._replace(states=states)
+            if ask.role == "policy" and self.shared:
+                found = found._replace(values=self._values(hidden.detach() if ask.value_alone else hidden))
+            return found
 
     def _values(self, hidden: Tensor) -> Tensor:
         values: Tensor = self.value_head(hidden.float()).squeeze(-1)
         return values
 
     @contextmanager
-    def _reference(self) -> Iterator[None]:
-        """Within the block the reference's adapter is active, or none, without gradients."""
+    def _computing(self, role: Role) -> Iterator[None]:
+        """Within the block a role's adapter is active; the reference has no gradients, and the base may be it."""
+        if role != "reference":
+            self.activate(role)
+            yield
+            return
         with torch.no_grad():
             if reference_of(self.peft) is not None:
-                self.activate("reference")
+                self.activate(role)
                 yield
                 return
             with self.peft.disable_adapter():
                 yield
-            # PEFT sets the flags of the active adapter when it comes back.
-            self._active = None
-            self.activate("policy")
+            self._keep_trained()  # PEFT sets the flags of the active adapter when it comes back
+
+
+def _spread(said: TokenStatistics, mask: Tensor) -> TokenOutputs:
+    """Statistics [n] of tokens, each at its place in [B, L]."""
+
+    def place(values: Tensor) -> Tensor:
+        return torch.zeros(mask.shape, dtype=values.dtype, device=mask.device).masked_scatter(mask, values)
+
+    divergence = None if said.divergence is None else place(said.divergence)
+    return TokenOutputs(place(said.logps), place(said.entropy), None, divergence)
 
 
 def _is_trained(name: str) -> bool:
@@ -170,3 +205,17 @@ def fold_normaliser(head: ScoreHead, mean: float, std: float) -> None:
     with torch.no_grad():
         head.weight.div_(std)
         head.bias.sub_(mean).div_(std)
+
+
+def save_value(model: ActorCritic, directory: Path, base_name: str) -> None:
+    """Write the value: its head, and its adapter unless it shares the policy's.
+
+    Args:
+        model: Trained.
+        directory: Where the PEFT folder's files go, and `value_head.safetensors`.
+        base_name: See `prefopt.models.roles.save_adapter`.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    if not model.shared:
+        save_adapter(model.peft, VALUE, directory, base_name)
+    save_file({name: each.cpu().contiguous() for name, each in model.value_head.state_dict().items()}, directory / HEAD)

@@ -17,6 +17,8 @@ from transformers import (
     GenerationConfig,
     LogitsProcessor,
     PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StopStringCriteria,
     TopPLogitsWarper,
 )
 
@@ -34,6 +36,8 @@ class SamplingOptions:
         temperature: Divides the logits; 0 is greedy.
         top_p: Share of probability kept, in (0, 1].
         batch_size: Prompts in one call.
+        stop: A completion ends with the token that completes one of these strings, which its text leaves out.
+        say: Whether to say how likely each token was, and how open the choice.
         seed: Completions depend on it, the weights, the prompts and the batch size alone. Not used where the caller
             brings the random numbers.
     """
@@ -43,6 +47,8 @@ class SamplingOptions:
     temperature: float = 1.0
     top_p: float = 1.0
     batch_size: int = 64
+    stop: tuple[str, ...] = ()
+    say: bool = False
     seed: int = 0
 
 
@@ -53,12 +59,16 @@ class Sampled:
     Attributes:
         ids: Tokens, the end token included where the policy ended by itself.
         text: Decoded, without control tokens.
-        finished: Whether the policy ended by itself.
+        finished: Whether the policy ended by itself, with an end token or a stop string.
+        logps: Log-probability of each token at the temperature of sampling, nats; empty unless asked for.
+        entropies: Of the distribution that each token was drawn from, nats; empty unless asked for.
     """
 
     ids: tuple[int, ...]
     text: str
     finished: bool
+    logps: tuple[float, ...] = ()
+    entropies: tuple[float, ...] = ()
 
 
 def end_token_ids(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -97,6 +107,7 @@ def sample(
     ends = end_token_ids(model, tokenizer)
     device = next(model.parameters()).device
     complete = _complete if _keeps_a_plain_cache(model) else _complete_by_generate
+    stops = StopStringCriteria(tokenizer, list(options.stop)) if options.stop else None
     results: dict[int, Sampled] = {}
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     rng_devices = [device] if device.type == "cuda" else []
@@ -107,9 +118,10 @@ def sample(
             rows = [prompts[i] for i in indices]
             input_ids = pad_rows(rows, tokenizer.pad_token_id, left=True).to(device)
             mask = pad_rows([[1] * len(row) for row in rows], 0, left=True).to(device)
-            draw = _draw(options, None if uniforms is None else uniforms[indices].to(device))
-            for index, row in zip(indices, complete(model, input_ids, mask, ends, draw, options), strict=True):
-                results[index] = _cut(row, ends, tokenizer)
+            draw = _Draw(options, len(rows), None if uniforms is None else uniforms[indices].to(device))
+            written = complete(model, input_ids, mask, _Ends(ends, stops), draw, options)
+            for index, row, said in zip(indices, written, draw.said, strict=True):
+                results[index] = _cut(row, said, ends, tokenizer, options.stop)
             progress(len(results))
     return [results[i] for i in range(len(prompts))]
 
@@ -120,24 +132,62 @@ def _keeps_a_plain_cache(model: torch.nn.Module) -> bool:
     return not base._is_stateful and bool(base._supports_default_dynamic_cache())
 
 
-# Logits [B, V], the number of the new token and the rows [B] they belong to, to tokens [B].
-Draw = Callable[[Tensor, int, Tensor], Tensor]
+class _Draw:
+    """Draws tokens, and says how likely they were where that is asked for.
+
+    Args:
+        options: How.
+        rows: B.
+        uniforms: [B, max_new_tokens], the random number of each token; None for torch's random state.
+
+    Attributes:
+        said: Of every row, (log-probability, entropy) of each of its tokens.
+    """
+
+    def __init__(self, options: SamplingOptions, rows: int, uniforms: Tensor | None) -> None:
+        self._options = options
+        self._uniforms = uniforms
+        self.said: list[list[tuple[float, float]]] = [[] for _ in range(rows)]
+
+    def __call__(self, logits: Tensor, step: int, rows: Tensor) -> Tensor:
+        """Tokens [b] for logits [b, V], the number of the token and the rows [b] that they belong to."""
+        tokens = choose_tokens(logits, self._options, None if self._uniforms is None else self._uniforms[rows, step])
+        if self._options.say:
+            logps = (logits / (self._options.temperature or 1.0)).log_softmax(-1)
+            entropies = -torch.linalg.vecdot(logps.exp(), logps)
+            chosen = logps.gather(1, tokens[:, None]).squeeze(1)
+            for row, *numbers in zip(rows.tolist(), chosen.tolist(), entropies.tolist(), strict=True):
+                self.said[row].append((numbers[0], numbers[1]))
+        return tokens
 
 
-def _draw(options: SamplingOptions, uniforms: Tensor | None) -> Draw:
-    if uniforms is None:
-        return lambda logits, step, rows: choose_tokens(logits, options)
-    return lambda logits, step, rows: choose_tokens(logits, options, uniforms[rows, step])
+class _Ends:
+    """Which rows have ended.
+
+    Args:
+        tokens: That end a row.
+        strings: That do; None for none.
+    """
+
+    def __init__(self, tokens: Sequence[int], strings: StopStringCriteria | None) -> None:
+        self.tokens = tokens
+        self.strings = strings
+
+    def among(self, completions: Tensor) -> Tensor:
+        """Whether each row of new tokens [b, t] has ended with its last, [b]."""
+        ended = torch.isin(completions[:, -1], torch.tensor(self.tokens, device=completions.device))
+        return ended if self.strings is None else ended | self.strings(completions, None)
 
 
 def _complete(
-    model: torch.nn.Module, input_ids: Tensor, mask: Tensor, ends: Sequence[int], draw: Draw, options: SamplingOptions
+    model: torch.nn.Module, input_ids: Tensor, mask: Tensor, ends: _Ends, draw: _Draw, options: SamplingOptions
 ) -> list[list[int]]:
     """New tokens of every row [B, P]; a row that has ended leaves the batch, which is most of the work in the end."""
     cache = DynamicCache(config=model.config)
     rows = torch.arange(len(input_ids), device=input_ids.device)
-    stop = torch.tensor(ends, device=input_ids.device)
+    stop = torch.tensor(ends.tokens, device=input_ids.device)
     written: list[list[int]] = [[] for _ in range(len(input_ids))]
+    completions = input_ids[:, :0]
     position_ids = (mask.cumsum(1) - 1).clamp(min=0)
     for step in range(options.max_new_tokens):
         logits = model(
@@ -153,12 +203,14 @@ def _complete(
         tokens = draw(logits.float(), step, rows)
         for row, token in zip(rows.tolist(), tokens.tolist(), strict=True):
             written[row].append(token)
-        going = ~torch.isin(tokens, stop)
+        completions = torch.cat([completions, tokens[:, None]], 1)
+        going = ~ends.among(completions)
         if not going.any():
             break
         if not going.all():
             cache.batch_select_indices(going)
             rows, tokens, mask, position_ids = rows[going], tokens[going], mask[going], position_ids[going]
+            completions = completions[going]
         input_ids, position_ids = tokens[:, None], position_ids[:, -1:] + 1
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
     return written
@@ -192,7 +244,7 @@ def choose_tokens(logits: Tensor, options: SamplingOptions, uniforms: Tensor | N
 class _Drawn(LogitsProcessor):  # type: ignore[misc]
     """Leaves `generate` the token that was drawn and no other."""
 
-    def __init__(self, draw: Draw, prompt_length: int) -> None:
+    def __init__(self, draw: _Draw, prompt_length: int) -> None:
         self._draw = draw
         self._prompt_length = prompt_length
 
@@ -203,29 +255,62 @@ class _Drawn(LogitsProcessor):  # type: ignore[misc]
 
 
 def _complete_by_generate(
-    model: torch.nn.Module, input_ids: Tensor, mask: Tensor, ends: Sequence[int], draw: Draw, options: SamplingOptions
+    model: torch.nn.Module, input_ids: Tensor, mask: Tensor, ends: _Ends, draw: _Draw, options: SamplingOptions
 ) -> list[list[int]]:
     """As `_complete`, for models that know best how their state is kept."""
     config = GenerationConfig(
         max_new_tokens=options.max_new_tokens,
         min_new_tokens=options.min_new_tokens or None,
         do_sample=False,
-        pad_token_id=ends[0],  # rows are cut at their first end token
-        eos_token_id=list(ends),
+        pad_token_id=ends.tokens[0],  # rows are cut at their first end
+        eos_token_id=list(ends.tokens),
     )
     output = model.generate(  # type: ignore[operator]
         input_ids=input_ids,
         attention_mask=mask,
         generation_config=config,
         logits_processor=[_Drawn(draw, input_ids.shape[1])],
+        stopping_criteria=None if ends.strings is None else [_Stopped(ends, input_ids.shape[1])],
     )
     found: list[list[int]] = output[:, input_ids.shape[1] :].tolist()
+    if ends.strings is not None:
+        for row in found:
+            del row[_stopped_at(row, ends) :]
     return found
 
 
-def _cut(row: list[int], ends: list[int], tokenizer: PreTrainedTokenizerBase) -> Sampled:
+class _Stopped(StoppingCriteria):  # type: ignore[misc]
+    """Tells `generate` which rows have ended with a string."""
+
+    def __init__(self, ends: _Ends, prompt_length: int) -> None:
+        self._ends = ends
+        self._prompt_length = prompt_length
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
+        return self._ends.among(input_ids[:, self._prompt_length :])
+
+
+def _stopped_at(row: list[int], ends: _Ends) -> int:
+    """Number of tokens up to the first end; `generate` fills rows that have ended."""
+    for count in range(1, len(row)):
+        if bool(ends.among(torch.tensor([row[:count]]))):
+            return count
+    return len(row)
+
+
+def _cut(
+    row: list[int],
+    said: list[tuple[float, float]],
+    ends: list[int],
+    tokenizer: PreTrainedTokenizerBase,
+    stop: Sequence[str],
+) -> Sampled:
     """Everything up to the first end token, by position: the padding token may be an end token as well."""
     end = next((i for i, token in enumerate(row) if token in ends), None)
     ids = row if end is None else row[: end + 1]
     text = tokenizer.decode(ids if end is None else ids[:-1], skip_special_tokens=True)
-    return Sampled(tuple(ids), text, end is not None)
+    found = [text.index(string) for string in stop if string in text]
+    if found:
+        text = text[: min(found)]
+    logps, entropies = zip(*said[: len(ids)], strict=True) if said else ((), ())
+    return Sampled(tuple(ids), text, end is not None or bool(found), logps, entropies)

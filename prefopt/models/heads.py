@@ -25,7 +25,7 @@ from prefopt.errors import IntegrityError
 from prefopt.models.batches import padded_pairs
 from prefopt.models.flatten import CONFIG_FILE, WEIGHTS_FILE
 from prefopt.models.pairs import PairLayout
-from prefopt.models.roles import REWARD, adapter_on, save_adapter, set_active
+from prefopt.models.roles import REWARD, adapter_on, left_as_found, save_adapter, set_active
 from prefopt.models.shared_prefix import shared_states
 from prefopt.models.wrapped import HoldsPeft
 
@@ -121,6 +121,9 @@ class RewardModel(HoldsPeft):
 class RewardEnsemble(HoldsPeft):
     """Frozen reward models that are adapters on one base: every row passes through each of them.
 
+    The base may have other roles' adapters, which are not active any more afterwards: see
+    `prefopt.models.roles.left_as_found`.
+
     Args:
         peft: The base with the adapters.
         heads: The head of each, by the adapter's name, in the order of the scores.
@@ -133,10 +136,11 @@ class RewardEnsemble(HoldsPeft):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Scores of rows [B, T]: [B, R], the outputs of all heads side by side."""
+        self.heads.to(input_ids.device)  # a trainer may have moved the base since
         scores = []
         for adapter, head in zip(self.adapters, self.heads, strict=True):
-            if self.peft.active_adapter != adapter:
-                self.peft.set_adapter(adapter, inference_mode=True)
+            if list(self.peft.active_adapters) != [adapter]:
+                set_active(self.peft, [adapter])
             hidden = hidden_states(self.peft, input_ids, attention_mask)
             scores.append(head(last_token(hidden, attention_mask).float()))
         return torch.cat(scores, dim=1)
@@ -224,12 +228,9 @@ def hang_reward(base: PreTrainedModel | PeftModel, folder: Path, name: str) -> t
     """
     config, weights, head_weight = read_reward(folder)
     if isinstance(base, PeftModel):
-        peft, active = base, list(base.active_adapters)
-        trained = [parameter for parameter in peft.parameters() if parameter.requires_grad]
-        peft.add_adapter(name, config)
-        set_active(peft, active)
-        for parameter in trained:
-            parameter.requires_grad_(True)
+        peft = base
+        with left_as_found(peft):
+            peft.add_adapter(name, config)
     else:
         peft = get_peft_model(base, config, adapter_name=name)
     load_reward_weights(peft, name, weights, folder)

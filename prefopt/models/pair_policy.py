@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from prefopt.losses.logprobs import CompletionSums, completion_sums, sums_of_tokens
-from prefopt.losses.token_statistics import Head, token_statistics
+from prefopt.losses.token_statistics import token_statistics
 from prefopt.models.batches import padded_pairs
+from prefopt.models.lm_head import head_of
 from prefopt.models.modes import evaluating
 from prefopt.models.pairs import PairLayout
 from prefopt.models.roles import reference_active
@@ -55,28 +56,11 @@ class PairPolicy(HoldsPeft):
         tokens = token_statistics(
             shared_states(self.peft, input_ids, layout, layout.states),
             input_ids[0, layout.targets],
-            self._head(),
+            head_of(self.peft),
             collision=alignment,
             reference_states=reference_states,
         )
         return sums_of_tokens(tokens, layout.completion, layout.offset, 2 * len(lengths), head_length)
-
-    def _head(self) -> Head:
-        """From states to logits, as the model does it."""
-        base = self.peft.get_base_model()
-        module, config = base.get_output_embeddings(), base.config.get_text_config()
-        scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
-        cap = getattr(config, "final_logit_softcapping", None)
-
-        def head(states: Tensor) -> Tensor:
-            # Not the module's call, whose hooks expect to be part of the pass that is differentiated as a whole.
-            plain = type(module) is nn.Linear
-            logits: Tensor = nn.functional.linear(states, module.weight, module.bias) if plain else module(states)
-            if scale != 1.0:
-                logits = logits * scale
-            return logits if cap is None else cap * torch.tanh(logits / cap)
-
-        return Head(head, any(parameter.requires_grad for parameter in module.parameters()))
 
     def _padded(
         self, input_ids: Tensor, lengths: Tensor, head_length: Tensor | None, *, alignment: bool, sequential_kl: bool

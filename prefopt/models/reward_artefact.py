@@ -58,24 +58,29 @@ def read_artefact(directory: Path) -> RewardArtefact:
     return RewardArtefact(**values)
 
 
-def open_reward(base: PreTrainedModel | PeftModel, directory: Path) -> tuple[RewardEnsemble, RewardArtefact]:
+def open_reward(
+    base: PreTrainedModel | PeftModel, directory: Path, name: str = REWARD
+) -> tuple[RewardEnsemble, RewardArtefact]:
     """Hang all members of a reward model on a base, frozen.
 
     Args:
-        base: The frozen base.
+        base: The frozen base; where it has other roles' adapters, these stay active and trained as they are.
         directory: The artefact.
+        name: Of the adapters, where the base has other roles': a reward and a judge may be on the same one.
 
     Raises:
         IntegrityError: When a folder does not hold what `reward.json` says.
     """
     artefact = read_artefact(directory)
     heads: dict[str, ScoreHead] = {}
+    alone = not isinstance(base, PeftModel)
     for number, folder in enumerate(artefact.adapters):
-        name = REWARD if number == 0 else f"{REWARD}_{number}"
-        base, heads[name] = hang_reward(base, directory / folder, name)
+        member = f"{name.replace('.', '-')}_{number}"  # a module's name has no dots
+        base, heads[member] = hang_reward(base, directory / folder, member)
     assert isinstance(base, PeftModel)
     outputs = sum(head.out_features for head in heads.values())
     if outputs % len(artefact.axes) or (artefact.offsets and len(artefact.offsets) != outputs // len(artefact.axes)):
         raise IntegrityError(f"{directory}: {outputs} outputs do not fit {DESCRIPTION}")
-    base.requires_grad_(False)  # beside another adapter PEFT makes the active one trainable
+    if alone:
+        base.requires_grad_(False)  # beside another adapter PEFT makes the active one trainable
     return RewardEnsemble(base.eval(), heads), artefact

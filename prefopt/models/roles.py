@@ -115,6 +115,18 @@ def set_active(model: PeftModel, adapters: Sequence[str]) -> None:
         model.base_model.set_adapter(list(adapters), inference_mode=True)
 
 
+@contextmanager
+def left_as_found(model: PeftModel) -> Iterator[None]:
+    """Whatever is activated within the block, afterwards the same adapters are active and the same weights trained."""
+    active, trained = list(model.active_adapters), [each for each in model.parameters() if each.requires_grad]
+    try:
+        yield
+    finally:
+        set_active(model, active)
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
 def activate_trained(model: PeftModel, adapter: str) -> None:
     """Compute with an adapter, on what it stands on, and train it alone."""
     set_active(model, stack_of(model, adapter))
@@ -240,10 +252,17 @@ def load_adapter_weights(model: PeftModel, adapter: str, directory: Path) -> Non
     Raises:
         IntegrityError: When the folder does not hold exactly this adapter's tensors.
     """
-    result = set_peft_model_state_dict(model, load_peft_weights(str(directory), device="cpu"), adapter_name=adapter)
+    load_adapter_tensors(model, adapter, load_peft_weights(str(directory), device="cpu"), str(directory))
+
+
+def load_adapter_tensors(
+    model: PeftModel, adapter: str, tensors: dict[str, torch.Tensor], what: str = "the tensors"
+) -> None:
+    """The same with tensors as `adapter_of` gives them; `what` they are is said in errors."""
+    result = set_peft_model_state_dict(model, tensors, adapter_name=adapter)
     missing = [key for key in result.missing_keys if f".{adapter}." in key]
     if missing or result.unexpected_keys:
         raise IntegrityError(
-            f"{directory}: does not hold the adapter {adapter!r}: {len(missing)} tensors missing, "
+            f"{what}: does not hold the adapter {adapter!r}: {len(missing)} tensors missing, "
             f"{len(result.unexpected_keys)} unknown"
         )

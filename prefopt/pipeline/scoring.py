@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from peft import PeftModel
+
 from prefopt.errors import InputError
 from prefopt.models.reward_artefact import open_reward
 from prefopt.pipeline.base_model import load_weights, open_base
@@ -14,13 +16,14 @@ from prefopt.rewards.scorers import GoldScorer, LexiconScorer, Scorer
 from prefopt.store.files import sha256_file
 
 
-def open_scorer(spec: ScorerSpec, inputs: Inputs, context: StageContext) -> Scorer:
+def open_scorer(spec: ScorerSpec, inputs: Inputs, context: StageContext, *, host: PeftModel | None = None) -> Scorer:
     """Open what a stage is judged by.
 
     Args:
         spec: Names it.
         inputs: Finished input stages, the reward stage among them.
         context: The stage's context.
+        host: A base with adapters that reward models are to be hung on, beside them; loaded anew without it.
 
     Raises:
         InputError: When the stage that is named makes no reward model.
@@ -30,7 +33,7 @@ def open_scorer(spec: ScorerSpec, inputs: Inputs, context: StageContext) -> Scor
     assert spec.model is not None  # the schema asks for one of the two
     if spec.model == GoldScorer.name:
         return GoldScorer()
-    return _reward_model(spec.model, inputs, context)
+    return _reward_model(spec.model, inputs, context, host)
 
 
 def scorer_identity(spec: ScorerSpec, inputs: Inputs) -> list[object]:
@@ -42,10 +45,10 @@ def scorer_identity(spec: ScorerSpec, inputs: Inputs) -> list[object]:
     return ["function", spec.model]
 
 
-def _reward_model(stage: str, inputs: Inputs, context: StageContext) -> Scorer:
+def _reward_model(stage: str, inputs: Inputs, context: StageContext, host: PeftModel | None) -> Scorer:
     if inputs[stage].kind != "reward":
         raise InputError(f"stage {stage} is of kind {inputs[stage].kind}, which scores nothing", "name a reward stage")
     base = open_base(inputs, context)
-    model, artefact = open_reward(load_weights(base, context), inputs[stage].directory)
+    model, artefact = open_reward(host or load_weights(base, context), inputs[stage].directory, stage)
     encoder = base.encoder(None, "trim_prompt")
     return RewardModelScorer(model, encoder, base.pad_token_id, name=stage, artefact=artefact)

@@ -39,6 +39,10 @@ Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 Names = Annotated[
     tuple[Name, ...], BeforeValidator(name_as_tuple, json_schema_input_type=str | list[str]), AfterValidator(unique)
 ]
+Texts = Annotated[
+    tuple[Annotated[str, Field(min_length=1)], ...],
+    BeforeValidator(name_as_tuple, json_schema_input_type=str | list[str]),
+]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]  # what numpy takes
 
 

@@ -45,7 +45,7 @@ _PASSES = "per_device_eval_batch_size"
 _KL = "write `kl: {coefficient: 0.05}` in the stage"
 _STOP_ABOVE = "write `kl: {stop_above: 10}` in the stage"
 _ESTIMATOR = "write `kl: {estimator: k1}` in the stage"
-_FIXED_KL = "the coefficient of the KL is fixed: `kl: {coefficient: 0.05}`"
+_ADAPTIVE = "write `kl: {adaptive_target: 6.0, horizon: 10000}` in the stage"
 _REWARD = "train it in a stage, then name that: `reward: NAME`"
 _NORMALISE = "write `reward: {model: NAME, normalise: reference}`"
 _CLIP = "write `reward: {model: NAME, clip: 5}`"
@@ -161,15 +161,16 @@ FOREIGN: dict[str, Foreign] = {
     "micro_rollout_batch_size": Foreign(_OR, _PASSES),
     "num_sample_generations": Foreign(_OLD_TRL, "", "an evaluate stage samples; leave it out"),
     "n_samples_per_prompt": Foreign(_OR, "samples_per_prompt"),
+    "num_generations": Foreign(_TRL, "samples_per_prompt"),
     "init_kl_coef": Foreign(_OLD_TRL, "coefficient", _KL),
     "kl_coef": Foreign(_TRL, "coefficient", _KL),
     "kl_coeff": Foreign(_TT, "coefficient", _KL),
     "kl_estimator": Foreign(_TRL, "estimator", _ESTIMATOR),
     "kl_penalty": Foreign(_OLD_TRL, "estimator", _ESTIMATOR),
-    "kl_target": Foreign(_OR, "coefficient", _FIXED_KL),
-    "kl_horizon": Foreign(_OR, "coefficient", _FIXED_KL),
-    "adap_kl_ctrl": Foreign(_OLD_TRL, "coefficient", _FIXED_KL),
-    "ppo_target": Foreign(_LF, "coefficient", _FIXED_KL),
+    "kl_target": Foreign(_OR, "adaptive_target", _ADAPTIVE),
+    "kl_horizon": Foreign(_OR, "horizon", _ADAPTIVE),
+    "adap_kl_ctrl": Foreign(_OLD_TRL, "adaptive_target", _ADAPTIVE),
+    "ppo_target": Foreign(_LF, "adaptive_target", _ADAPTIVE),
     "target_kl": Foreign(_OLD_TRL, "stop_above", _STOP_ABOVE),
     "early_stopping": Foreign(_OLD_TRL, "stop_above", _STOP_ABOVE),
     "clip_range": Foreign("stable-baselines3", "cliprange"),
@@ -253,7 +254,7 @@ FOREIGN: dict[str, Foreign] = {
 }  # fmt: skip
 
 LATER_KEYS = frozenset(
-    "penalties adaptive_target horizon ensemble calibrate axis base_url pref_ftx rpo_alpha "
+    "penalties ensemble calibrate axis base_url pref_ftx rpo_alpha "
     "sft_loss_weight nll_loss_coef simpo_gamma orpo_alpha loss_weights precompute_ref_log_probs reference_free".split()
 )
 
@@ -288,10 +289,4 @@ VALUE_ALIASES = {
     "dpo": "sigmoid",
     "rdpo": "robust",
     "disable": "disabled",
-}
-
-_WRONG_PULL = "its gradient is wrong in the reward: near the reference it cancels, and the policy drifts away"
-REFUSED_VALUES: dict[tuple[str, str], tuple[str, str]] = {
-    ("estimator", "k2"): (f"k2 is no penalty: {_WRONG_PULL}", "write `estimator: k1`"),
-    ("estimator", "k3"): (f"k3 is no penalty: {_WRONG_PULL}", "write `estimator: k1`"),
 }

@@ -71,7 +71,8 @@ class _Linker:
         if name == GOLD:
             self._add(at, f"'{GOLD}' is the reward of the toy world, and so no name for a stage", "use another name")
         self._each((*at, "data"), stage.get("data"), self._pretraining_set if kind == "pretrain" else self._data_set)
-        self._each((*at, "ood"), stage.get("ood"), self._data_set)
+        for role in ("ood", "demonstrations"):
+            self._each((*at, role), stage.get(role), self._data_set)
         self._each((*at, "prompts"), stage.get("prompts"), self._prompts)
         if kind in _STARTED:
             self._each((*at, "init"), stage.get("init"), self._start)

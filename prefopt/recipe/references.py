@@ -21,7 +21,7 @@ SCORER_ROLES = ("reward", "judge", "proxy")
 # In `policies`, where no stage is called so: the recipe's model itself, without any adapter.
 BASE = "base"
 
-DATA_ROLES = ("data", "ood", "prompts")
+DATA_ROLES = ("data", "demonstrations", "ood", "prompts")
 STAGE_ROLES = ("init", "policies", *DATA_ROLES, *SCORER_ROLES)
 # Waited for, and not read: what comes of it decides no numbers.
 AFTER = "after"

@@ -31,6 +31,7 @@ _ACCEPTS: dict[tuple[str, str], tuple[tuple[str, ...], str]] = {
     ("reward", "data"): (("pairs",), "a reward model learns from pairs"),
     ("collect", "prompts"): (_PROMPTED, "plain text has no prompts"),
     ("ppo", "prompts"): (_PROMPTED, "plain text has no prompts"),
+    ("ppo", "demonstrations"): (("completions", "pairs"), "what is imitated are completions"),
     ("evaluate", "data"): (("pairs",), "preference accuracy is measured on pairs; name it in 'prompts' instead"),
     ("evaluate", "ood"): (("pairs",), "a reward's accuracy is measured on pairs"),
     ("evaluate", "prompts"): (_PROMPTED, "plain text has no prompts"),

@@ -13,10 +13,11 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from prefopt.recipe.base import Name, Names, Seed, Spec, list_as_tuple, quiet
+from prefopt.recipe.base import Name, Names, Seed, Spec, Texts, list_as_tuple, quiet
 from prefopt.recipe.options.dpo import DPOLossOptions
 from prefopt.recipe.options.reward import RewardOptions
 from prefopt.recipe.options.suites import Suite
+from prefopt.recipe.ppo import GuardsSpec, KLSpec
 from prefopt.recipe.scorers import Judge, PPOReward, RequireSpec, Scorer
 
 
@@ -276,15 +277,6 @@ class CollectSpec(SamplingSpec):
     prompt_offset: int = Field(0, ge=0, description="prompts passed over first; `rounds` sets it")
 
 
-class KLSpec(Spec):
-    """The penalty for leaving the reference (arXiv 1909.08593)."""
-
-    coefficient: float = Field(0.05, ge=0)
-    estimator: Literal["k1"] = Field("k1", description="of each token's KL in the reward")
-    apply: Literal["reward"] = "reward"
-    stop_above: float | None = Field(None, gt=0, description="nats per completion at which training ends")
-
-
 class PPOSpec(OptimisationSpec, AdapterSpec):
     """Proximal policy optimisation (arXiv 1707.06347) with a KL penalty (arXiv 1909.08593), in the names of TRL's PPO.
 
@@ -295,24 +287,36 @@ class PPOSpec(OptimisationSpec, AdapterSpec):
     init: Name | None = Field(None, description="stage to start from, which is also the reference")
     prompts: Names = Field(min_length=1, description="data whose training prompts are answered")
     reward: PPOReward = Field(description="'gold' in the toy world, a reward stage, or `{lexicon: FILE}`")
+    judge: Scorer | None = Field(None, description="another reward, not trained on, that the guards ask; as `reward`")
     kl: KLSpec = KLSpec()
+    guards: GuardsSpec = GuardsSpec()
     total_episodes: int = Field(10_000, ge=1, description="completions sampled in all")
     rollout_batch_size: int = Field(128, ge=1, description="episodes sampled before the policy is updated")
+    samples_per_prompt: int = Field(1, ge=1, description="episodes of a rollout that answer the same prompt")
     num_ppo_epochs: int = Field(4, ge=1)
     num_mini_batches: int = Field(1, ge=1)
     per_device_train_batch_size: int = Field(32, ge=1, description="episodes of one forward and backward pass")
     per_device_eval_batch_size: int = Field(128, ge=1, description="episodes sampled or scored together")
     max_new_tokens: int = Field(64, ge=1)
     temperature: float = Field(1.0, gt=0, description="divides the logits wherever they are used")
+    stop: Texts = Field((), description="strings that end a completion, and are no part of its text")
+    mask_truncated_completions: bool = Field(False, description="learn nothing from completions that were cut")
     gamma: float = Field(1.0, ge=0, le=1, description="discount per token")
     lam: float = Field(0.95, ge=0, le=1, description="lambda of the advantage estimate (arXiv 1506.02438)")
-    cliprange: float = Field(0.2, gt=0)
-    cliprange_value: float = Field(0.2, gt=0)
+    cliprange: float = Field(0.2, gt=0, description="epsilon: how far a ratio may be from 1")
+    cliprange_high: float | None = Field(None, gt=0, description="epsilon above 1, where it differs (arXiv 2503.14476)")
+    dual_clip: float | None = Field(None, gt=1, description="bounds the loss where A < 0 (arXiv 1912.09729)")
+    cliprange_value: float | None = Field(0.2, gt=0, description="how far a value may move in a rollout; null: any")
     vf_coef: float = Field(0.1, ge=0, description="weight of the value loss")
+    entropy_coef: float = Field(0.0, ge=0, description="weight of the entropy bonus")
+    demonstrations: Names = Field((), description="data that is imitated on the way (PTX, arXiv 2203.02155)")
+    ptx_coef: float = Field(1.0, ge=0, description="weight of the demonstrations' negative log-likelihood")
     value: Literal["shared", "adapter"] = Field(
         "adapter", description="'adapter': a LoRA adapter of its own; 'shared': a head on the policy"
     )
+    value_warmup_rollouts: int = Field(0, ge=0, description="first rollouts that train the value alone")
     whiten_rewards: bool = Field(False, description="divide token rewards by their standard deviation in the rollout")
+    whiten_advantages: bool = Field(True, description="to mean 0 and variance 1 over the rollout's tokens")
     adam_epsilon: float = Field(1e-5, gt=0)
     learning_rate: float = Field(1e-4, gt=0)
     keep_adapters: bool = Field(False, description="keep the adapter of every checkpoint, for curves over training")

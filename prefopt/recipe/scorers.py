@@ -51,12 +51,17 @@ Judge = Annotated[JudgeSpec, BeforeValidator(_as_scorer, json_schema_input_type=
 class PPORewardSpec(ScorerSpec):
     """The reward that PPO maximises."""
 
-    normalise: Literal["none", "reference"] = Field(
-        "reference", description="'reference': centred and scaled by the rewards of the reference's own completions"
+    normalise: Literal["none", "reference", "running"] = Field(
+        "reference",
+        description="centred and scaled: 'reference' by the rewards of the reference's own completions, 'running' by "
+        "all so far",
     )
     clip: float | None = Field(None, gt=0, description="normalised rewards are cut to [-clip, clip]")
     missing_eos_penalty: float = Field(
         1.0, ge=0, description="subtracted from the normalised reward of completions that do not end themselves"
+    )
+    missing_eos_score: float | None = Field(
+        None, description="is the reward of such completions instead, whatever their score (arXiv 2403.17031)"
     )
 
 

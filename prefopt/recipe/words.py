@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from prefopt.recipe.foreign import REFUSED_VALUES, VALUE_ALIASES
+from prefopt.recipe.foreign import VALUE_ALIASES
 
 _SYNTAX: tuple[tuple[str, str, str], ...] = (
     ("mapping values are not allowed", "a second ':' in one line, or a line indented too far",
@@ -95,8 +95,7 @@ def explain(error: Mapping[str, Any], written: str | None = None) -> tuple[str, 
         name, word = _BOUND[kind]
         return f"must be {word} {context[name]:g}, not {value:g}", ""
     if kind == "literal_error":
-        refused = REFUSED_VALUES.get((str(error["loc"][-1]), str(value).lower()))
-        return refused or _choice(value, str(context["expected"]))
+        return _choice(value, str(context["expected"]))
     if kind in ("too_short", "string_too_short"):
         return "must not be empty", ""
     if kind == "string_pattern_mismatch":

@@ -13,6 +13,7 @@ from prefopt.models.batches import batches_by_length, pad_rows
 from prefopt.models.heads import RewardEnsemble, RewardModel
 from prefopt.models.modes import evaluating
 from prefopt.models.reward_artefact import RewardArtefact
+from prefopt.models.roles import left_as_found
 from prefopt.records import Prompt, Score
 
 _SINGLE = RewardArtefact()
@@ -22,7 +23,7 @@ class RewardModelScorer:
     """Scores decoded text with a reward model, as the model saw it in training: prompt, completion, end token.
 
     Args:
-        model: Frozen; of one member its adapter is active.
+        model: Frozen; of one member its adapter is active. Its base may be the one that a policy trains on.
         encoder: Of the reward model's own tokenizer and template.
         pad_token_id: Fills rows; masked by length.
         name: Of the stage that trained it.
@@ -65,14 +66,14 @@ class RewardModelScorer:
         rows = [self._row(prompt, text) for prompt, text in zip(prompts, completions, strict=True)]
         scores: list[Score | None] = [None] * len(rows)
         device = next(self._model.parameters()).device
-        for indices in batches_by_length([len(row) for row in rows], self._batch_size, vocabulary=1):
-            chosen = [rows[i] for i in indices]
-            ids = pad_rows(chosen, self._pad).to(device)
-            mask = pad_rows([[1] * len(row) for row in chosen], 0).to(device)
-            with evaluating(self._model):
+        with left_as_found(self._model.peft), evaluating(self._model):
+            for indices in batches_by_length([len(row) for row in rows], self._batch_size, vocabulary=1):
+                chosen = [rows[i] for i in indices]
+                ids = pad_rows(chosen, self._pad).to(device)
+                mask = pad_rows([[1] * len(row) for row in chosen], 0).to(device)
                 found = self._model(ids, mask).cpu().double().view(len(chosen), -1, len(self._artefact.axes))
-            for index, members in zip(indices, found, strict=True):
-                scores[index] = self._combined(members)
+                for index, members in zip(indices, found, strict=True):
+                    scores[index] = self._combined(members)
         return [score for score in scores if score is not None]
 
     def preference(self, prompts: Sequence[Prompt], first: Sequence[str], second: Sequence[str]) -> list[float]:

@@ -4,7 +4,8 @@ The algorithm, in the order of this file. Until the episodes are used up:
 
 1. *Collect a rollout*: sample completions, score their text, and compute what policy, reference and value say of every
    token. Ranks share this work, and all of them get the whole rollout. The price of leaving the reference, a k1
-   estimate of the KL, is part of each token's reward; the score is the reward of the last token.
+   estimate of the KL, is part of each token's reward (or, as k2 or k3, a loss); the score is the reward of the last
+   token.
 2. *Judge it*: advantages and returns by generalised advantage estimation, advantages whitened.
 3. *Update*: several epochs of minibatches over the rollout with the clipped losses of policy and value; ranks share
    each pass.
@@ -16,9 +17,9 @@ fall between rollouts, so a killed run makes its last rollout again and continue
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,22 +32,24 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prefopt.errors import DataError, InputError
 from prefopt.losses import ppo
-from prefopt.losses.logprobs import entropy, token_logps
-from prefopt.models.actor_critic import ActorCritic, actor_critic, fold_normaliser
-from prefopt.models.generate import Sampled, SamplingOptions, sample
-from prefopt.models.roles import POLICY
-from prefopt.records import Prompt
+from prefopt.models.actor_critic import HEAD, ActorCritic, Ask, actor_critic, fold_normaliser
+from prefopt.models.roles import POLICY, adapter_of, load_adapter_tensors
+from prefopt.rewards.controllers import KLController
+from prefopt.rewards.scale import RewardScale
 from prefopt.store.files import read_json, write_json
+from prefopt.trainers import ppo_metrics
 from prefopt.trainers.averages import Averages
 from prefopt.trainers.checkpoints import CheckpointedTrainer
+from prefopt.trainers.demonstrations import Demonstrations, nll_tokens
+from prefopt.trainers.explorer import Explorer, RewardFunction, score_texts
+from prefopt.trainers.guards import Guards
 from prefopt.trainers.opening import open_adapted, pad_token_of
 from prefopt.trainers.ppo_config import BetweenRollouts, PPOConfig, Slots
-from prefopt.trainers.ranks import shared_out
+from prefopt.trainers.ppo_metrics import Rollout
 from prefopt.trainers.rollouts import MicroBatch, Rollouts, episodes, micro_batches, prompt_indices, seed_of
 from prefopt.trainers.rows import tokenised_prompts
 
-RewardFunction = Callable[[Sequence[Prompt], Sequence[str]], Sequence[float]]
-HEAD_FILE = "value_head.safetensors"
+BEST_FILE = "best.safetensors"
 STATE_FILE = "ppo_state.json"
 
 
@@ -57,15 +60,19 @@ class PPOTrainer(CheckpointedTrainer):
         model: A causal language model, its name or folder, or a `PeftModel` with an adapter named `policy` (and, when
             the policy did not start from the base, a frozen one named `reference`).
         args: Options; see `PPOConfig`.
-        reward: Takes N prompts (messages) and N completions (text) and gives N finite numbers.
+        reward: Takes N prompts (messages) and N completions (text) and gives N finite numbers, or `Score`s.
         train_dataset: Rows with `prompt` as text or messages; rows with `prompt_ids` as well are tokenised already.
         processing_class: The tokenizer; loaded with the model when that is a name.
         peft_config: Shape of the policy's adapter, where `model` has none yet.
         reward_model: Artefact of a reward model that the value starts as; for `value: adapter`.
+        judge: Another reward, which is not trained on: the guards ask it now and then whether rewards mean anything.
+        demonstrations: Rows with `prompt_ids` and `completion_ids` whose likelihood is kept up (PTX).
         kwargs: Passed to `transformers.Trainer` (`callbacks`, `optimizers` …).
 
     Attributes:
         latest: The samples of the last rollout: prompt, completion, finished, tokens, reward, kl.
+        close_ups: Some of them token by token; see `prefopt.trainers.ppo_metrics.close_ups`.
+        guards: Why training ended early, if it did, and whose policy was kept.
 
     Raises:
         InputError: When the model has no adapter to train.
@@ -84,6 +91,8 @@ class PPOTrainer(CheckpointedTrainer):
         processing_class: PreTrainedTokenizerBase | None = None,
         peft_config: PeftConfig | None = None,
         reward_model: Path | None = None,
+        judge: RewardFunction | None = None,
+        demonstrations: Sequence[Mapping[str, Any]] = (),
         **kwargs: Any,
     ) -> None:
         transformers.set_seed(args.seed)  # a new adapter starts from random weights
@@ -91,11 +100,6 @@ class PPOTrainer(CheckpointedTrainer):
         self.prompts = tokenised_prompts(train_dataset, tokenizer, args.max_length, args.max_new_tokens)
         if not self.prompts:
             raise DataError("there are no prompts to train on")
-        self.reward = reward
-        self.latest: list[dict[str, Any]] = []
-        self._score_mean, self._score_std = 0.0, 1.0
-        self._passes: Iterator[MicroBatch] = iter(())
-        self._averages = Averages()
         shared = args.value == "shared"
         super().__init__(
             model=actor_critic(model, value=args.value, reward=None if shared else reward_model),
@@ -105,127 +109,75 @@ class PPOTrainer(CheckpointedTrainer):
             processing_class=tokenizer,
             **kwargs,
         )
+        self.explorer = Explorer(self.model, tokenizer, args, self.accelerator, reward)
+        self.scale = RewardScale(args.normalise, args.reward_clip, args.missing_eos_penalty, args.missing_eos_score)
+        self.kl = KLController(args.kl_coefficient, args.kl_target, args.kl_horizon, args.kl_bounds)
+        self.guards = Guards(replace(args.guards, max_kl=args.kl_stop_above or args.guards.max_kl), args.select)
+        self._judge = judge
+        self._judged: tuple[float | None, float] = (None, 1.0)  # its last word, and the deviation of its first
+        per_step = args.rollout_batch_size // args.num_mini_batches
+        self._demonstrations = (
+            Demonstrations(demonstrations, per_step, args.seed, pad_token_of(tokenizer)) if demonstrations else None
+        )
+        self.latest: list[dict[str, Any]] = []
+        self.close_ups: list[dict[str, Any]] = []
+        self._best: dict[str, Tensor] = {}
+        self._passes: Iterator[MicroBatch] = iter(())
+        self._averages = Averages()
         self._value_starts_as_reward = reward_model is not None and not shared
-        self._between_rollouts = BetweenRollouts(args.steps_per_rollout, self._too_far)
+        self._between_rollouts = BetweenRollouts(args.steps_per_rollout, self._ended_early)
         self.add_callback(self._between_rollouts)
 
-    # -- 1. collect a rollout ------------------------------------------------------------------------------------------
+    # -- 1. collect a rollout, 2. judge it -----------------------------------------------------------------------------
 
-    def row_lengths(self) -> Sequence[int]:
-        """None: the slots hold nothing, a rollout is sampled where it is used."""
-        return [0] * len(self.train_dataset)
-
-    def collect_rollout(self, number: int) -> Rollouts:
+    def collect_rollout(self, number: int) -> Rollout:
         """Sample, score and judge the episodes of a rollout.
 
         Args:
             number: Of the rollout, from 0; decides prompts and random numbers.
         """
-        start = time.perf_counter()
-        everyone = prompt_indices(number, self.args.rollout_batch_size, len(self.prompts), self.args.seed)
-        rows = [self.prompts[index] for index in everyone]
-        samples, scores = self._answers(rows, seed_of(self.args.seed, "rollout", number))
-        rollouts = episodes([row["prompt_ids"] for row in rows], samples, pad_token_of(self.processing_class))
-        logps, reference, values, entropies = self._say_of_every_token(rollouts)
-        kl = ppo.kl_tokens(logps, reference, rollouts.mask, for_reward=True)
-        if number == 0:
-            self._require_policy_equals_reference(kl)
-        rewards = self.rewards(scores, samples, kl, rollouts.mask)
-        advantages, returns = ppo.gae(rewards, values, rollouts.mask, self.args.gamma, self.args.lam)
-        whitened = ppo.masked_whiten(advantages, rollouts.mask)
-        self._note_rollout(rows, samples, scores, rewards, kl)
-        self._averages.add("ppo/entropy", ppo.masked_mean(entropies, rollouts.mask))
-        self._averages.add("ppo/explained_variance", ppo.explained_variance(values, returns, rollouts.mask))
-        self._averages.add("ppo/rollout_seconds", time.perf_counter() - start)
-        return Rollouts(rollouts.input_ids, rollouts.attention_mask, rollouts.mask, logps, values, whitened, returns)
+        args = self.args
+        rows = self._prompts_of(number, args.rollout_batch_size, args.seed)
+        samples, scores = self.explorer.answers(rows, seed_of(args.seed, "rollout", number))
+        finished = torch.tensor([sample.finished for sample in samples])
+        terms = self.scale.terms(scores.values, finished)
 
-    def _answers(self, rows: Sequence[Mapping[str, Any]], seed: int) -> tuple[list[Sampled], Tensor]:
-        """Completions and raw rewards [N] of prompts: each rank makes its share, and every rank gets all.
+        batch = episodes([row["prompt_ids"] for row in rows], samples, pad_token_of(self.processing_class))
+        said = self.explorer.look(batch, samples)
+        kl = ppo.kl_tokens(said.logps, said.reference_logps, batch.mask)
+        coefficient = self.kl.coefficient
+        price = coefficient if args.kl_apply == "reward" else 0.0
+        rewards = ppo.token_rewards(terms.total, kl, price, batch.mask)
+        if args.whiten_rewards:
+            rewards = ppo.masked_whiten(rewards, batch.mask, shift_mean=False)
 
-        The random numbers belong to the prompt's place, so it makes no difference how many ranks share them.
-        """
-        generator = torch.Generator().manual_seed(seed)
-        uniforms = torch.rand(len(rows), self.args.max_new_tokens, dtype=torch.float64, generator=generator)
-
-        def answer(indices: Sequence[int]) -> list[tuple[Sampled, float]]:
-            mine = [rows[index] for index in indices]
-            samples = self._sample(mine, uniforms[list(indices)])
-            return list(zip(samples, self._scores(mine, samples), strict=True))
-
-        samples, scores = zip(*shared_out(len(rows), answer), strict=True)
-        return list(samples), torch.tensor(scores)
-
-    def _sample(self, rows: Sequence[Mapping[str, Any]], uniforms: Tensor) -> list[Sampled]:
-        options = SamplingOptions(
-            max_new_tokens=self.args.max_new_tokens,
-            min_new_tokens=self.args.min_new_tokens,
-            temperature=self.args.temperature,
-            batch_size=self.args.per_device_eval_batch_size,
+        advantages, returns = ppo.gae(rewards, said.values, batch.mask, args.gamma, args.lam)
+        learned = batch.mask * finished[:, None] if args.mask_truncated_completions else batch.mask
+        if args.whiten_advantages:
+            advantages = ppo.masked_whiten(advantages, learned)
+        batch = batch.with_what(
+            learned=learned,
+            logps=said.logps,
+            reference_logps=said.reference_logps,
+            values=said.values,
+            advantages=advantages,
+            returns=returns,
         )
-        self.model.activate("policy")
-        prompts = [row["prompt_ids"] for row in rows]
-        with self.accelerator.autocast():
-            return sample(self.model.peft, self.processing_class, prompts, options, uniforms=uniforms)
+        self.kl.update(float(kl.sum(1).mean()), len(rows))
+        return Rollout(rows, samples, scores, terms, said, kl, rewards, coefficient, batch)
 
-    def _scores(self, rows: Sequence[Mapping[str, Any]], samples: Sequence[Sampled]) -> list[float]:
-        """Raw rewards of the decoded texts."""
-        values = self.reward([row["prompt"] for row in rows], [sample.text for sample in samples])
-        scores = [float(value) for value in values]
-        if len(scores) != len(samples) or not all(map(math.isfinite, scores)):
-            raise DataError(f"the reward must give {len(samples)} finite numbers, and gave {values!r:.200}")
-        return scores
-
-    @torch.no_grad()
-    def _say_of_every_token(self, rollouts: Rollouts) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Log-probabilities of policy and reference, values, and the policy's entropy, [N, L] each, on the CPU."""
-        found = torch.zeros(4, *rollouts.mask.shape)
-        by_length = rollouts.attention_mask.sum(1).argsort(stable=True)
-        batches = torch.split(by_length, self.args.per_device_eval_batch_size)
-        for indices in batches[self.args.process_index :: self.args.world_size]:
-            batch = self._on_device(rollouts.select(indices))
-            inputs = (batch.input_ids, batch.attention_mask, batch.prompt_length)
-            with self.accelerator.autocast():
-                policy = self.model(*inputs, "policy")
-                reference = self.model(*inputs, "reference")
-                values = policy.values if self.model.shared else self.model(*inputs, "value").values
-            said = (
-                token_logps(policy.logits, batch.completions, self.args.temperature),
-                token_logps(reference.logits, batch.completions, self.args.temperature),
-                values,
-                entropy(policy.logits / self.args.temperature),
-            )
-            found[:, indices, : batch.mask.shape[1]] = torch.stack([tensor.float().cpu() for tensor in said])
-        # Zero where another rank has looked.
-        logps, reference_logps, all_values, entropies = self._sum_over_ranks(found).unbind()
-        return logps, reference_logps, all_values, entropies
-
-    def rewards(self, scores: Tensor, samples: Sequence[Sampled], kl: Tensor, mask: Tensor) -> Tensor:
-        """Reward of every token, [N, L].
-
-        Args:
-            scores: Raw rewards, [N].
-            samples: The completions.
-            kl: k1 estimates, [N, L], nats.
-            mask: [N, L].
-        """
-        shaped = (scores - self._score_mean) / self._score_std
-        if self.args.reward_clip is not None:
-            shaped = shaped.clamp(-self.args.reward_clip, self.args.reward_clip)
-        cut = torch.tensor([not sample.finished for sample in samples])
-        shaped = shaped - self.args.missing_eos_penalty * cut
-        rewards = ppo.token_rewards(shaped, kl, self.args.kl_coefficient, mask)
-        if self.args.whiten_rewards:
-            rewards = ppo.masked_whiten(rewards, mask, shift_mean=False)
-        return rewards
+    def _prompts_of(self, number: int, size: int, seed: int) -> list[Mapping[str, Any]]:
+        """Prompts of a rollout's episodes; those that answer the same one stand beside each other."""
+        each = self.args.samples_per_prompt
+        chosen = prompt_indices(number, -(-size // each), len(self.prompts), seed)
+        return [self.prompts[index] for index in chosen for _ in range(each)][:size]
 
     def _normalise_by_reference(self) -> None:
         """Centre and scale scores by those of the reference's own completions; the policy still equals it."""
-        count = max(256, self.args.rollout_batch_size)
-        rows = [self.prompts[i] for i in prompt_indices(0, count, len(self.prompts), seed_of(self.args.seed, "scale"))]
-        scores = self._answers(rows, seed_of(self.args.seed, "normaliser"))[1].double()
-        self._score_mean, self._score_std = float(scores.mean()), max(float(scores.std()), 1e-4)
+        rows = self._prompts_of(0, max(256, self.args.rollout_batch_size), seed_of(self.args.seed, "scale"))
+        self.scale.see(self.explorer.answers(rows, seed_of(self.args.seed, "normaliser"))[1].values)
         if self._value_starts_as_reward:
-            fold_normaliser(self.model.value_head, self._score_mean, self._score_std)
+            fold_normaliser(self.model.value_head, self.scale.mean, self.scale.std)
 
     # -- 3. update -----------------------------------------------------------------------------------------------------
 
@@ -246,6 +198,8 @@ class PPOTrainer(CheckpointedTrainer):
             len(share),
             lambda start, end: self._update(model, self._rollouts.select(share[start:end]), tokens),
         )
+        if self._demonstrations is not None:
+            losses += self._imitate(model, part)
         total = torch.stack(losses).sum()
         self.note_loss(total)
         return total
@@ -253,33 +207,69 @@ class PPOTrainer(CheckpointedTrainer):
     def _update(self, model: nn.Module, rollouts: Rollouts, tokens: Tensor) -> Tensor:
         """Forward and backward over some episodes; their part of the step's loss."""
         start = time.perf_counter()
-        batch = self._on_device(rollouts)
-        outputs, policy = self._policy_loss(model, batch)
-        loss = policy.losses.sum() / tokens
+        batch, options = rollouts.to(self.args.device), self.args.loss_options(self._kl_price)
+        inputs = (batch.input_ids, batch.attention_mask, batch.prompt_length)
+        with self.compute_loss_context_manager():
+            said = model(*inputs, self._ask_policy)
+        policy = ppo.policy_loss(said.logps, batch.logps, batch.advantages, batch.learned, options)
+        kl = ppo.kl_tokens(said.logps, batch.reference_logps, batch.learned, options.kl_estimator)
+        loss = ppo.ppo_loss(policy, None, batch.learned, options, tokens, entropy=said.entropy, kl=kl)
+        loss = loss * self._learning
         if not self.model.shared:
             self.accelerator.backward(loss)
             with self.compute_loss_context_manager():
-                outputs = model(batch.input_ids, batch.attention_mask, batch.prompt_length, "value")
-        value = ppo.value_loss(outputs.values, batch.values, batch.returns, batch.mask, self.args.cliprange_value)
-        value_term = self.args.vf_coef * value.losses.sum() / tokens
-        self.accelerator.backward(value_term if not self.model.shared else loss + value_term)
-        self._note_update(batch.mask, policy, value, time.perf_counter() - start)
+                said = model(*inputs, Ask("value"))
+        value = ppo.value_loss(said.values, batch.values, batch.returns, batch.learned, options.cliprange_value)
+        value_term = ppo.ppo_loss(None, value, batch.learned, options, tokens)
+        self.accelerator.backward(loss + value_term if self.model.shared else value_term)
+        self._note_update(batch.learned, policy, value, time.perf_counter() - start)
         total: Tensor = (loss + value_term).detach()
         return total
 
-    def _policy_loss(self, model: nn.Module, batch: Rollouts) -> tuple[Any, ppo.PolicyLoss]:
-        with self.compute_loss_context_manager():
-            outputs = model(batch.input_ids, batch.attention_mask, batch.prompt_length, "policy")
-        logps = token_logps(outputs.logits, batch.completions, self.args.temperature)
-        return outputs, ppo.policy_loss(logps, batch.logps, batch.advantages, batch.mask, self.args.cliprange)
+    def _imitate(self, model: nn.Module, part: MicroBatch) -> list[Tensor]:
+        """Forward and backward over the demonstrations of a pass (arXiv 2203.02155, equation 2)."""
+        assert self._demonstrations is not None
+        args = self.args
+        passes = args.gradient_accumulation_steps * args.world_size
+        number = part.place * args.world_size + args.process_index
+        rows, tokens = self._demonstrations.of_pass(self.state.global_step, number, passes)
+
+        def one_pass(start: int, end: int) -> Tensor:
+            batch = rows.select(torch.arange(start, end)).to(args.device)
+            with self.compute_loss_context_manager():
+                said = model(batch.input_ids, batch.attention_mask, batch.prompt_length, Ask("policy"))
+            losses = nll_tokens(said.logps, batch.mask)
+            loss: Tensor = args.ptx_coef * self._learning * losses.sum() * (args.world_size / tokens)
+            self.accelerator.backward(loss)
+            count = float(batch.mask.sum())
+            self._averages.add("ppo/ptx_loss", ppo.masked_mean(losses.detach(), batch.mask), count)
+            return loss.detach()
+
+        return self.in_micro_rows(len(rows), one_pass)
+
+    @property
+    def _ask_policy(self) -> Ask:
+        bonus, alone = self.args.entropy_coef != 0, self._learning == 0
+        return Ask("policy", self.args.temperature, entropy_gradient=bonus, value_alone=alone)
+
+    @property
+    def _learning(self) -> float:
+        """0 while the value alone is trained, which keeps the policy's part of the graph for all ranks; then 1."""
+        warming_up = self.state.global_step < self.args.value_warmup_rollouts * self.args.steps_per_rollout
+        return 0.0 if warming_up else 1.0
 
     def _begin_rollout(self) -> None:
-        step = self.state.global_step
-        number, rest = divmod(step, self.args.steps_per_rollout)
+        start = time.perf_counter()
+        number, rest = divmod(self.state.global_step, self.args.steps_per_rollout)
         if rest:
-            raise InputError(f"step {step} is inside a rollout, and training goes on between rollouts only")
-        self._rollouts = self.collect_rollout(number)
+            raise InputError(f"step {self.state.global_step} is inside a rollout; training goes on between rollouts")
+        rollout = self.collect_rollout(number)
+        if number == 0:
+            self._require_policy_equals_reference(rollout.kl)
+        self._watch(number, rollout)
+        self._rollouts, self._kl_price = rollout.episodes, rollout.coefficient
         self.state.num_input_tokens_seen += int(self._rollouts.attention_mask.sum())
+        self._averages.add("ppo/rollout_seconds", time.perf_counter() - start)
         self._passes = micro_batches(
             self._rollouts,
             self.args.num_ppo_epochs,
@@ -291,14 +281,24 @@ class PPOTrainer(CheckpointedTrainer):
     # -- the frame -----------------------------------------------------------------------------------------------------
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
-        """Train; `True` resumes from the newest checkpoint that verifies, if there is one."""
+        """Train; `True` resumes from the newest checkpoint that verifies, if there is one.
+
+        Afterwards the model is the policy that `select` asks for.
+        """
         if self.is_deepspeed_enabled:
             # Its engine takes a step with every backward pass, and here each role has one of its own.
             raise InputError("PPO does not train under DeepSpeed", "use recipes/accelerate/ddp.yaml")
         checkpoint = self.checkpoint_of(resume_from_checkpoint)
         if checkpoint is None and self.args.normalise == "reference":
             self._normalise_by_reference()
-        return super().train(resume_from_checkpoint=checkpoint, **kwargs)
+        output = super().train(resume_from_checkpoint=checkpoint, **kwargs)
+        if self._best and not self._between_rollouts.asked_to_stop:
+            load_adapter_tensors(self.model.peft, POLICY, self._best)
+        return output
+
+    def row_lengths(self) -> Sequence[int]:
+        """None: the slots hold nothing, a rollout is sampled where it is used."""
+        return [0] * len(self.train_dataset)
 
     def _require_policy_equals_reference(self, kl: Tensor) -> None:
         exact = next(self.model.peft.parameters()).dtype is torch.float32 and not self.args.bf16 and not self.args.fp16
@@ -309,63 +309,51 @@ class PPOTrainer(CheckpointedTrainer):
                 "the reference must be the stage that the policy starts from; is a merged or other adapter active?",
             )
 
-    def _too_far(self) -> bool:
-        """Whether the policy of the last rollout had left the reference further than allowed."""
-        limit = self.args.kl_stop_above
-        return limit is not None and bool(self.latest) and self._kl > limit
+    def _watch(self, number: int, rollout: Rollout) -> None:
+        """Count what a rollout shows of the policy that made it, and remember that policy if it is the best so far."""
+        if self._judge is not None and number % self.args.judge_every == 0:
+            said = torch.tensor([score.value for score in score_texts(self._judge, rollout.rows, rollout.samples)])
+            deviation = self._judged[1] if number else max(float(said.std()), 1e-4)
+            self._judged = (float(said.mean()) / deviation, deviation)
+        seen = ppo_metrics.health(rollout, self.scale.std, self.args.uncertainty_weight, self._judged[0])
+        for name, value in ppo_metrics.averages(rollout, seen).items():
+            self._averages.add(name, value)
+        if self.guards.see(number, seen):
+            tensors = adapter_of(self.model.peft, POLICY).tensors
+            self._best = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
+        self.latest = ppo_metrics.samples_of(rollout)
+        self.close_ups = ppo_metrics.close_ups(rollout, self.processing_class, number)
+
+    def _ended_early(self) -> bool:
+        return self.guards.reason is not None and self.args.stop_on_guard
 
     def save_weights(self, directory: Path) -> None:
-        """Adapters, the value's head, the scale of the reward, and the last rollout's samples."""
+        """Adapters, the value's head, and all that the next rollouts depend on."""
         super().save_weights(directory)
-        save_file(
-            {k: v.cpu().contiguous() for k, v in self.model.value_head.state_dict().items()}, directory / HEAD_FILE
+        save_file({k: v.cpu().contiguous() for k, v in self.model.value_head.state_dict().items()}, directory / HEAD)
+        if self._best:
+            save_file({name: tensor.contiguous() for name, tensor in self._best.items()}, directory / BEST_FILE)
+        kept = {name: part.state_dict() for name, part in self._stateful.items()}
+        write_json(
+            directory / STATE_FILE,
+            {**kept, "judged": self._judged, "latest": self.latest, "close_ups": self.close_ups},
         )
-        scale = {"score_mean": self._score_mean, "score_std": self._score_std}
-        write_json(directory / STATE_FILE, {**scale, "latest": self.latest})
 
     def load_weights(self, directory: Path) -> None:
         """Everything that `save_weights` wrote."""
         super().load_weights(directory)
-        self.model.value_head.load_state_dict(load_file(directory / HEAD_FILE))
+        self.model.value_head.load_state_dict(load_file(directory / HEAD))
+        self._best = load_file(directory / BEST_FILE) if (directory / BEST_FILE).exists() else {}
         state = read_json(directory / STATE_FILE)
-        self._score_mean, self._score_std = float(state["score_mean"]), float(state["score_std"])
-        self.latest = state["latest"]
+        for name, part in self._stateful.items():
+            part.load_state_dict(state[name])
+        self._judged, self.latest, self.close_ups = tuple(state["judged"]), state["latest"], state["close_ups"]
 
-    def _on_device(self, rollouts: Rollouts) -> Rollouts:
-        return Rollouts(**{name: tensor.to(self.args.device) for name, tensor in vars(rollouts).items()})
-
-    def _sum_over_ranks(self, values: Tensor) -> Tensor:
-        total: Tensor = self.accelerator.reduce(values.to(self.args.device), reduction="sum")
-        return total.to(values.device)
+    @property
+    def _stateful(self) -> dict[str, Any]:
+        return {"scale": self.scale, "kl": self.kl, "guards": self.guards}
 
     # -- metrics -------------------------------------------------------------------------------------------------------
-
-    def _note_rollout(
-        self,
-        rows: Sequence[Mapping[str, Any]],
-        samples: Sequence[Sampled],
-        scores: Tensor,
-        rewards: Tensor,
-        kl: Tensor,
-    ) -> None:
-        lengths = torch.tensor([float(len(sample.ids)) for sample in samples])
-        self._kl = float(kl.sum(1).mean())
-        self._averages.add("ppo/score", scores.mean())
-        self._averages.add("ppo/reward", rewards.sum(1).mean())
-        self._averages.add("ppo/kl", self._kl)
-        self._averages.add("ppo/length", lengths.mean())
-        self._averages.add("ppo/eos_rate", sum(sample.finished for sample in samples) / len(samples))
-        self.latest = [
-            {
-                "prompt": [{"role": m.role, "content": m.content} for m in row["prompt"]],
-                "completion": sampled.text,
-                "finished": sampled.finished,
-                "tokens": len(sampled.ids),
-                "reward": float(score),
-                "kl": float(divergence),
-            }
-            for row, sampled, score, divergence in zip(rows, samples, scores, kl.sum(1), strict=True)
-        ]
 
     def _note_update(self, mask: Tensor, policy: ppo.PolicyLoss, value: ppo.ValueLoss, seconds: float) -> None:
         tokens = float(mask.sum())
@@ -387,3 +375,7 @@ class PPOTrainer(CheckpointedTrainer):
             done = self.state.global_step / self.args.steps_per_rollout
             logs.update(found, **{"ppo/episodes": done * self.args.rollout_batch_size})
         super().log(logs, start_time)
+
+    def _sum_over_ranks(self, values: Tensor) -> Tensor:
+        total: Tensor = self.accelerator.reduce(values.to(self.args.device), reduction="sum")
+        return total.to(values.device)

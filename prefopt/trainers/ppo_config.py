@@ -10,6 +10,12 @@ from torch.utils.data import Dataset
 from transformers import TrainerCallback, TrainingArguments
 
 from prefopt.errors import InputError
+from prefopt.losses.ppo import KLEstimator, PPOOptions
+from prefopt.rewards.scale import Normalisation
+from prefopt.trainers.guards import GuardLimits, Selection
+
+APPLIED = {"reward": ("k1",), "loss": ("k2", "k3")}
+"""Where the KL is paid, and the estimators that have the right gradient there (arXiv 2506.09477)."""
 
 
 @dataclass
@@ -18,30 +24,63 @@ class PPOConfig(TrainingArguments):  # type: ignore[misc]
 
     total_episodes: int = field(default=10_000, metadata={"help": "completions sampled in all"})
     rollout_batch_size: int = field(default=128, metadata={"help": "episodes between updates, over all ranks"})
+    samples_per_prompt: int = field(default=1, metadata={"help": "episodes of a rollout that answer the same prompt"})
     num_ppo_epochs: int = field(default=4, metadata={"help": "how often each episode is used"})
     num_mini_batches: int = field(default=1, metadata={"help": "optimiser steps of an epoch"})
     max_new_tokens: int = field(default=64, metadata={"help": "completions are cut there"})
     min_new_tokens: int = field(default=0, metadata={"help": "no completion ends before; to measure the longest"})
     max_length: int = field(default=1024, metadata={"help": "tokens of prompt and completion together"})
     temperature: float = field(default=1.0, metadata={"help": "divides the logits wherever they are used"})
+    stop: tuple[str, ...] = field(default=(), metadata={"help": "strings that end a completion"})
+    mask_truncated_completions: bool = field(default=False, metadata={"help": "learn nothing from cut completions"})
     kl_coefficient: float = field(default=0.05, metadata={"help": "price of a nat of KL, in units of the reward"})
+    kl_estimator: KLEstimator = field(default="k1", metadata={"help": "k1 in the reward; k2 or k3 as a loss"})
+    kl_apply: str = field(default="reward", metadata={"help": "'reward' or 'loss'"})
+    kl_target: float | None = field(default=None, metadata={"help": "nats per completion that the price aims at"})
+    kl_horizon: int = field(default=10_000, metadata={"help": "episodes over which the price follows"})
+    kl_bounds: tuple[float, float] = field(default=(1e-4, 10.0), metadata={"help": "of the price"})
     kl_stop_above: float | None = field(default=None, metadata={"help": "nats per completion at which training ends"})
-    normalise: str = field(default="reference", metadata={"help": "'reference' or 'none'"})
+    normalise: Normalisation = field(default="reference", metadata={"help": "'reference', 'running' or 'none'"})
     reward_clip: float | None = field(default=None, metadata={"help": "normalised rewards are cut to [-x, x]"})
     missing_eos_penalty: float = field(default=1.0, metadata={"help": "subtracted where a completion does not end"})
+    missing_eos_score: float | None = field(default=None, metadata={"help": "is the reward there instead"})
     whiten_rewards: bool = field(default=False, metadata={"help": "divide token rewards by their deviation"})
+    whiten_advantages: bool = field(default=True, metadata={"help": "to mean 0 and variance 1 over the rollout"})
     gamma: float = field(default=1.0, metadata={"help": "discount per token"})
     lam: float = field(default=0.95, metadata={"help": "lambda of the advantage estimate"})
     cliprange: float = field(default=0.2, metadata={"help": "epsilon of the ratio"})
-    cliprange_value: float = field(default=0.2, metadata={"help": "how far a value may move in a rollout"})
+    cliprange_high: float | None = field(default=None, metadata={"help": "epsilon above 1, where it differs"})
+    dual_clip: float | None = field(default=None, metadata={"help": "bounds the loss of tokens with A < 0"})
+    cliprange_value: float | None = field(default=0.2, metadata={"help": "how far a value may move in a rollout"})
     vf_coef: float = field(default=0.1, metadata={"help": "weight of the value loss"})
+    entropy_coef: float = field(default=0.0, metadata={"help": "weight of the entropy bonus"})
+    ptx_coef: float = field(default=1.0, metadata={"help": "weight of the likelihood of demonstrations, if any"})
     value: str = field(default="adapter", metadata={"help": "'adapter': its own; 'shared': a head on the policy"})
+    value_warmup_rollouts: int = field(default=0, metadata={"help": "first rollouts that train the value alone"})
+    reuse_sampling_logps: bool = field(default=True, metadata={"help": "while they match the training forward"})
+    guards: GuardLimits = field(default=GuardLimits(), metadata={"help": "what ends training"})
+    stop_on_guard: bool = field(default=True, metadata={"help": "False only says that a guard would have ended it"})
+    select: Selection = field(
+        default="last", metadata={"help": "policy to keep: 'last', or the best by 'bound' or 'judge'"}
+    )
+    uncertainty_weight: float = field(default=1.0, metadata={"help": "disagreements below the score that bound is"})
+    judge_every: int = field(default=4, metadata={"help": "rollouts between two questions to the judge"})
     adam_epsilon: float = field(default=1e-5)
     remove_unused_columns: bool = field(default=False)
     logging_nan_inf_filter: bool = field(default=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.kl_estimator not in APPLIED[self.kl_apply]:
+            raise InputError(
+                f"{self.kl_estimator} has the wrong gradient in the {self.kl_apply} (arXiv 2506.09477)",
+                f"use {' or '.join(APPLIED[self.kl_apply])}",
+            )
+        if self.rollout_batch_size % self.samples_per_prompt:
+            raise InputError(
+                f"a rollout of {self.rollout_batch_size} episodes has no whole prompts of {self.samples_per_prompt}",
+                "choose a rollout_batch_size that samples_per_prompt divides",
+            )
         rows = self.rollout_batch_size // self.world_size
         mini_batch, rest = divmod(rows, self.num_mini_batches)
         wanted: int = self.per_device_train_batch_size
@@ -56,6 +95,19 @@ class PPOConfig(TrainingArguments):  # type: ignore[misc]
         self.steps_per_rollout = self.num_ppo_epochs * self.num_mini_batches
         self.max_steps = -(-self.total_episodes // self.rollout_batch_size) * self.steps_per_rollout
         self.ignore_data_skip = True  # what the data loader gives is not used
+
+    def loss_options(self, kl_coefficient: float) -> PPOOptions:
+        """Scalars of the loss, with the KL's price of now where it is a loss."""
+        return PPOOptions(
+            cliprange=self.cliprange,
+            cliprange_high=self.cliprange_high,
+            dual_clip=self.dual_clip,
+            cliprange_value=self.cliprange_value,
+            vf_coef=self.vf_coef,
+            entropy_coef=self.entropy_coef,
+            kl_coef=kl_coefficient if self.kl_apply == "loss" else 0.0,
+            kl_estimator=self.kl_estimator,
+        )
 
 
 class Slots(Dataset[int]):
@@ -76,13 +128,17 @@ class BetweenRollouts(TrainerCallback):  # type: ignore[misc]
 
     Args:
         steps_per_rollout: Optimiser steps of a rollout.
-        too_far: Asked after every rollout whether training should end.
+        ended: Asked after every rollout whether training should end.
+
+    Attributes:
+        asked_to_stop: Whether training ends because it was asked to, and will go on later.
     """
 
-    def __init__(self, steps_per_rollout: int, too_far: Callable[[], bool]) -> None:
+    def __init__(self, steps_per_rollout: int, ended: Callable[[], bool]) -> None:
         self._steps = steps_per_rollout
-        self._too_far = too_far
+        self._ended = ended
         self._save = self._stop = False
+        self.asked_to_stop = False
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Runs after every other callback, as it was added last."""
@@ -91,7 +147,9 @@ class BetweenRollouts(TrainerCallback):  # type: ignore[misc]
         if state.global_step % self._steps:
             control.should_save = control.should_training_stop = False
             return
-        if self._too_far():
+        if self._ended():
             self._save = self._stop = True
+        elif self._stop and state.global_step < state.max_steps:
+            self.asked_to_stop = True
         control.should_save, control.should_training_stop = self._save, self._stop
         self._save = self._stop = False

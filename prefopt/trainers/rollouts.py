@@ -26,7 +26,9 @@ class Rollouts:
         input_ids: [N, P + L].
         attention_mask: [N, P + L], 0 on padding on either side.
         mask: [N, L], 1 on completion tokens, the end token included.
+        learned: [N, L], 1 on those that the losses count: all of them, or those of finished completions.
         logps: [N, L], of the policy that sampled, nats.
+        reference_logps: [N, L], nats.
         values: [N, L], before each token.
         advantages: [N, L], whitened.
         returns: [N, L], what the values should have been.
@@ -35,7 +37,9 @@ class Rollouts:
     input_ids: Tensor
     attention_mask: Tensor
     mask: Tensor
+    learned: Tensor
     logps: Tensor
+    reference_logps: Tensor
     values: Tensor
     advantages: Tensor
     returns: Tensor
@@ -64,9 +68,13 @@ class Rollouts:
             **{name: rows[name][:, whole if name in ("input_ids", "attention_mask") else part] for name in rows}
         )
 
-    def with_advantages(self, advantages: Tensor, returns: Tensor) -> Rollouts:
-        """The same episodes, judged."""
-        return replace(self, advantages=advantages, returns=returns)
+    def with_what(self, **found: Tensor) -> Rollouts:
+        """The same episodes, and what has been found out about them."""
+        return replace(self, **found)
+
+    def to(self, device: torch.device) -> Rollouts:
+        """The same on a device."""
+        return Rollouts(**{name: tensor.to(device) for name, tensor in vars(self).items()})
 
 
 def episodes(prompts: Sequence[Sequence[int]], samples: Sequence[Sampled], pad_token_id: int) -> Rollouts:
@@ -76,9 +84,7 @@ def episodes(prompts: Sequence[Sequence[int]], samples: Sequence[Sampled], pad_t
     mask = pad_rows([[1] * len(sample.ids) for sample in samples], 0)
     prompt_mask = pad_rows([[1] * len(prompt) for prompt in prompts], 0, left=True)
     nothing = torch.zeros(mask.shape)
-    return Rollouts(
-        torch.cat([left, right], 1), torch.cat([prompt_mask, mask], 1), mask, nothing, nothing, nothing, nothing
-    )
+    return Rollouts(torch.cat([left, right], 1), torch.cat([prompt_mask, mask], 1), mask, mask, *[nothing] * 5)
 
 
 def seed_of(seed: int, *what: object) -> int:
@@ -92,7 +98,7 @@ def prompt_indices(number: int, size: int, prompts: int, seed: int) -> list[int]
 
     Args:
         number: Of the rollout, from 0.
-        size: Episodes of a rollout.
+        size: Prompts of a rollout.
         prompts: How many prompts there are.
         seed: Of the orders.
     """
@@ -113,11 +119,15 @@ class MicroBatch:
 
     Attributes:
         indices: [B], rows of the rollout, over all ranks.
-        tokens: Completion tokens of the whole optimiser step that they belong to.
+        tokens: Completion tokens that count, of the whole optimiser step that they belong to.
+        step: Number of that step within the rollout, from 0.
+        place: Number of the pass within the step, from 0.
     """
 
     indices: Tensor
     tokens: Tensor
+    step: int
+    place: int
 
 
 def micro_batches(rollouts: Rollouts, epochs: int, mini_batches: int, size: int, seed: int) -> Iterator[MicroBatch]:
@@ -133,9 +143,10 @@ def micro_batches(rollouts: Rollouts, epochs: int, mini_batches: int, size: int,
         seed: Of the orders.
     """
     generator = torch.Generator().manual_seed(seed)
-    lengths, tokens = rollouts.attention_mask.sum(1), rollouts.mask.sum(1)
-    for _ in range(epochs):
-        for mini_batch in torch.randperm(len(rollouts), generator=generator).chunk(mini_batches):
+    lengths, tokens = rollouts.attention_mask.sum(1), rollouts.learned.sum(1)
+    for epoch in range(epochs):
+        for part, mini_batch in enumerate(torch.randperm(len(rollouts), generator=generator).chunk(mini_batches)):
             by_length = mini_batch[lengths[mini_batch].argsort(stable=True)]
-            for indices in torch.split(by_length, size):
-                yield MicroBatch(indices, tokens[mini_batch].sum())
+            total = tokens[mini_batch].sum().clamp(min=1)
+            for place, indices in enumerate(torch.split(by_length, size)):
+                yield MicroBatch(indices, total, epoch * mini_batches + part, place)

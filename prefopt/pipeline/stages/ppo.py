@@ -8,8 +8,9 @@ from typing import Any, cast
 
 from peft import PeftModel
 
-from prefopt.data.load import load_prompts
+from prefopt.data.load import load_demonstrations, load_prompts
 from prefopt.errors import DataError
+from prefopt.models.actor_critic import save_value
 from prefopt.models.reward_artefact import RewardArtefact, read_artefact
 from prefopt.models.roles import POLICY, save_adapter
 from prefopt.pipeline.adapters import Job, Opened, Rows, open_trained_policy
@@ -21,6 +22,7 @@ from prefopt.pipeline.training import final_metrics, kept_outputs, train
 from prefopt.recipe.schema import PPOSpec
 from prefopt.store.files import write_atomic
 from prefopt.trainers.arguments import training_arguments
+from prefopt.trainers.guards import GuardLimits
 from prefopt.trainers.ppo import PPOTrainer
 from prefopt.trainers.ppo_config import PPOConfig
 
@@ -28,23 +30,36 @@ from prefopt.trainers.ppo_config import PPOConfig
 _SAME = (
     "total_episodes",
     "rollout_batch_size",
+    "samples_per_prompt",
     "num_ppo_epochs",
     "num_mini_batches",
     "max_new_tokens",
     "temperature",
+    "stop",
+    "mask_truncated_completions",
     "gamma",
     "lam",
     "cliprange",
+    "cliprange_high",
+    "dual_clip",
     "cliprange_value",
     "vf_coef",
+    "entropy_coef",
+    "ptx_coef",
     "value",
+    "value_warmup_rollouts",
     "whiten_rewards",
+    "whiten_advantages",
 )
+_LIMITS = ("min_entropy", "min_eos_rate", "max_length", "max_repetition", "max_disagreement", "max_doubt", "patience")
 SAMPLES_TRACKED = 100
 
 
 def run(spec: PPOSpec, inputs: Inputs, context: StageContext) -> StageResult:
-    """Train an adapter to get rewards; writes `adapter/`, `tokenizer/` and `samples.jsonl`, the last rollout."""
+    """Train an adapter to get rewards; writes it, `value/`, `tokenizer/`, `samples.jsonl` and `microscope.jsonl`.
+
+    The last two are of the last rollout, the latter token by token.
+    """
     stage = opened(spec, inputs, context)
     model = stage.load()
 
@@ -55,49 +70,45 @@ def run(spec: PPOSpec, inputs: Inputs, context: StageContext) -> StageResult:
     if context.rank > 0:
         return StageResult({}, [])
     save_adapter(model, POLICY, context.directory / "adapter", stage.name)
+    save_value(trained.model, context.directory / "value", stage.name)
     stage.tokenizer.save_pretrained(context.directory / "tokenizer")
-    lines = [
-        json.dumps({"policy": context.stage, **row}, ensure_ascii=False, allow_nan=False, sort_keys=True)
-        for row in trained.latest
-    ]
-    write_atomic(context.directory / "samples.jsonl", "".join(line + "\n" for line in lines))
-    outputs = ["adapter", "tokenizer", "samples.jsonl", *kept_outputs(spec)]
+    _write_lines(context.directory / "samples.jsonl", [{"policy": context.stage, **row} for row in trained.latest])
+    _write_lines(context.directory / "microscope.jsonl", trained.close_ups)
+    outputs = ["adapter", "value", "tokenizer", "samples.jsonl", "microscope.jsonl", *kept_outputs(spec)]
     rewards = _reward_model(spec, inputs)
     cost = ppo_cost(trained, reward_passes=len(rewards[1].adapters) if rewards else 0)
-    return StageResult(metrics=final_metrics(context), outputs=outputs, details=stage.rows.details, cost=cost)
+    details = stage.rows.details | {"guards": {"ended_by": trained.guards.reason, "kept_rollout": trained.guards.best}}
+    if trained.guards.reason:
+        context.log(f"a guard spoke up: {trained.guards.reason}")
+    return StageResult(metrics=final_metrics(context), outputs=outputs, details=details, cost=cost)
+
+
+def _write_lines(file: Path, rows: list[dict[str, Any]]) -> None:
+    lines = [json.dumps(row, ensure_ascii=False, allow_nan=False, sort_keys=True) for row in rows]
+    write_atomic(file, "".join(line + "\n" for line in lines))
 
 
 def opened(spec: PPOSpec, inputs: Inputs, context: StageContext) -> Opened:
-    """The stage, ready to be trained, and what scores already loaded; its rows are prompts."""
+    """The stage, ready to be trained; its rows are prompts."""
     base = open_base(inputs, context)
     rows, details = _prompts(spec, inputs, context, base)
-    scorer = open_scorer(spec.reward, inputs, context)
+    demonstrations = _demonstrations(spec, inputs, context, base)
     rewards = _reward_model(spec, inputs)
 
     def load() -> PeftModel:
         return open_trained_policy(spec, inputs, context, base, reference=True)
 
     def trainer(job: Job) -> PPOTrainer:
-        args = training_arguments(
-            PPOConfig,
-            job.spec,
-            directory=context.directory,
-            seed=context.seed,
-            dtype=context.recipe.model.dtype,
-            include_num_input_tokens_seen="no",  # the trainer counts them itself
-            max_length=base.max_length(job.spec.max_length),
-            kl_coefficient=job.spec.kl.coefficient,
-            kl_stop_above=job.spec.kl.stop_above,
-            normalise=job.spec.reward.normalise,
-            reward_clip=job.spec.reward.clip,
-            missing_eos_penalty=job.spec.reward.missing_eos_penalty,
-            **{name: getattr(job.spec, name) for name in _SAME},
-        )
+        # On the policy's own base: a reward model is some more adapters on it.
+        reward = open_scorer(spec.reward, inputs, context, host=job.model)
+        judge = open_scorer(spec.judge, inputs, context, host=job.model) if spec.judge else None
         return PPOTrainer(
             job.model,
-            args,
-            reward=lambda prompts, completions: [score.value for score in scorer.score(prompts, completions)],
+            _arguments(job.spec, base, context),
+            reward=reward.score,
+            judge=judge.score if judge else None,
             train_dataset=job.train,
+            demonstrations=demonstrations,
             processing_class=base.tokenizer,
             # The value starts as the reward, unless that has a constant, which a value of raw scores would lack.
             reward_model=rewards[0] / "adapter" if rewards and not rewards[1].origin else None,
@@ -105,6 +116,36 @@ def opened(spec: PPOSpec, inputs: Inputs, context: StageContext) -> Opened:
         )
 
     return Opened(base.tokenizer, base.location.name, Rows(rows, (), details), load, trainer)
+
+
+def _arguments(spec: PPOSpec, base: OpenBase, context: StageContext) -> PPOConfig:
+    guards = spec.guards
+    return training_arguments(
+        PPOConfig,
+        spec,
+        directory=context.directory,
+        seed=context.seed,
+        dtype=context.recipe.model.dtype,
+        include_num_input_tokens_seen="no",  # the trainer counts them itself
+        max_length=base.max_length(spec.max_length),
+        kl_coefficient=spec.kl.coefficient,
+        kl_estimator=spec.kl.chosen,
+        kl_apply=spec.kl.apply,
+        kl_target=spec.kl.adaptive_target,
+        kl_horizon=spec.kl.horizon,
+        kl_bounds=(spec.kl.min_coefficient, spec.kl.max_coefficient),
+        kl_stop_above=spec.kl.stop_above,
+        normalise=spec.reward.normalise,
+        reward_clip=spec.reward.clip,
+        missing_eos_penalty=spec.reward.missing_eos_penalty,
+        missing_eos_score=spec.reward.missing_eos_score,
+        guards=GuardLimits(**{name: getattr(guards, name) for name in _LIMITS}),
+        stop_on_guard=guards.action == "stop",
+        select=guards.keep,
+        uncertainty_weight=guards.uncertainty_weight,
+        judge_every=guards.judge_every,
+        **{name: getattr(spec, name) for name in _SAME},
+    )
 
 
 def _reward_model(spec: PPOSpec, inputs: Inputs) -> tuple[Path, RewardArtefact] | None:
@@ -132,3 +173,16 @@ def _prompts(
         raise DataError(f"stage {context.stage}: no prompts to train on in {', '.join(spec.prompts)}")
     details = {"data": loaded.report.to_json(), "encoding": {"chat_template": base.template, **dict(encoder.counts)}}
     return rows, details
+
+
+def _demonstrations(spec: PPOSpec, inputs: Inputs, context: StageContext, base: OpenBase) -> list[dict[str, Any]]:
+    """Tokenised demonstrations that are imitated on the way."""
+    if not spec.demonstrations:
+        return []
+    data = data_of(inputs, context)
+    loaded = load_demonstrations(spec.demonstrations, data, context.recipe.seed)
+    overlong, max_dropped = data_policy(spec.demonstrations, data)
+    encoder = base.encoder(spec.max_length, overlong)
+    found = [ids for each in loaded.train if (ids := encoder.encode_demonstration(each)) is not None]
+    encoder.check_drop_share(max_dropped)
+    return [{"prompt_ids": ids.prompt_ids, "completion_ids": ids.completion_ids} for ids in found]

@@ -76,19 +76,19 @@ def test_padding_changes_nothing() -> None:
     assert torch.allclose(ppo.masked_whiten(advantages, mask)[:, :4], ppo.masked_whiten(narrow, MASK), atol=1e-12)
     kl = ppo.kl_tokens(*wide, mask)
     assert torch.isfinite(kl).all() and torch.equal(kl[:, :4], ppo.kl_tokens(rewards, values, MASK))
-    losses = ppo.policy_loss(*wide, advantages, mask, 0.2).losses
-    assert torch.equal(losses[:, :4], ppo.policy_loss(rewards, values, narrow, MASK, 0.2).losses)
+    losses = ppo.policy_loss(*wide, advantages, mask, ppo.PPOOptions()).losses
+    assert torch.equal(losses[:, :4], ppo.policy_loss(rewards, values, narrow, MASK, ppo.PPOOptions()).losses)
 
 
 def test_the_policy_that_sampled_has_ratio_one_no_kl_and_the_plain_gradient() -> None:
     logps, advantages = random_rollout(1)
     trained = logps.clone().requires_grad_()
-    out = ppo.policy_loss(trained, logps, advantages, MASK, 0.2)
+    out = ppo.policy_loss(trained, logps, advantages, MASK, ppo.PPOOptions())
     assert torch.equal(out.ratio, MASK.double()) and not out.approx_kl.any() and not out.clipped.any()
     out.losses.sum().backward()
     assert torch.allclose(trained.grad, -advantages * MASK)
     whitened = ppo.masked_whiten(advantages, MASK)
-    assert abs(ppo.masked_mean(ppo.policy_loss(logps, logps, whitened, MASK, 0.2).losses, MASK)) < 1e-12
+    assert abs(ppo.masked_mean(ppo.policy_loss(logps, logps, whitened, MASK, ppo.PPOOptions()).losses, MASK)) < 1e-12
 
 
 @pytest.mark.parametrize(("log_ratio", "advantage", "expected", "flows"), [
@@ -99,7 +99,7 @@ def test_the_policy_that_sampled_has_ratio_one_no_kl_and_the_plain_gradient() ->
 def test_the_clip_is_pessimistic(log_ratio: float, advantage: float, expected: float, flows: bool) -> None:
     logps = torch.tensor([[log_ratio]], dtype=torch.float64, requires_grad=True)
     one = torch.ones(1, 1, dtype=torch.float64)
-    out = ppo.policy_loss(logps, torch.zeros_like(one), advantage * one, one, 0.2)
+    out = ppo.policy_loss(logps, torch.zeros_like(one), advantage * one, one, ppo.PPOOptions())
     out.losses.sum().backward()
     assert out.losses.item() == pytest.approx(expected)
     assert bool(logps.grad.any()) is flows and bool(out.clipped.item()) is not flows
@@ -108,7 +108,7 @@ def test_the_clip_is_pessimistic(log_ratio: float, advantage: float, expected: f
 def test_gradients_agree_with_finite_differences() -> None:
     old, advantages = random_rollout(4)
     logps = (old + 0.3 * torch.randn_like(old)).requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: ppo.policy_loss(x, old, advantages, MASK, 0.2).losses, logps)
+    assert torch.autograd.gradcheck(lambda x: ppo.policy_loss(x, old, advantages, MASK, ppo.PPOOptions()).losses, logps)
     assert torch.autograd.gradcheck(lambda x: ppo.value_loss(x, old, advantages, MASK, 0.2).losses, logps)
 
 
@@ -124,7 +124,7 @@ def test_the_loss_of_parts_adds_up_to_the_loss_of_the_whole() -> None:
     logps, options = old + 0.1, ppo.PPOOptions()
 
     def loss(rows: slice, tokens=None):
-        policy = ppo.policy_loss(logps[rows], old[rows], advantages[rows], MASK[rows], 0.2)
+        policy = ppo.policy_loss(logps[rows], old[rows], advantages[rows], MASK[rows], ppo.PPOOptions())
         value = ppo.value_loss(logps[rows], old[rows], advantages[rows], MASK[rows], 0.2)
         return ppo.ppo_loss(policy, value, MASK[rows], options, tokens)
 

@@ -9,7 +9,7 @@ from transformers import TrainerCallback
 
 from prefopt.errors import DataError, InputError
 from prefopt.losses.ppo import kl_tokens, masked_mean
-from prefopt.models.actor_critic import ActorCritic
+from prefopt.models.actor_critic import ActorCritic, Ask
 from prefopt.models.roles import POLICY, REFERENCE, save_adapter
 from prefopt.trainers.ppo import PPOTrainer
 from prefopt.trainers.ppo_config import PPOConfig
@@ -133,10 +133,30 @@ def test_with_its_adapters_off_the_model_is_the_base(tmp_path: Path) -> None:
     trained.train()
     ids = torch.randint(6, 300, (2, 9))
     with torch.no_grad():
-        ours = trained.model(ids, torch.ones_like(ids), 4, "reference").logits
-        assert torch.equal(ours, tiny_llama()(ids, position_ids=torch.arange(9)[None]).logits[:, 3:-1])
-        policy = trained.model(ids, torch.ones_like(ids), 4, "policy").logits
-    assert not torch.allclose(ours, policy)
+        policy = trained.model(ids, torch.ones_like(ids), 4, Ask("policy"))
+        ours = trained.model(ids, torch.ones_like(ids), 4, Ask("reference", policy_states=policy.states))
+        logps = tiny_llama()(ids, position_ids=torch.arange(9)[None]).logits[:, 3:-1].log_softmax(-1)
+        policy_logps = plain_logits(trained.model.peft, ids)[:, 3:-1].log_softmax(-1)
+    said = logps.gather(2, ids[:, 4:, None]).squeeze(2)
+    assert torch.allclose(ours.logps, said, atol=1e-6)
+    assert not torch.allclose(policy.logps, said, atol=1e-4)
+    assert torch.allclose(ours.entropy, -(logps.exp() * logps).sum(2), atol=1e-6)
+    # How far the policy is from the reference, over the whole vocabulary.
+    divergence = (policy_logps.exp() * (policy_logps - logps)).sum(2)
+    assert torch.allclose(ours.divergence, divergence, atol=1e-6) and float(divergence.min()) > 0
+
+
+def plain_logits(model, ids: torch.Tensor) -> torch.Tensor:
+    return model(input_ids=ids, position_ids=torch.arange(ids.shape[1])[None].expand_as(ids)).logits
+
+
+def test_logits_are_divided_by_the_temperature_wherever_they_are_used(tmp_path: Path) -> None:
+    model = trainer(tmp_path, with_reference(tmp_path)).model
+    ids = torch.randint(6, 300, (2, 9))
+    with torch.no_grad():
+        logps = (plain_logits(model.peft, ids)[:, 3:-1] / 0.7).log_softmax(-1)
+        said = model(ids, torch.ones_like(ids), 4, Ask("policy", temperature=0.7))
+    assert torch.allclose(said.logps, logps.gather(2, ids[:, 4:, None]).squeeze(2), atol=1e-6)
 
 
 def test_a_pass_does_not_depend_on_padding_or_neighbours(tmp_path: Path) -> None:
@@ -146,12 +166,12 @@ def test_a_pass_does_not_depend_on_padding_or_neighbours(tmp_path: Path) -> None
     wide_mask = torch.cat([torch.zeros(3, 4, dtype=torch.long), mask, torch.zeros(3, 2, dtype=torch.long)], 1)
     with torch.no_grad():
         for role in ("policy", "reference"):
-            alone = model(ids[:1], mask[:1], 5, role).logits
-            padded = model(wide, wide_mask, 9, role).logits[:1, :5]
-            assert torch.allclose(alone, padded, atol=1e-5)
-        assert torch.allclose(
-            model(ids[:1], mask[:1], 5, "value").values, model(wide, wide_mask, 9, "value").values[:1, :5], atol=1e-5
-        )
+            alone = model(ids[:1], mask[:1], 5, Ask(role)).logps
+            padded = model(wide, wide_mask, 9, Ask(role)).logps
+            assert torch.allclose(alone, padded[:1, :5], atol=1e-5)
+            assert not padded[:, 5:].any()
+        values = model(wide, wide_mask, 9, Ask("value")).values[:1, :5]
+        assert torch.allclose(model(ids[:1], mask[:1], 5, Ask("value")).values, values, atol=1e-5)
 
 
 @pytest.mark.parametrize("value", ["adapter", "shared"])
@@ -234,41 +254,42 @@ def test_training_ends_where_the_policy_has_gone_too_far(tmp_path: Path) -> None
     trained.train()
     # The first rollout is the reference's own. An estimate may be below 0 by chance, so not always the second.
     assert 8 <= trained.state.global_step <= 24 and trained.state.global_step % 4 == 0
-    assert trained._kl > 1e-4
+    assert "kl" in trained.guards.reason
 
 
 def test_scores_are_centred_and_scaled_by_the_references_own(tmp_path: Path) -> None:
     trained = trainer(tmp_path, total_episodes=16)
     trained.train()
-    mean, std = trained._score_mean, trained._score_std
-    assert 0 < mean < 6 and 0 < std < 3
+    assert 0 < trained.scale.mean < 6 and 0 < trained.scale.std < 3
     raw = trainer(tmp_path / "raw", total_episodes=16, normalise="none")
     raw.train()
-    assert (raw._score_mean, raw._score_std) == (0.0, 1.0)
-    kl, mask = torch.zeros(2, 3), torch.ones(2, 3)
-    from prefopt.models.generate import Sampled
-
-    samples = [Sampled((3, 2), "x", True), Sampled((3, 4), "y", False)]
-    rewards = trained.rewards(torch.tensor([mean + std, mean + std]), samples, kl, mask)
-    assert rewards.sum(1).tolist() == pytest.approx([1.0, 0.0], abs=1e-5)  # the second did not end
+    assert (raw.scale.mean, raw.scale.std) == (0.0, 1.0)
 
 
-def test_the_kl_of_the_log_is_the_one_in_the_reward(tmp_path: Path) -> None:
-    trained = trainer(tmp_path, total_episodes=16)
+def test_the_price_of_the_kl_and_the_score_are_all_of_an_episodes_reward(tmp_path: Path) -> None:
+    trained = trainer(tmp_path, with_reference(tmp_path), kl_coefficient=0.3)
+    trained._normalise_by_reference()
+    with torch.no_grad():
+        for name, parameter in trained.model.named_parameters():
+            if "lora_B.policy" in name:
+                parameter.add_(0.05)
     rollout = trained.collect_rollout(0)
-    reference = trained._say_of_every_token(rollout)[1]
-    kl = kl_tokens(rollout.logps, reference, rollout.mask, for_reward=True)
-    assert trained._kl == pytest.approx(float(kl.sum(1).mean()), abs=1e-6)
-    assert abs(float(masked_mean(rollout.advantages, rollout.mask))) < 1e-5
+    batch = rollout.episodes
+    kl = kl_tokens(batch.logps, batch.reference_logps, batch.mask, for_reward=True)
+    assert float(kl.abs().max()) > 0.01
+    cut = torch.tensor([0.0 if sample.finished else 1.0 for sample in rollout.samples])
+    scores = (rollout.scores.values - trained.scale.mean) / trained.scale.std - cut
+    assert torch.allclose(rollout.rewards.sum(1), scores - 0.3 * kl.sum(1), atol=1e-4)
+    assert abs(float(masked_mean(batch.advantages, batch.mask))) < 1e-5
 
 
 def test_a_rollout_follows_from_its_number_alone(tmp_path: Path) -> None:
     trained = trainer(tmp_path)
-    first = trained.collect_rollout(1)
+    first = trained.collect_rollout(1).episodes
     torch.manual_seed(99)
-    again = trained.collect_rollout(1)
+    again = trained.collect_rollout(1).episodes
     assert torch.equal(first.input_ids, again.input_ids) and torch.equal(first.advantages, again.advantages)
-    assert not torch.equal(trained.collect_rollout(2).input_ids[:, :4], first.input_ids[:, :4])
+    assert not torch.equal(trained.collect_rollout(2).episodes.input_ids[:, :4], first.input_ids[:, :4])
 
 
 def test_what_cannot_work_is_said_at_once(tmp_path: Path) -> None:

@@ -1,0 +1,165 @@
+"""What a rollout of PPO looked like: averages for the log, samples for people, and single tokens under a microscope."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from prefopt.losses import ppo
+from prefopt.models.generate import Sampled
+from prefopt.rewards.scale import RewardTerms
+from prefopt.trainers.explorer import Said, Scores
+from prefopt.trainers.guards import Health
+from prefopt.trainers.rollouts import Rollouts
+
+NGRAM = 3
+CLOSE_UPS = 8
+"""Episodes of a rollout whose every token is kept."""
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """All that is known of the episodes of one rollout.
+
+    Attributes:
+        rows: Their prompts.
+        samples: Their completions.
+        scores: As the reward gave them.
+        terms: What their rewards are made of.
+        said: What the roles say of every token.
+        kl: k1 estimates, [N, L], nats.
+        rewards: Of every token, [N, L].
+        coefficient: Price of a nat.
+        episodes: As the update takes them; advantages are whitened.
+    """
+
+    rows: Sequence[Mapping[str, Any]]
+    samples: Sequence[Sampled]
+    scores: Scores
+    terms: RewardTerms
+    said: Said
+    kl: Tensor
+    rewards: Tensor
+    coefficient: float
+    episodes: Rollouts
+
+
+def repetition(ids: Sequence[int], n: int = NGRAM) -> float:
+    """Share of a row's n-grams that it had before (arXiv 2502.03373, appendix C.2); 0 for a shorter row."""
+    grams = [tuple(ids[start : start + n]) for start in range(len(ids) - n + 1)]
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def health(rollout: Rollout, std: float, uncertainty_weight: float, judge: float | None) -> Health:
+    """What the guards watch.
+
+    Args:
+        rollout: Of the policy that is watched.
+        std: Of the reference's scores, in the reward's own unit.
+        uncertainty_weight: Disagreements below the score that the bound is.
+        judge: What the other judge says.
+    """
+    mask, samples = rollout.episodes.mask, rollout.samples
+    score, disagreement = float(rollout.scores.values.mean()) / std, float(rollout.scores.stds.mean()) / std
+    return Health(
+        kl=float(rollout.kl.sum(1).mean()),
+        entropy=float(ppo.masked_mean(rollout.said.entropies, mask)),
+        eos_rate=sum(sample.finished for sample in samples) / len(samples),
+        length=float(mask.sum(1).float().mean()),
+        repetition=sum(repetition(sample.ids) for sample in samples) / len(samples),
+        score=score,
+        disagreement=disagreement,
+        bound=score - uncertainty_weight * disagreement if bool(rollout.scores.stds.any()) else None,
+        judge=judge,
+    )
+
+
+def averages(rollout: Rollout, seen: Health) -> dict[str, float]:
+    """Metrics of a rollout by name."""
+    episodes, said, scores = rollout.episodes, rollout.said, rollout.scores.values
+    finished = torch.tensor([sample.finished for sample in rollout.samples])
+    found = {
+        "ppo/score": float(scores.mean()),
+        "ppo/reward": float(rollout.rewards.sum(1).mean()),
+        "ppo/kl": seen.kl,
+        "ppo/exact_kl": float(said.divergence[said.checked].sum(1).mean()),
+        "ppo/kl_coefficient": rollout.coefficient,
+        "ppo/entropy": seen.entropy,
+        "ppo/length": seen.length,
+        "ppo/eos_rate": seen.eos_rate,
+        "ppo/repetition": seen.repetition,
+        "ppo/sampling_mismatch": said.mismatch,
+        "ppo/explained_variance": float(ppo.explained_variance(said.values, episodes.returns, episodes.mask)),
+    }
+    if bool(rollout.scores.stds.any()):
+        found["ppo/disagreement"] = float(rollout.scores.stds.mean())
+    # Cut completions apart: their scores are of half a text.
+    for name, which in (("finished", finished), ("truncated", ~finished)):
+        if bool(which.any()):
+            found[f"ppo/score_{name}"] = float(scores[which].mean())
+    return found
+
+
+def samples_of(rollout: Rollout) -> list[dict[str, Any]]:
+    """Prompt, completion, finished, tokens, reward, kl and the reward's terms of every episode."""
+    kl = rollout.kl.sum(1)
+    return [
+        {
+            "prompt": [{"role": m.role, "content": m.content} for m in row["prompt"]],
+            "completion": sampled.text,
+            "finished": sampled.finished,
+            "tokens": len(sampled.ids),
+            "reward": float(rollout.scores.values[index]),
+            "kl": float(kl[index]),
+        }
+        for index, (row, sampled) in enumerate(zip(rollout.rows, rollout.samples, strict=True))
+    ]
+
+
+def close_ups(rollout: Rollout, tokenizer: PreTrainedTokenizerBase, number: int) -> list[dict[str, Any]]:
+    """Some episodes token by token, spread over the range of rewards from the best to the worst.
+
+    Args:
+        rollout: Of which.
+        tokenizer: Writes tokens as text.
+        number: Of the rollout.
+
+    Returns:
+        For each: `rollout`, `prompt`, `completion`, `finished`, `score` (raw), `terms` of the reward (with the price of
+        the KL as `kl`), and `tokens`: `text`, `kl` (k1, nats), `advantage` (whitened), `value`, `entropy`, `logp`.
+    """
+    order = rollout.scores.values.argsort(descending=True, stable=True).tolist()
+    count = min(CLOSE_UPS, len(order))
+    chosen = [order[place * (len(order) - 1) // max(1, count - 1)] for place in range(count)]
+    columns = {
+        "kl": rollout.kl,
+        "advantage": rollout.episodes.advantages,
+        "value": rollout.said.values,
+        "entropy": rollout.said.entropies,
+        "logp": rollout.said.logps,
+    }
+    found = []
+    for index in dict.fromkeys(chosen):
+        row, sampled = rollout.rows[index], rollout.samples[index]
+        tokens = [
+            {"text": tokenizer.decode([token]), **{name: float(each[index, t]) for name, each in columns.items()}}
+            for t, token in enumerate(sampled.ids)
+        ]
+        price = float(rollout.rewards[index].sum()) - float(rollout.terms.total[index])
+        found.append(
+            {
+                "rollout": number,
+                "prompt": [{"role": m.role, "content": m.content} for m in row["prompt"]],
+                "completion": sampled.text,
+                "finished": sampled.finished,
+                "score": float(rollout.scores.values[index]),
+                "terms": {**rollout.terms.to_json(index), "kl": price},
+                "tokens": tokens,
+            }
+        )
+    return found
