@@ -12,8 +12,8 @@ from transformers import PreTrainedTokenizerBase
 
 from prefopt.losses import ppo
 from prefopt.models.generate import Sampled
-from prefopt.rewards.scale import RewardTerms
-from prefopt.trainers.explorer import Said, Scores
+from prefopt.rewards.scale import SMALLEST_STD, RewardTerms
+from prefopt.trainers.explorer import RewardFunction, Said, Scores, score_texts
 from prefopt.trainers.guards import Health
 from prefopt.trainers.rollouts import Rollouts
 
@@ -47,6 +47,38 @@ class Rollout:
     rewards: Tensor
     coefficient: float
     episodes: Rollouts
+
+
+class SecondOpinion:
+    """Another reward, which is asked about a rollout now and then.
+
+    Args:
+        judge: It; None for none.
+        every: Rollouts between two questions.
+    """
+
+    def __init__(self, judge: RewardFunction | None, every: int) -> None:
+        self._judge = judge
+        self._every = every
+        self._verdict: float | None = None
+        self._deviation = 1.0
+
+    def of(self, number: int, rollout: Rollout) -> float | None:
+        """Mean verdict on the last rollout that was asked about, in deviations of the first one's verdicts."""
+        if self._judge is not None and (self._verdict is None or number % self._every == 0):
+            said = torch.tensor([score.value for score in score_texts(self._judge, rollout.rows, rollout.samples)])
+            if self._verdict is None:
+                self._deviation = max(float(said.std()), SMALLEST_STD)
+            self._verdict = float(said.mean()) / self._deviation
+        return self._verdict
+
+    def state_dict(self) -> dict[str, Any]:
+        """What must be kept to go on."""
+        return {"verdict": self._verdict, "deviation": self._deviation}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what was kept."""
+        self._verdict, self._deviation = state["verdict"], float(state["deviation"])
 
 
 def repetition(ids: Sequence[int], n: int = NGRAM) -> float:
