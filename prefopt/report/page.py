@@ -55,13 +55,13 @@ class MetricRow:
 
 @dataclass(frozen=True)
 class Card:
-    """What the page shows of a stage."""
+    """What the page shows of a stage; `plots` by heading."""
 
     stage: StageData
     facts: list[tuple[str, str]]
     headlines: list[MetricRow]
     metrics: list[MetricRow]
-    plots: list[Plot]
+    plots: dict[str, list[Plot]]
 
 
 def render(run_dir: Path) -> Path:
@@ -148,6 +148,9 @@ def _card(stage: StageData, plots: list[Plot]) -> Card:
         facts = [("finished", _moment(stage.manifest.created)), ("seed", str(stage.manifest.seed))]
         facts += [(fmt.label(n), fmt.quantity(n, v)) for n, v in sorted(stage.manifest.cost.items())]
         facts += [("built on", ", ".join(stage.manifest.inputs))] if stage.manifest.inputs else []
+    groups: dict[str, list[Plot]] = {}
+    for plot in plots:
+        groups.setdefault(plot.group, []).append(plot)
     # Numbers of policies are in the evaluation table.
     own = {name: value for name, value in stage.metrics.items() if ":" not in name}
     headlines = [name for name in _HEADLINES if name in own][:_MOST_HEADLINES]
@@ -156,7 +159,7 @@ def _card(stage: StageData, plots: list[Plot]) -> Card:
         facts=facts,
         headlines=[_metric_row(name, own[name]) for name in headlines],
         metrics=[_metric_row(name, own[name]) for name in sorted(own)],
-        plots=plots,
+        plots=groups,
     )
 
 
