@@ -14,6 +14,7 @@ from prefopt.report import format as fmt
 from prefopt.report.costs import costs_of
 from prefopt.report.drawing import Plot
 from prefopt.report.evaluation import Table, table_of, verdicts
+from prefopt.report.microscope import microscope_of
 from prefopt.report.plots import draw
 from prefopt.report.rundata import RunData, StageData, read_run
 from prefopt.report.samples import samples_of
@@ -108,6 +109,9 @@ def page(run: RunData, plots: list[Plot]) -> str:
         "glossary": _glossary(cards, tables),
         "data": [(stage.name, _data_rows(stage)) for stage in run.stages if _data_rows(stage)],
         "samples": [samples for stage in run.stages if (samples := samples_of(stage)) is not None],
+        "microscopes": [
+            found for stage in run.stages if (found := microscope_of(stage.name, stage.close_ups)) is not None
+        ],
         "recipe": fmt.segments(redact(run.recipe)),
         "environment": [(name, redact(fmt.quantity(name, value))) for name, value in fmt.flatten(run.fingerprint)],
         "warnings": [fmt.segments(redact(warning)) for warning in run.warnings],
