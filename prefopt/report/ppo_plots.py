@@ -1,6 +1,6 @@
 """The curves of ppo, with the ranges that healthy runs stay in.
 
-Ranges are rules of thumb of the literature and of this project's own runs; where the recipe sets a limit, it is shown.
+Ranges are rules of thumb; where the recipe sets a limit, or a guard watches, that is shown.
 """
 
 from __future__ import annotations
@@ -190,7 +190,7 @@ PPO_CURVES = (
         "mismatch",
         "Sampling against training",
         "Largest distance between a token's log-probability when it was sampled and when it is trained on. They are "
-        "the same model: in float32 the distance is rounding, in bfloat16 a few hundredths; more is a fault.",
+        "the same model, so in float32 the distance is rounding alone; half precision rounds more coarsely.",
         "nats",
         (("ppo/sampling_mismatch", "largest distance"),),
         marks=_mismatch,
