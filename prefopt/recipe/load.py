@@ -14,7 +14,7 @@ from prefopt.errors import Problem, RecipeError
 from prefopt.recipe.foreign import FOREIGN
 from prefopt.recipe.layout import closest, spec_at
 from prefopt.recipe.linking import check_references
-from prefopt.recipe.local import fill_variables, resolve_paths
+from prefopt.recipe.local import fill_variables, find_functions, resolve_paths
 from prefopt.recipe.names import explain_kind, explain_unknown, framework_of
 from prefopt.recipe.overrides import apply
 from prefopt.recipe.references import SCORER_ROLES
@@ -68,6 +68,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
     written, unfilled = fill_variables(tree, places, os.environ)
     found += unfilled
     found += resolve_paths(tree, places, Path(os.path.abspath(path)).parent, written, {key for key, _ in found})
+    found += find_functions(tree, places)
     recipe, more, warnings = _judge(tree, places, written, {key for key, _ in found})
     found += more
     if found or recipe is None:
