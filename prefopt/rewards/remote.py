@@ -11,7 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
-from http.client import HTTPException
+from http.client import HTTPException, IncompleteRead
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -120,13 +120,17 @@ class RemoteScorer:
         try:
             with self._open(request, timeout=self._timeout) as response:
                 answer: bytes = response.read(_LONGEST_ANSWER + 1)
+                if response.length and len(answer) <= _LONGEST_ANSWER:  # `read` of a number says nothing of it
+                    raise IncompleteRead(answer, response.length)
         except urllib.error.HTTPError as error:
             with error:
                 self._refused(error)
         except (OSError, HTTPException) as error:
             reason = getattr(error, "reason", None) or error
             late = isinstance(reason, TimeoutError)
-            said = str(reason) or type(reason).__name__
+            said = (
+                "the answer breaks off" if isinstance(reason, IncompleteRead) else str(reason) or type(reason).__name__
+            )
             raise _UnavailableError(f"no answer within {self._timeout:g} seconds" if late else said) from error
         if len(answer) > _LONGEST_ANSWER:
             raise self._malformed(answer, f"more than {_LONGEST_ANSWER} bytes")
