@@ -195,6 +195,9 @@ def _words(
         return f"'stages' must be a mapping, not {say(item.get('input'))}", "as in `stages: {sft: {kind: sft, …}}`"
     if kind in ("model_type", "model_attributes_type") and path[-1] in SCORER_ROLES:
         return f"must be one name or a mapping, not {say(item.get('input'))}", f"as in `{path[-1]}: {{lexicon: FILE}}`"
+    if kind == "tuple_type" and path[-1] == "weighted":
+        remedy = "as in `{weighted: [{model: NAME, weight: 1.0}, {function: NAME, weight: 0.5}]}`"
+        return f"must be a list of scorers, not {say(item.get('input'))}", remedy
     return explain(item, written)
 
 
