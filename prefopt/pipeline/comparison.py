@@ -346,18 +346,29 @@ def _reward(options: Mapping[str, Any], manifest: Manifest) -> _Reward:
 
 
 def _described(scorer: object) -> str:
-    """A reward as a person would name it; in a key the word list is the hash of what is in it."""
+    """A reward as a person would name it; in a key files are the hash of what is in them."""
     if not isinstance(scorer, Mapping):
         return f"'{scorer}'"
-    if scorer.get("lexicon") is not None:
-        return f"the word list {Path(str(scorer['lexicon'])).name[:KEY_DIGITS]}"
     if scorer.get("weighted"):
-        parts = [
-            (part.get("weight", 1.0), part) if isinstance(part, Mapping) else (1.0, part) for part in scorer["weighted"]
-        ]
-        return "the sum of " + " and ".join(f"{weight:g} × {_described(part)}" for weight, part in parts)
-    for source, what in (("function", "the function"), ("url", "the server"), ("pretrained", "the model")):
+        parts = [(part.get("weight", 1.0) if isinstance(part, Mapping) else 1.0, part) for part in scorer["weighted"]]
+        return " + ".join(f"{weight:g} × {_described(part)}" for weight, part in parts)
+    if scorer.get("url") is not None:
+        return f"the server {scorer['url']}"
+    if scorer.get("function") is not None:
+        content = str(scorer.get("function_content", ""))[:KEY_DIGITS]
+        return f"the function {scorer['function']}{content and f' ({content})'}"
+    for source, what in (("lexicon", "the word list"), ("pretrained", "the model")):
         if scorer.get(source) is not None:
-            content = str(scorer.get(f"{source}_content", scorer.get("revision") or ""))[:KEY_DIGITS]
-            return f"{what} {scorer[source]}{f' ({content})' if content else ''}"
+            return f"{what} {_content(str(scorer[source]))}{_revision(scorer)}"
     return f"'{scorer.get('model')}'"
+
+
+def _content(written: str) -> str:
+    """The first digits of a hash, the last part of a path, and the id of a model on the Hub as it is."""
+    if len(written) == 64 and not set(written) - set("0123456789abcdef"):
+        return written[:KEY_DIGITS]
+    return Path(written).name if Path(written).is_absolute() else written
+
+
+def _revision(scorer: Mapping[str, Any]) -> str:
+    return f" at {scorer['revision']}" if scorer.get("revision") else ""

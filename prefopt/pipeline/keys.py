@@ -134,7 +134,11 @@ class Keys:
             with disk_faults(function.file):
                 content = self._cache.file(function.file)
             return {**scorer, "package": [function.distribution, function.version], "function_content": content}
-        return self._localised(scorer, "pretrained") if "pretrained" in scorer else dict(scorer)
+        folder = Path(scorer.get("pretrained", ""))
+        if folder.is_absolute():
+            with disk_faults(folder):
+                return {**scorer, "pretrained": self._cache.tree(folder)}
+        return dict(scorer)
 
     def seed(self, node: Node) -> int:
         """The seed a stage runs with."""

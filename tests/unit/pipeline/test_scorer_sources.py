@@ -138,6 +138,9 @@ def test_the_key_of_a_stage_has_what_is_in_its_scorers(experiment: Experiment, s
     (experiment.folder / "words.txt").write_text("good\t2.0\n")
     last = key(experiment, sum_of)
     assert last.digest != after.digest
+    (experiment.folder / "rm").rename(experiment.folder / "moved")
+    assert key(experiment, sum_of.replace("./rm", "./moved")).digest == last.digest
+    (experiment.folder / "moved").rename(experiment.folder / "rm")
     (experiment.folder / "rm" / "config.json").write_text("{}")
     assert key(experiment, sum_of).digest != last.digest
     assert key(experiment, "{pretrained: ./rm}").digest != found["{pretrained: ./rm}"].digest
