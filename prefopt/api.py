@@ -15,6 +15,7 @@ from prefopt.recipe.base import Spec
 from prefopt.recipe.load import LoadedRecipe, load
 from prefopt.recipe.references import SCORER_ROLES
 from prefopt.recipe.schema import AnyStage, Recipe
+from prefopt.recipe.scorers import ScorerSpec, SourceSpec
 from prefopt.tracking.progress import Display
 
 __all__ = ["RunOptions", "RunSummary", "run"]
@@ -63,7 +64,7 @@ def _judged(recipe: Recipe, options: RunOptions) -> LoadedRecipe:
         update={
             "model": _absolute(recipe.model, "model_name_or_path"),
             "data": {name: _absolute(spec, "path") for name, spec in recipe.data.items()},
-            "stages": {name: _with_word_lists(stage) for name, stage in recipe.stages.items()},
+            "stages": {name: _with_files(stage) for name, stage in recipe.stages.items()},
         }
     )
     with tempfile.TemporaryDirectory() as folder:
@@ -74,10 +75,15 @@ def _judged(recipe: Recipe, options: RunOptions) -> LoadedRecipe:
     return replace(loaded, path=run_folder(recipe.name, options.out) / "recipe.yaml")
 
 
-def _with_word_lists(stage: AnyStage) -> AnyStage:
+def _with_files(stage: AnyStage) -> AnyStage:
     scorers = {role: getattr(stage, role, None) for role in SCORER_ROLES}
-    lists = {role: scorer for role, scorer in scorers.items() if scorer is not None and scorer.lexicon is not None}
-    return stage.model_copy(update={role: _absolute(scorer, "lexicon") for role, scorer in lists.items()})
+    changed = {role: scorer.changed(_files_of) for role, scorer in scorers.items() if isinstance(scorer, ScorerSpec)}
+    return stage.model_copy(update=changed)
+
+
+def _files_of(source: SourceSpec) -> dict[str, object]:
+    named = [name for name in ("lexicon", "pretrained") if getattr(source, name) is not None]
+    return {name: getattr(_absolute(source, name), name) for name in named}
 
 
 def _absolute(spec: _Spec, name: str) -> _Spec:

@@ -160,8 +160,8 @@ class Encoder:
         self._max_length = max_length
         self._overlong = overlong
         self._eos: int = tokenizer.eos_token_id
-        self.control_tokens = _control_tokens(tokenizer)
-        self._control = re.compile("|".join(map(re.escape, self.control_tokens)) or r"(?!)")
+        self.control_tokens = control_tokens(tokenizer)
+        self._control = control_pattern(self.control_tokens)
         self.refusal = ""
         self._bos = tokenizer.bos_token_id
         alone = list(tokenizer("a", add_special_tokens=True, verbose=False)["input_ids"])
@@ -256,7 +256,7 @@ class Encoder:
         """Takes special tokens in what people wrote apart, so that they stay text."""
         found: list[Message] = []
         for message in messages:
-            text, replaced = self._control.subn(lambda match: f"{match[0][0]} {match[0][1:]}", message.content)
+            text, replaced = taken_apart(message.content, self._control)
             self.counts["neutralised"] += replaced
             found.append(Message(message.role, text) if replaced else message)
         return tuple(found)
@@ -359,8 +359,19 @@ def check_drop_share(counts: Mapping[str, int], max_length: int, refusal: str, m
         )
 
 
-def _control_tokens(tokenizer: Tokenizer) -> list[str]:
+def control_tokens(tokenizer: Tokenizer) -> list[str]:
+    """Texts that a tokenizer reads as control tokens, longest first."""
     tokens = {*tokenizer.all_special_tokens, tokenizer.eos_token or ""}
     tokens |= {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     tokens |= {marker for marker in _MARKERS if marker in str(tokenizer.chat_template)}
     return sorted((token for token in tokens if len(token) > 1), key=lambda token: (-len(token), token))
+
+
+def control_pattern(tokens: Sequence[str]) -> re.Pattern[str]:
+    """Finds any of the texts."""
+    return re.compile("|".join(map(re.escape, tokens)) or r"(?!)")
+
+
+def taken_apart(text: str, control: re.Pattern[str]) -> tuple[str, int]:
+    """A text in which control tokens are taken apart by a space, and how many there were."""
+    return control.subn(lambda match: f"{match[0][0]} {match[0][1:]}", text)

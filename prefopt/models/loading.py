@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from prefopt.errors import EnvironmentFault, InputError, IntegrityError
 from prefopt.models.host_memory import return_large_blocks
@@ -68,12 +75,7 @@ def load_tokenizer(base: BaseLocation, *, trust_remote_code: bool = False) -> Pr
         EnvironmentFault: When the folder or the Hub does not have it.
         InputError: When it has no end-of-sequence token, without which no completion can end.
     """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            base.path, revision=base.revision, trust_remote_code=trust_remote_code
-        )
-    except (OSError, ValueError) as error:
-        raise _unreadable(base, "tokenizer", error) from error
+    tokenizer = _tokenizer(base, trust_remote_code)
     if tokenizer.eos_token_id is None:
         raise InputError(
             f"the tokenizer of {base.name} has no end-of-sequence token",
@@ -82,6 +84,58 @@ def load_tokenizer(base: BaseLocation, *, trust_remote_code: bool = False) -> Pr
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     return tokenizer
+
+
+def _tokenizer(base: BaseLocation, trust_remote_code: bool) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(base.path, revision=base.revision, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise _unreadable(base, "tokenizer", error) from error
+
+
+def load_classifier(
+    base: BaseLocation, dtype: str, *, trust_remote_code: bool = False
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a sequence classification model with one output and its tokenizer, frozen, on this process's device.
+
+    Only safetensors are read, as of any model.
+
+    Args:
+        base: Where it is.
+        dtype: As `ModelSpec.dtype` says it.
+        trust_remote_code: Whether code that comes with the model may run.
+
+    Raises:
+        EnvironmentFault: When the folder or the Hub does not have it.
+        InputError: When it has more outputs than one, or no trained head.
+        IntegrityError: When the weights are pickles.
+    """
+    if os.path.isdir(base.path):
+        _refuse_pickles(Path(base.path))
+    where: dict[str, Any] = {"revision": base.revision, "trust_remote_code": trust_remote_code}
+    try:
+        config = AutoConfig.from_pretrained(base.path, **where)
+        if config.num_labels == 1:
+            model, report = AutoModelForSequenceClassification.from_pretrained(
+                base.path, config=config, dtype=resolve_dtype(dtype), use_safetensors=True, output_loading_info=True,
+                **where,
+            )  # fmt: skip
+    except (OSError, ValueError) as error:
+        raise _unreadable(base, "model", error) from error
+    if config.num_labels != 1:
+        raise InputError(
+            f"{base.name} gives {config.num_labels} numbers for a text, and a reward is one",
+            "name a model that was trained as a reward model (num_labels: 1)",
+        )
+    missing = ", ".join(sorted(report["missing_keys"]))
+    if missing:
+        raise InputError(
+            f"{base.name} lacks weights of a sequence classification model: {missing}",
+            "name a model that was trained as a reward model",
+        )
+    model.requires_grad_(False)
+    tokenizer: PreTrainedTokenizerBase = _tokenizer(base, trust_remote_code)
+    return model.eval().to(device()), tokenizer
 
 
 def load_base(base: BaseLocation, spec: ModelSpec, *, trust_remote_code: bool = False) -> PreTrainedModel:

@@ -77,7 +77,7 @@ def open_base(inputs: Inputs, context: StageContext) -> OpenBase:
     """Open the recipe's base without its weights."""
     spec = context.recipe.model
     location = locate_base(spec, stage_directories(inputs))
-    trust = _trusts_code(context)
+    trust = trusts_code(context)
     tokenizer = load_tokenizer(location, trust_remote_code=trust)
     template = ensure_chat_template(tokenizer, spec.chat_template)
     config = AutoConfig.from_pretrained(
@@ -90,10 +90,10 @@ def open_base(inputs: Inputs, context: StageContext) -> OpenBase:
 
 def load_weights(base: OpenBase, context: StageContext) -> PreTrainedModel:
     """Load the frozen base onto this process's device."""
-    return load_base(base.location, context.recipe.model, trust_remote_code=_trusts_code(context))
+    return load_base(base.location, context.recipe.model, trust_remote_code=trusts_code(context))
 
 
-def _trusts_code(context: StageContext) -> bool:
+def trusts_code(context: StageContext) -> bool:
     """Code of a model runs only when the recipe and the command line both say so."""
     return context.recipe.model.trust_remote_code and context.trust_remote_code
 

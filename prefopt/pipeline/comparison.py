@@ -17,6 +17,7 @@ from prefopt.errors import InputError, IntegrityError
 from prefopt.evaluation.compare import Comparison, Entry, compare
 from prefopt.pipeline.keys import KEY_FILE
 from prefopt.recipe.layout import closest
+from prefopt.recipe.references import scorers_of
 from prefopt.recipe.rounds import unrolled_blocks
 from prefopt.store import manifest as manifests
 from prefopt.store.files import read_json, read_json_lines, sha256_json
@@ -215,7 +216,7 @@ def _check_rewards(rewards: Mapping[str, _Reward]) -> None:
             what = f"by different rewards: {reward.option} and {other.option}"
         raise InputError(
             f"{first} and {name} are scored {what}",
-            "evaluate both with the same reward: 'gold', one word list, or one reward stage",
+            "evaluate both with the same reward",
         )
 
 
@@ -339,7 +340,35 @@ def _options(directory: Path, manifest: Manifest, block: Mapping[str, Any]) -> M
 
 def _reward(options: Mapping[str, Any], manifest: Manifest) -> _Reward:
     scorer = options.get("reward")
-    model, lexicon = (scorer.get("model"), scorer.get("lexicon")) if isinstance(scorer, Mapping) else (scorer, None)
-    # In a key the word list is the hash of what is in it.
-    option = f"'{model}'" if lexicon is None else f"the word list {Path(str(lexicon)).name[:KEY_DIGITS]}"
-    return _Reward(option, manifest.inputs.get(str(model), {}).get("sha256", ""))
+    named = dict.fromkeys(name for _, name in scorers_of(scorer))
+    made = [manifest.inputs[name].get("sha256", "") for name in named if name in manifest.inputs]
+    return _Reward(_described(scorer), " ".join(made))
+
+
+def _described(scorer: object) -> str:
+    """A reward as a person would name it; in a key files are the hash of what is in them."""
+    if not isinstance(scorer, Mapping):
+        return f"'{scorer}'"
+    if scorer.get("weighted"):
+        parts = [(part.get("weight", 1.0) if isinstance(part, Mapping) else 1.0, part) for part in scorer["weighted"]]
+        return " + ".join(f"{weight:g} × {_described(part)}" for weight, part in parts)
+    if scorer.get("url") is not None:
+        return f"the server {scorer['url']}"
+    if scorer.get("function") is not None:
+        content = str(scorer.get("function_content", ""))[:KEY_DIGITS]
+        return f"the function {scorer['function']}{content and f' ({content})'}"
+    for source, what in (("lexicon", "the word list"), ("pretrained", "the model")):
+        if scorer.get(source) is not None:
+            return f"{what} {_content(str(scorer[source]))}{_revision(scorer)}"
+    return f"'{scorer.get('model')}'"
+
+
+def _content(written: str) -> str:
+    """The first digits of a hash, the last part of a path, and the id of a model on the Hub as it is."""
+    if len(written) == 64 and not set(written) - set("0123456789abcdef"):
+        return written[:KEY_DIGITS]
+    return Path(written).name if Path(written).is_absolute() else written
+
+
+def _revision(scorer: Mapping[str, Any]) -> str:
+    return f" at {scorer['revision']}" if scorer.get("revision") else ""

@@ -22,6 +22,7 @@ from prefopt.pipeline.revisions import KEYED_LIBRARIES, USES_MODEL
 from prefopt.pipeline.stages import Registry
 from prefopt.recipe.keys import spec_for_key
 from prefopt.recipe.references import DATA_ROLES, SCORER_ROLES
+from prefopt.recipe.registered import registered
 from prefopt.recipe.schema import DataSpec, Recipe
 from prefopt.store.files import disk_faults, read_json, sha256_json, write_json
 from prefopt.store.hashing import HashCache
@@ -87,10 +88,11 @@ class Keys:
 
         Raises:
             EnvironmentFault: When a local file of the recipe cannot be read.
+            InputError: When a reward function is not installed any more.
         """
         spec = spec_for_key(node.spec)
         spec.pop("seed", None)
-        self._word_lists(spec)
+        self._scorers(spec)
         names = dict.fromkeys(name for role in DATA_ROLES for name in getattr(node.spec, role, ()))
         # A batch is per process, so their number decides numbers; how they share the work does not.
         ranks = getattr(node.spec, "ranks", 1)
@@ -112,14 +114,31 @@ class Keys:
             }
         )
 
-    def _word_lists(self, spec: dict[str, Any]) -> None:
-        """Puts what is in a word list in the place of where it lies; `spec` is changed."""
+    def _scorers(self, spec: dict[str, Any]) -> None:
+        """Puts what scorers are made of in the place of where it lies; `spec` is changed."""
         for role in SCORER_ROLES:
             scorer = spec.get(role)
-            if scorer is not None and scorer["lexicon"] is not None:
-                path = Path(scorer["lexicon"])
-                with disk_faults(path):
-                    spec[role] = {**scorer, "lexicon": self._cache.file(path)}
+            if scorer is None:
+                continue
+            spec[role] = self._scorer(scorer)
+            if "weighted" in scorer:
+                spec[role]["weighted"] = [self._scorer(part) for part in scorer["weighted"]]
+
+    def _scorer(self, scorer: dict[str, Any]) -> dict[str, Any]:
+        if scorer["lexicon"] is not None:
+            path = Path(scorer["lexicon"])
+            with disk_faults(path):
+                return {**scorer, "lexicon": self._cache.file(path)}
+        if "function" in scorer:
+            function = registered(scorer["function"])
+            with disk_faults(function.file):
+                content = self._cache.file(function.file)
+            return {**scorer, "package": [function.distribution, function.version], "function_content": content}
+        folder = Path(scorer.get("pretrained", ""))
+        if folder.is_absolute():
+            with disk_faults(folder):
+                return {**scorer, "pretrained": self._cache.tree(folder)}
+        return dict(scorer)
 
     def seed(self, node: Node) -> int:
         """The seed a stage runs with."""

@@ -15,6 +15,14 @@ def quiet(default: Any, **constraints: Any) -> Any:
     return Field(default, json_schema_extra={"numeric": False}, **constraints)
 
 
+def when_set(default: Any, **constraints: Any) -> Any:
+    """A field that enters a stage's key only where it differs from its default.
+
+    For options that came later: recipes that do not use them keep the keys, and so the artefacts, that they have.
+    """
+    return Field(default, json_schema_extra={"numeric": "when set"}, **constraints)
+
+
 def name_as_tuple(value: object) -> object:
     """A name or a list of names as the tuple that frozen specs hold; anything else as it is."""
     if isinstance(value, str):

@@ -46,7 +46,9 @@ _KL = "write `kl: {coefficient: 0.05}` in the stage"
 _STOP_ABOVE = "write `kl: {stop_above: 10}` in the stage"
 _ESTIMATOR = "write `kl: {estimator: k1}` in the stage"
 _ADAPTIVE = "write `kl: {adaptive_target: 6.0, horizon: 10000}` in the stage"
-_REWARD = "train it in a stage, then name that: `reward: NAME`"
+_REWARD = "train it in a stage and name that, `reward: NAME`; or write `reward: {pretrained: PATH}`"
+_FUNCTIONS = "register it in a package, then `reward: {function: NAME}`"
+_WEIGHTED = "write `reward: {weighted: [{model: NAME, weight: 1.0}, …]}`"
 _NORMALISE = "write `reward: {model: NAME, normalise: reference}`"
 _CLIP = "write `reward: {model: NAME, clip: 5}`"
 _MINIBATCHES = (
@@ -146,7 +148,9 @@ FOREIGN: dict[str, Foreign] = {
     "reward_model": Foreign(_LF, "reward", _REWARD),
     "reward_model_path": Foreign(_OLD_TRL, "reward", _REWARD),
     "reward_pretrain": Foreign(_OR, "reward", _REWARD),
-    "remote_rm_url": Foreign(_OR, "reward", _REWARD),
+    "remote_rm_url": Foreign(_OR, "reward", "write `reward: {url: http://…}`"),
+    "reward_funcs": Foreign(_TRL, "reward", _FUNCTIONS),
+    "reward_weights": Foreign(_TRL, "reward", _WEIGHTED),
     "sft_model_path": Foreign(_OLD_TRL, "init", "a stage starts from another stage: `init: NAME`"),
     "critic_pretrain": Foreign(_OR, "value", _VALUE),
     "critic_learning_rate": Foreign(_OR, "learning_rate", "policy and value function share 'learning_rate'"),

@@ -10,15 +10,18 @@ from pydantic import BaseModel
 def spec_for_key(spec: BaseModel) -> dict[str, Any]:
     """A spec as plain JSON values, without the keys that change no numbers.
 
-    Fields marked `json_schema_extra={"numeric": False}` are left out at every depth; defaults are written out, so a
-    key that is spelled with its default gives the same result as one that is left out.
+    Fields marked `json_schema_extra={"numeric": False}` are left out at every depth, and those marked `"when set"`
+    where they are at their default; other defaults are written out. So a key that is spelled with its default gives the
+    same result as one that is left out.
     """
     kept: dict[str, Any] = {}
     for name, field in type(spec).model_fields.items():
+        value = getattr(spec, name)
         extra = field.json_schema_extra
-        if isinstance(extra, dict) and extra.get("numeric") is False:
+        numeric = extra.get("numeric") if isinstance(extra, dict) else None
+        if numeric is False or (numeric == "when set" and value == field.get_default()):
             continue
-        kept[name] = _plain(getattr(spec, name))
+        kept[name] = _plain(value)
     return kept
 
 

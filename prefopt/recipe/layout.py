@@ -72,13 +72,16 @@ def spec_at(path: KeyPath, tree: Mapping[str, Any]) -> type[BaseModel] | None:
     node: Any = tree
     named: list[type[BaseModel]] | None = None
     for part in path:
+        if isinstance(part, int):  # the model is that of every item
+            node = node[part] if isinstance(node, list) and part < len(node) else None
+            continue
         node = node.get(part) if isinstance(node, dict) else None
         if named is not None:
             spec, named = _pick(named, node), None
         elif spec is None or part not in spec.model_fields:
             return None
         else:
-            annotation = spec.model_fields[str(part)].annotation
+            annotation = spec.model_fields[part].annotation
             below = specs_in(annotation)
             named, spec = (below, None) if _is_named(annotation) else (None, below[0] if below else None)
     return spec

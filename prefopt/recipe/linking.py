@@ -18,11 +18,12 @@ from prefopt.recipe.references import (
     graph_of,
     named_in,
     names_in,
-    scorer_of,
+    scorers_of,
 )
 from prefopt.recipe.references import split_round as split
 from prefopt.recipe.rounds import ADAPTER_KINDS, Repeated
 from prefopt.recipe.schema import KINDS
+from prefopt.recipe.scorers import SOURCES
 from prefopt.recipe.yaml import KeyPath, Places
 
 _STARTED = (*ADAPTER_KINDS, "reward")
@@ -81,7 +82,7 @@ class _Linker:
         if kind == "evaluate":
             self._evaluation(at, stage)
         for role in SCORER_ROLES:
-            self._scorer((*at, role), stage)
+            self._scorers((*at, role), stage)
         self._each((*at, AFTER), stage.get(AFTER), self._waited_for)
 
     def _each(self, path: KeyPath, value: object, check: Any) -> None:
@@ -185,29 +186,35 @@ class _Linker:
                 at, "the stage has neither 'prompts' nor 'data', so there is nothing to answer", "name a data set"
             )
 
-    def _scorer(self, path: KeyPath, stage: dict[str, Any]) -> None:
-        """Who scores: `gold` in the toy world, or a reward stage; word lists are files, and judged as such."""
-        value, role = stage.get(str(path[-1])), path[-1]
-        name = scorer_of(value)
-        here = (*path, "model") if isinstance(value, dict) else path
-        if not name or self._wrong_round(here, name):
-            return
-        if name == GOLD:
-            self._gold(here, stage)
-            return
+    def _scorers(self, path: KeyPath, stage: dict[str, Any]) -> None:
+        """Who scores: `gold` in the toy world, or reward stages; files and the like are judged as such."""
+        for below, name in scorers_of(stage.get(str(path[-1]))):
+            here = (*path, *below)
+            if not name or self._wrong_round(here, name):
+                continue
+            if name == GOLD:
+                self._gold(here, stage)
+            else:
+                self._scorer(here, str(path[-1]), name)
+
+    def _scorer(self, path: KeyPath, role: str, name: str) -> None:
         kind = self._kind(self._plain(name))
         if kind in _SCORES or (kind is not None and kind not in KINDS):
             return  # a kind of later versions: the stage itself is reported
         usable = [stage for stage in self.stages if self._kind(stage) in _SCORES]
-        scorers = f"'{GOLD}' in the toy world, {_listed(usable)}or a word list, as in `{role}: {{lexicon: FILE}}`"
+        scorers = (
+            f"'{GOLD}' in the toy world, {_listed(usable)}or a mapping, as in `{role}: {{lexicon: FILE}}`, with one of "
+            f"{', '.join(SOURCES[1:])}"
+        )
+        near = closest(name, [*usable, GOLD])
+        source = _source(name)
         if kind is not None:
-            self._add(here, f"'{name}' is a stage of kind '{kind}', which scores nothing", f"what scores: {scorers}")
-        elif name.endswith(_LIST_SUFFIXES):
-            self._add(here, f"'{name}' is no stage", f"a word list is `{role}: {{lexicon: {name}}}`")
+            self._add(path, f"'{name}' is a stage of kind '{kind}', which scores nothing", f"what scores: {scorers}")
+        elif source and not near:
+            self._add(path, f"'{name}' is no stage", source.format(role=role, name=name))
         else:
-            near = closest(name, [*usable, GOLD])
             remedy = f"did you mean '{near}'?" if near else f"what scores: {scorers}"
-            self._add(here, f"unknown {role} '{name}'", remedy)
+            self._add(path, f"unknown {role} '{name}'", remedy)
 
     def _gold(self, path: KeyPath, stage: dict[str, Any]) -> None:
         role = "prompts" if names_in(stage.get("prompts")) else "data"
@@ -215,7 +222,7 @@ class _Linker:
             data_set = self._data.get(name)
             if isinstance(data_set, dict) and isinstance(data_set.get("path"), str) and data_set["path"] != "toy":
                 message = f"'{GOLD}' scores the toy world only, and '{name}' is {data_set['path']}"
-                self._add(path, message, "name a reward stage or a word list, or use data with `path: toy`")
+                self._add(path, message, "name another scorer, such as a reward stage, or use data with `path: toy`")
 
     def _answered(self, names: Sequence[str]) -> Iterator[str]:
         """Data sets whose prompts are answered: those of a collect stage are the ones that it answers."""
@@ -261,6 +268,15 @@ def _suggest(name: str, candidates: Sequence[str] | dict[str, Any], intro: str =
     if near:
         return f"did you mean '{near}'?"
     return f"{intro} {', '.join(names[:12])}{', …' if len(names) > 12 else ''}" if intro and names else ""
+
+
+def _source(name: str) -> str:
+    """How to write what looks like another source of scores than a stage; empty for what does not."""
+    if name.startswith(("http://", "https://")):
+        return "a server that scores is `{role}: {{url: {name}}}`"
+    if name.endswith(_LIST_SUFFIXES):
+        return "a word list is `{role}: {{lexicon: {name}}}`"
+    return "a model of its own is `{role}: {{pretrained: {name}}}`" if "/" in name else ""
 
 
 def _listed(names: Sequence[str]) -> str:

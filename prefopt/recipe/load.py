@@ -14,7 +14,7 @@ from prefopt.errors import Problem, RecipeError
 from prefopt.recipe.foreign import FOREIGN
 from prefopt.recipe.layout import closest, spec_at
 from prefopt.recipe.linking import check_references
-from prefopt.recipe.local import fill_variables, resolve_paths
+from prefopt.recipe.local import fill_variables, find_functions, resolve_paths
 from prefopt.recipe.names import explain_kind, explain_unknown, framework_of
 from prefopt.recipe.overrides import apply
 from prefopt.recipe.references import SCORER_ROLES
@@ -68,6 +68,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
     written, unfilled = fill_variables(tree, places, os.environ)
     found += unfilled
     found += resolve_paths(tree, places, Path(os.path.abspath(path)).parent, written, {key for key, _ in found})
+    found += find_functions(tree, places)
     recipe, more, warnings = _judge(tree, places, written, {key for key, _ in found})
     found += more
     if found or recipe is None:
@@ -194,6 +195,9 @@ def _words(
         return f"'stages' must be a mapping, not {say(item.get('input'))}", "as in `stages: {sft: {kind: sft, …}}`"
     if kind in ("model_type", "model_attributes_type") and path[-1] in SCORER_ROLES:
         return f"must be one name or a mapping, not {say(item.get('input'))}", f"as in `{path[-1]}: {{lexicon: FILE}}`"
+    if kind == "tuple_type" and path[-1] == "weighted":
+        remedy = "as in `{weighted: [{model: NAME, weight: 1.0}, {function: NAME, weight: 0.5}]}`"
+        return f"must be a list of scorers, not {say(item.get('input'))}", remedy
     return explain(item, written)
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from prefopt.errors import Problem
 from prefopt.recipe.layout import closest
 from prefopt.recipe.references import SCORER_ROLES
+from prefopt.recipe.registered import is_registered, unknown
 from prefopt.recipe.yaml import KeyPath, Places
 
 _VARIABLE = re.compile(r"\$\{([^}]*)\}?")
@@ -115,10 +116,37 @@ def _holders(tree: dict[str, Any]) -> list[tuple[dict[str, Any], KeyPath, tuple[
         if isinstance(spec, dict) and "path" in spec and spec["path"] != "toy":
             found.append((spec, ("data", name, "path"), _DATA_SUFFIXES))
     for name, stage in names.items():
-        for role, key in (*((role, "lexicon") for role in SCORER_ROLES), ("accelerate", "config_file")):
-            holder = stage.get(role) if isinstance(stage, dict) else None
-            if isinstance(holder, dict) and key in holder:
-                found.append((holder, ("stages", name, role, key), ()))
+        holder = stage.get("accelerate") if isinstance(stage, dict) else None
+        if isinstance(holder, dict) and "config_file" in holder:
+            found.append((holder, ("stages", name, "accelerate", "config_file"), ()))
+    for source, at in _sources(names):
+        found += [(source, (*at, key), ()) for key in ("lexicon", "pretrained") if key in source]
+    return found
+
+
+def _sources(stages: dict[str, Any]) -> Iterator[tuple[dict[str, Any], KeyPath]]:
+    """Every scorer that is written as a mapping, those of weighted sums among them, and where it is."""
+    for name, stage in stages.items():
+        for role in SCORER_ROLES if isinstance(stage, dict) else ():
+            scorer = stage.get(role)
+            if not isinstance(scorer, dict):
+                continue
+            yield scorer, ("stages", name, role)
+            parts = scorer.get("weighted")
+            for index, part in enumerate(parts) if isinstance(parts, list) else ():
+                if isinstance(part, dict):
+                    yield part, ("stages", name, role, "weighted", index)
+
+
+def find_functions(tree: dict[str, Any], places: Places) -> Found:
+    """Reward functions that no installed package registers."""
+    stages = tree.get("stages")
+    found: Found = []
+    for source, at in _sources(stages if isinstance(stages, dict) else {}):
+        name = source.get("function")
+        if isinstance(name, str) and not is_registered(name):
+            path = (*at, "function")
+            found.append((path, places.problem(path, *unknown(name))))
     return found
 
 
@@ -148,7 +176,7 @@ def _unfit(local: Path, path: KeyPath) -> tuple[str, str] | None:
         return f"{local} is a folder, and a word list is a file", ""
     if path[-1] == "config_file" and not local.is_file():
         return f"{local} is a folder, and a configuration of accelerate is a file", ""
-    if path[-1] != "model_name_or_path":
+    if path[-1] not in ("model_name_or_path", "pretrained"):
         return None
     if not local.is_dir():
         return f"{local} is a file, and a model is a folder", f"did you mean {local.parent}?"

@@ -6,7 +6,7 @@ Pure functions. They read plain mappings as well as specs, so that a recipe with
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel
@@ -36,21 +36,29 @@ def names_in(value: object) -> tuple[str, ...]:
     return ()
 
 
-def scorer_of(value: object) -> str | None:
-    """Who scores, as `reward` or `judge` says it: a stage or `gold`; None for a word list, or where nothing is said."""
-    if isinstance(value, Mapping):
-        value = value.get("model")
-    elif isinstance(value, BaseModel):
-        value = getattr(value, "model", None)
-    return value if isinstance(value, str) else None
+def scorers_of(value: object) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """Who scores, as `reward` or `judge` says it: the stages, or `gold`, that are named, and where in it each stands.
+
+    Word lists, functions and the like are no stages, and left out.
+    """
+    if isinstance(value, str):
+        yield (), value
+    elif isinstance(value, Mapping | BaseModel):
+        held = value if isinstance(value, Mapping) else dict(value)
+        name, parts = held.get("model"), held.get("weighted")
+        if isinstance(name, str):
+            yield ("model",), name
+        for index, part in enumerate(parts) if isinstance(parts, list | tuple) else ():
+            # A sum of sums is none; the schema says so.
+            if not (isinstance(part, Mapping) and "weighted" in part):
+                yield from ((("weighted", index, *path), named) for path, named in scorers_of(part))
 
 
 def named_in(role: str, value: object) -> tuple[str, ...]:
     """The names that a key of a stage holds, whatever form its role allows."""
     if role not in SCORER_ROLES:
         return names_in(value)
-    scorer = scorer_of(value)
-    return () if scorer is None or scorer == GOLD else (scorer,)
+    return tuple(dict.fromkeys(name for _, name in scorers_of(value) if name != GOLD))
 
 
 def split_round(name: str) -> tuple[str, str]:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from prefopt.errors import Problem
 from prefopt.recipe.layout import closest
 from prefopt.recipe.references import AFTER, DATA_ROLES, SCORER_ROLES, cycles, graph_of, names_in, split_round
 from prefopt.recipe.schema import AnyStage, CollectSpec, Recipe
+from prefopt.recipe.scorers import ScorerSpec, SourceSpec
 from prefopt.recipe.yaml import KeyPath, Places
 
 ADAPTER_KINDS = ("sft", "dpo", "ppo")
@@ -286,9 +288,8 @@ def _renamed(spec: AnyStage, rename: Rename) -> AnyStage:
             new = tuple(dict.fromkeys(meant for name in value for meant in rename(role, name)))
         elif isinstance(value, str):
             (new,) = rename(role, value)
-        elif value is not None and value.model is not None:
-            (model,) = rename(role, value.model)
-            new = value.model_copy(update={"model": model})
+        elif isinstance(value, ScorerSpec):
+            new = value.changed(partial(_renamed_scorer, rename, role))
         else:
             continue
         if new != value:
@@ -296,6 +297,10 @@ def _renamed(spec: AnyStage, rename: Rename) -> AnyStage:
     if any(":" in name for name in spec.require):
         changes["require"] = {_renamed_metric(name, rename): bounds for name, bounds in spec.require.items()}
     return spec.model_copy(update=changes)
+
+
+def _renamed_scorer(rename: Rename, role: str, source: SourceSpec) -> dict[str, object]:
+    return {} if source.model is None else {"model": rename(role, source.model)[0]}
 
 
 def _renamed_metric(name: str, rename: Rename) -> str:

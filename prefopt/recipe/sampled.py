@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from prefopt.recipe.options.suites import POLICY_SUITES, REWARD_SUITES
 from prefopt.recipe.parts import Fault, Part
-from prefopt.recipe.references import names_in, scorer_of
+from prefopt.recipe.references import names_in, scorers_of
 from prefopt.recipe.reward_rules import REWARD_RULES
 
 Rule = Callable[[Part], Iterator[Fault]]
@@ -54,9 +54,9 @@ def _pull(part: Part) -> Iterator[Fault]:
 
 def _second_opinion(part: Part) -> Iterator[Fault]:
     """A judge is somebody else, and is there where it is asked."""
-    judge, reward = (scorer_of(part.get(key)) for key in ("judge", "reward"))
-    if judge is not None and judge == reward:
-        yield Fault("judge", f"'{judge}' is what is trained on, and vouches for nothing", "name another scorer")
+    judge, reward = ({name for _, name in scorers_of(part.get(key))} for key in ("judge", "reward"))
+    for name in sorted(judge & reward):
+        yield Fault("judge", f"'{name}' is what is trained on, and vouches for nothing", "name another scorer")
     if _inner(part.get("guards"), "keep") == "judge" and not part.written("judge"):
         yield Fault("guards.keep", "the stage has no 'judge' to choose a policy by", "write 'judge', or `keep: bound`")
 

@@ -267,7 +267,7 @@ class CollectSpec(SamplingSpec):
     kind: Literal["collect"]
     policies: Names = Field(min_length=1, description="the stages whose models answer, each every prompt")
     prompts: Names = Field(min_length=1, description="data whose prompts are answered; held-out prompts stay held out")
-    judge: Judge = Field(description="'gold' in the toy world, a reward stage, or `{lexicon: FILE}`")
+    judge: Judge = Field(description="'gold' in the toy world, a reward stage, or a mapping")
     samples_per_prompt: int = Field(4, ge=1, description="completions of every policy for a prompt")
     pairing: Literal["best_worst", "random"] = Field(
         "best_worst", description="'best_worst': the highest and the lowest reward; 'random': two at random"
@@ -286,7 +286,7 @@ class PPOSpec(OptimisationSpec, AdapterSpec):
     kind: Literal["ppo"]
     init: Name | None = Field(None, description="stage to start from, which is also the reference")
     prompts: Names = Field(min_length=1, description="data whose training prompts are answered")
-    reward: PPOReward = Field(description="'gold' in the toy world, a reward stage, or `{lexicon: FILE}`")
+    reward: PPOReward = Field(description="'gold' in the toy world, a reward stage, or a mapping")
     judge: Scorer | None = Field(None, description="another reward, not trained on, that the guards ask; as `reward`")
     kl: KLSpec = KLSpec()
     guards: GuardsSpec = GuardsSpec()
@@ -334,7 +334,7 @@ class EvaluateSpec(SamplingSpec):
     data: Names = Field((), description="pairs whose held-out part measures preference and reward accuracy")
     ood: Names = Field((), description="pairs of another source, to see how far the reward's accuracy falls there")
     prompts: Names = Field((), description="data whose held-out prompts are answered; `data` by default")
-    reward: Scorer | None = Field(None, description="'gold' in the toy world, a reward stage, or `{lexicon: FILE}`")
+    reward: Scorer | None = Field(None, description="'gold' in the toy world, a reward stage, or a mapping")
     proxy: Scorer | None = Field(
         None, description="the reward that policies were trained on, to see where it leads away from `reward`"
     )

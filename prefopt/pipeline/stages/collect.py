@@ -197,10 +197,10 @@ def _pairs(
     """Pairs with labels, and why prompts gave none."""
     judge = [
         *scorer_identity(spec.judge, inputs),
-        spec.judge.model_dump(mode="json", exclude={"model", "lexicon"}),
+        spec.judge.model_dump(mode="json", include={"labels", "noise", "scale"}),
         context.seed,
     ]
-    name = spec.judge.model or "lexicon"
+    name = spec.judge.label
     rows: list[dict[str, object]] = []
     found: Counter[str] = Counter()
     fresh: dict[str, StoredJudgement] = {}

@@ -75,8 +75,9 @@ def run(spec: PPOSpec, inputs: Inputs, context: StageContext) -> StageResult:
     _write_lines(context.directory / "samples.jsonl", [{"policy": context.stage, **row} for row in trained.latest])
     _write_lines(context.directory / "microscope.jsonl", trained.close_ups)
     outputs = ["adapter", "value", "tokenizer", "samples.jsonl", "microscope.jsonl", *kept_outputs(spec)]
-    rewards = _reward_model(spec, inputs)
-    cost = ppo_cost(trained, reward_passes=len(rewards[1].adapters) if rewards else 0)
+    named = [part.model for part in spec.reward.parts if part.model in inputs]
+    passes = sum(len(read_artefact(inputs[name].directory).adapters) for name in named if name is not None)
+    cost = ppo_cost(trained, reward_passes=passes)
     details = stage.rows.details | {"guards": {"ended_by": trained.guards.reason, "kept_rollout": trained.guards.best}}
     if trained.guards.reason:
         context.log(f"a guard spoke up: {trained.guards.reason}")

@@ -193,6 +193,15 @@ def test_runs_sampled_differently_are_told(capsys, tmp_path):
     [
         ({"reward": {"model": "rm", "lexicon": None}}, "b", "by different rewards: 'gold' and 'rm'"),
         ({"reward": {"model": None, "lexicon": "5f" * 32}}, "b", "'gold' and the word list 5f5f5f5f5f5f"),
+        ({"reward": {"model": None, "url": "http://x/y"}}, "b", "'gold' and the server http://x/y"),
+        ({"reward": {"function": "f", "function_content": "5f" * 32}}, "b", "'gold' and the function f (5f5f5f5f5f5f)"),
+        ({"reward": {"pretrained": "5f" * 32}}, "b", "'gold' and the model 5f5f5f5f5f5f"),
+        ({"reward": {"pretrained": "org/m", "revision": "v2"}}, "b", "'gold' and the model org/m at v2"),
+        (
+            {"reward": {"weighted": [{"model": "gold", "weight": 2.0}, {"url": "http://x"}]}},
+            "b",
+            "'gold' and 2 × 'gold' + 1 × the server http://x",
+        ),
         ({"reward": {"model": "gold", "lexicon": None}}, "", None),
     ],
 )

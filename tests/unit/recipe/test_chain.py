@@ -3,7 +3,7 @@
 import pytest
 
 from prefopt.recipe.load import load
-from prefopt.recipe.references import graph, needs, order, scorer_of
+from prefopt.recipe.references import graph, needs, order, scorers_of
 from prefopt.recipe.schema import Recipe
 
 
@@ -27,12 +27,15 @@ def test_needs_of_every_role(write, chain):
 
 
 def test_specs_and_mappings_say_the_same_scorer(write, chain):
-    written = {"text": "rm", "mapping": {"model": "rm"}, "word list": {"lexicon": "x"}, "list": ["rm"], "none": None}
-    assert {form: scorer_of(value) for form, value in written.items()} == {
-        "text": "rm", "mapping": "rm", "word list": None, "list": None, "none": None
+    written = {"text": "rm", "mapping": {"model": "rm"}, "word list": {"lexicon": "x"}, "list": ["rm"], "none": None,
+               "sum": {"weighted": ["gold", {"url": "http://x"}, {"model": "rm", "weight": 2}]}}  # fmt: skip
+    assert {form: list(scorers_of(value)) for form, value in written.items()} == {
+        "text": [((), "rm")], "mapping": [(("model",), "rm")], "word list": [], "list": [], "none": [],
+        "sum": [(("weighted", 0), "gold"), (("weighted", 2, "model"), "rm")],
     }  # fmt: skip
     stages = load(write(chain)).recipe.stages
-    assert scorer_of(stages["policy"].reward) == "rm" and scorer_of(stages["pairs"].judge) == "gold"
+    assert [name for _, name in scorers_of(stages["policy"].reward)] == ["rm"]
+    assert [name for _, name in scorers_of(stages["pairs"].judge)] == ["gold"]
 
 
 @pytest.mark.parametrize(
@@ -43,7 +46,7 @@ def test_specs_and_mappings_say_the_same_scorer(write, chain):
         ("reward: rm", "reward: zzzz", "stages.policy.reward", "unknown reward", "the reward stage rm"),
         ("reward: rm", "reward: dpo", "stages.policy.reward", "kind 'dpo', which scores nothing", "'gold'"),
         ("reward: rm", "reward: words.txt", "stages.policy.reward", "no stage", "reward: {lexicon: words.txt}"),
-        ("reward: rm", "reward: {}", "stages.policy.reward", "either 'model' or 'lexicon'", ""),
+        ("reward: rm", "reward: {}", "stages.policy.reward", "one of 'model', 'lexicon', 'function'", ""),
         ("reward: rm", "reward: 3", "stages.policy.reward", "one name or a mapping", "{lexicon: FILE}"),
         ("reward: rm", "reward: [rm]", "stages.policy.reward", "one name or a mapping, not a list", ""),
         ("reward: rm", "reward: a/words.txt", "stages.policy.reward", "no stage", "reward: {lexicon: a/words.txt}"),
@@ -196,4 +199,4 @@ class TestWordLists:
     def test_a_name_beside_it_is_one_too_many(self, problems, chain, tmp_path):
         (tmp_path / "words.txt").write_text("good\t1.9\n")
         found = problems(chain.replace("reward: rm", "reward: {model: rm, lexicon: words.txt}"))
-        assert "either 'model' or 'lexicon'" in found["stages.policy.reward"].message
+        assert "'model' and 'lexicon' are two scorers" in found["stages.policy.reward"].message

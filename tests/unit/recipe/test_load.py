@@ -64,6 +64,7 @@ def test_every_foreign_name_is_recognised_and_leads_somewhere(problems, good, na
         ("warmup_ratio", "warmup_steps: 0.1"),
         ("gradient_checkpointing", "'activation_checkpointing'"),
         ("micro_batch_size", "'per_device_train_batch_size'"),
+        ("batch_size", "'per_device_train_batch_size'"),
         ("max_prompt_length", "no longer needed"),
         ("dataset_name", "data: NAME"),
         ("ppo_epochs", "'num_ppo_epochs' is a key of ppo stages"),
@@ -81,7 +82,8 @@ def test_foreign_names_are_translated(problems, good, name, ours):
 
 
 def test_names_of_the_schema_are_not_called_foreign():
-    assert not {name for name in FOREIGN if name in homes()}
+    # Of a scorer it is our own name; in a stage it is torchtune's.
+    assert {name for name in FOREIGN if name in homes()} == {"batch_size"}
 
 
 def test_whole_foreign_file_is_recognised(problems):

@@ -213,7 +213,8 @@ stages.pairs.samples_per_prompt stages.pairs.pairs_per_prompt stages.rm.data sta
 stages.eval.reward.lexicon stages.eval.policies""".split()
 VALUES = """|0|1|-1|1e400|1.5|true|x|[x, 1]|{a: 1}|[[]]|null|'${HOME}'|999999999999999999999|sft|gold|rm|[rm]|pairs
 |[pairs, policy]|policy@1|policy@0|'@'|'@1'|rm@99999|{model: rm}|{lexicon: x}|{model: 3}|[policy, policy]|{sft: 3}
-|{rm: rm}|k3|{estimator: k2}|dpo|eval""".replace("\n", "").split("|")
+|{rm: rm}|k3|{estimator: k2}|dpo|eval
+|{weighted: [rm, {model: policy@1}, {lexicon: x}, 3]}|{weighted: x}|{url: x}""".replace("\n", "").split("|")
 
 
 @fuzz
