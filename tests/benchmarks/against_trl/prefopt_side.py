@@ -1,12 +1,13 @@
 """Times prefopt's DPOTrainer or RewardTrainer as the peer's script times TRL's, and prints one JSON line.
 
 usage: python -m tests.benchmarks.against_trl.prefopt_side dpo|reward DIR --start DIR [--pairs 64] [--batch 4]
-       [--max-length 1024] [--bf16] [--flops]
+       [--max-length 1024] [--bf16] [--flops | --profile]
 
 DIR is what the peers' make_model.py wrote; --start is what trl_side.py recorded: the rows in the order of TRL's steps
 and the adapter that it began with. The first two optimiser steps are warm-up and are not counted. `reference_seconds`
 is the whole pass of the reference before the first step, and `reference_share` the part of it, by tokens, that belongs
-to counted pairs. With --flops the floating-point operations of the same training are counted instead of seconds.
+to counted pairs. With --flops the floating-point operations of the same training are counted instead of seconds. With
+--profile torch's profiler writes a table of the same training, the reference's pass left out.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from typing import Any
 
 import torch
 from peft import LoraConfig
+from torch.profiler import profile
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from transformers import TrainerCallback
 
 from prefopt.models.roles import POLICY, REWARD
 from prefopt.trainers.dpo import DPOConfig, DPOTrainer
@@ -50,6 +53,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--max-length", type=int, default=1024)
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--flops", action="store_true")
+    parser.add_argument("--profile", action="store_true")
     return parser
 
 
@@ -73,6 +77,23 @@ def build(a: argparse.Namespace, rows: list[Row], clock: Clock) -> DPOTrainer | 
     return trainer
 
 
+class Profiled(TrainerCallback):
+    """Profiles the steps after those of warm-up."""
+
+    def __init__(self) -> None:
+        self.profiler = profile()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Begin after the warm-up."""
+        if state.global_step == WARMUP_STEPS:
+            self.profiler.start()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Say where the time went."""
+        self.profiler.stop()
+        print(self.profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=40))
+
+
 def main() -> None:
     a = arguments().parse_args()
     memory = PeakMemory()
@@ -81,6 +102,8 @@ def main() -> None:
     clock = Clock(counter.get_total_flops if counter else seconds)
     torch.manual_seed(0)
     trainer = build(a, rows, clock)
+    if a.profile:
+        trainer.add_callback(Profiled())
     trainer.evaluate(rows[: a.batch])  # the reference's pass comes first, so it needs a warm-up as the steps do
     with counter or contextlib.nullcontext():
         clock.begin()
