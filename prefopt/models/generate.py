@@ -154,7 +154,7 @@ class _Draw:
         tokens = choose_tokens(logits, self._options, None if self._uniforms is None else self._uniforms[rows, step])
         if self._options.say:
             logps = (logits / (self._options.temperature or 1.0)).log_softmax(-1)
-            entropies = -torch.linalg.vecdot(logps.exp(), logps)
+            entropies = torch.special.entr(logps.exp()).sum(-1)  # 0 for a token that was not allowed
             chosen = logps.gather(1, tokens[:, None]).squeeze(1)
             for row, *numbers in zip(rows.tolist(), chosen.tolist(), entropies.tolist(), strict=True):
                 self.said[row].append((numbers[0], numbers[1]))

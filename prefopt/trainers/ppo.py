@@ -28,7 +28,8 @@ import transformers
 from peft import PeftConfig, PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 
 from prefopt.errors import DataError, InputError
 from prefopt.losses import ppo
@@ -114,7 +115,7 @@ class PPOTrainer(CheckpointedTrainer):
         self.kl = KLController(args.kl_coefficient, args.kl_target, args.kl_horizon, args.kl_bounds)
         self.guards = Guards(replace(args.guards, max_kl=args.kl_stop_above or args.guards.max_kl), args.select)
         self._judge = judge
-        self._judged: tuple[float | None, float] = (None, 1.0)  # its last word, and the deviation of its first
+        self._units: dict[str, float] = {}  # deviations of the first rollout's scores, which are the reference's
         per_step = args.rollout_batch_size // args.num_mini_batches
         self._demonstrations = (
             Demonstrations(demonstrations, per_step, args.seed, pad_token_of(tokenizer)) if demonstrations else None
@@ -148,10 +149,9 @@ class PPOTrainer(CheckpointedTrainer):
         coefficient = self.kl.coefficient
         price = coefficient if args.kl_apply == "reward" else 0.0
         rewards = ppo.token_rewards(terms.total, kl, price, batch.mask)
-        if args.whiten_rewards:
-            rewards = ppo.masked_whiten(rewards, batch.mask, shift_mean=False)
+        whitened = ppo.masked_whiten(rewards, batch.mask, shift_mean=False) if args.whiten_rewards else rewards
 
-        advantages, returns = ppo.gae(rewards, said.values, batch.mask, args.gamma, args.lam)
+        advantages, returns = ppo.gae(whitened, said.values, batch.mask, args.gamma, args.lam)
         learned = batch.mask * finished[:, None] if args.mask_truncated_completions else batch.mask
         if args.whiten_advantages:
             advantages = ppo.masked_whiten(advantages, learned)
@@ -200,6 +200,9 @@ class PPOTrainer(CheckpointedTrainer):
         )
         if self._demonstrations is not None:
             losses += self._imitate(model, part)
+        if self._learning == 0:  # and not zero, which AdamW would take for a gradient: it decays weights, and counts
+            for name, parameter in self.model.named_parameters():
+                parameter.grad = None if f".{POLICY}." in name else parameter.grad
         total = torch.stack(losses).sum()
         self.note_loss(total)
         return total
@@ -300,6 +303,12 @@ class PPOTrainer(CheckpointedTrainer):
         """None: the slots hold nothing, a rollout is sampled where it is used."""
         return [0] * len(self.train_dataset)
 
+    def _ended(self, checkpoint: Path) -> TrainerState | None:
+        """The state of a checkpoint that is the last one, also where a guard made it that."""
+        if read_json(checkpoint / STATE_FILE)["guards"]["reason"] is not None and self.args.stop_on_guard:
+            return TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        return super()._ended(checkpoint)
+
     def _require_policy_equals_reference(self, kl: Tensor) -> None:
         exact = next(self.model.peft.parameters()).dtype is torch.float32 and not self.args.bf16 and not self.args.fp16
         gap = self.opening_gap = float(kl.abs().max())
@@ -311,11 +320,12 @@ class PPOTrainer(CheckpointedTrainer):
 
     def _watch(self, number: int, rollout: Rollout) -> None:
         """Count what a rollout shows of the policy that made it, and remember that policy if it is the best so far."""
+        unit = self.scale.std if self.args.normalise == "reference" else ppo_metrics.deviation(rollout.scores.values)
+        unit, judged = self._units.setdefault("score", unit), None
         if self._judge is not None and number % self.args.judge_every == 0:
             said = torch.tensor([score.value for score in score_texts(self._judge, rollout.rows, rollout.samples)])
-            deviation = self._judged[1] if number else max(float(said.std()), 1e-4)
-            self._judged = (float(said.mean()) / deviation, deviation)
-        seen = ppo_metrics.health(rollout, self.scale.std, self.args.uncertainty_weight, self._judged[0])
+            judged = float(said.mean()) / self._units.setdefault("judge", ppo_metrics.deviation(said))
+        seen = ppo_metrics.health(rollout, unit, self.args.uncertainty_weight, judged)
         for name, value in ppo_metrics.averages(rollout, seen).items():
             self._averages.add(name, value)
         if self.guards.see(number, seen):
@@ -336,7 +346,7 @@ class PPOTrainer(CheckpointedTrainer):
         kept = {name: part.state_dict() for name, part in self._stateful.items()}
         write_json(
             directory / STATE_FILE,
-            {**kept, "judged": self._judged, "latest": self.latest, "close_ups": self.close_ups},
+            {**kept, "units": self._units, "latest": self.latest, "close_ups": self.close_ups},
         )
 
     def load_weights(self, directory: Path) -> None:
@@ -347,7 +357,7 @@ class PPOTrainer(CheckpointedTrainer):
         state = read_json(directory / STATE_FILE)
         for name, part in self._stateful.items():
             part.load_state_dict(state[name])
-        self._judged, self.latest, self.close_ups = tuple(state["judged"]), state["latest"], state["close_ups"]
+        self._units, self.latest, self.close_ups = state["units"], state["latest"], state["close_ups"]
 
     @property
     def _stateful(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from prefopt.losses import ppo
 from prefopt.models.generate import Sampled
-from prefopt.rewards.scale import RewardTerms
+from prefopt.rewards.scale import SMALLEST_STD, RewardTerms
 from prefopt.trainers.explorer import Said, Scores
 from prefopt.trainers.guards import Health
 from prefopt.trainers.rollouts import Rollouts
@@ -33,7 +33,7 @@ class Rollout:
         terms: What their rewards are made of.
         said: What the roles say of every token.
         kl: k1 estimates, [N, L], nats.
-        rewards: Of every token, [N, L].
+        rewards: Of every token, [N, L], before they are whitened, if they are.
         coefficient: Price of a nat.
         episodes: As the update takes them; advantages are whitened.
     """
@@ -55,14 +55,19 @@ def repetition(ids: Sequence[int], n: int = NGRAM) -> float:
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
+def deviation(values: Tensor) -> float:
+    """Standard deviation of scores as a unit, which must not be 0."""
+    return max(float(values.std(correction=0)), SMALLEST_STD)
+
+
 def health(rollout: Rollout, std: float, uncertainty_weight: float, judge: float | None) -> Health:
     """What the guards watch.
 
     Args:
         rollout: Of the policy that is watched.
-        std: Of the reference's scores, in the reward's own unit.
+        std: Of the reference's scores, in the reward's own unit; the same for all rollouts.
         uncertainty_weight: Disagreements below the score that the bound is.
-        judge: What the other judge says.
+        judge: What the other judge says; None where it was not asked.
     """
     mask, samples = rollout.episodes.mask, rollout.samples
     score, disagreement = float(rollout.scores.values.mean()) / std, float(rollout.scores.stds.mean()) / std
@@ -106,7 +111,7 @@ def averages(rollout: Rollout, seen: Health) -> dict[str, float]:
 
 
 def samples_of(rollout: Rollout) -> list[dict[str, Any]]:
-    """Prompt, completion, finished, tokens, reward, kl and the reward's terms of every episode."""
+    """Prompt, completion, finished, tokens, reward (raw) and kl of every episode."""
     kl = rollout.kl.sum(1)
     return [
         {
