@@ -160,8 +160,14 @@ class Guards:
 
     def state_dict(self) -> dict[str, Any]:
         """What must be kept to go on."""
-        kept = {"first": self._first, "passed": self._passed, "averages": self._averages, "highest": self._highest}
-        return {name: dict(each) for name, each in kept.items()} | {"reason": self.reason, "best": self.best}
+        return {
+            "first": dict(self._first),
+            "passed": dict(self._passed),
+            "averages": dict(self._averages),
+            "highest": dict(self._highest),
+            "reason": self.reason,
+            "best": self.best,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what was kept."""
