@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from prefopt.recipe.options.suites import POLICY_SUITES, REWARD_SUITES
 from prefopt.recipe.parts import Fault, Part
-from prefopt.recipe.references import names_in
+from prefopt.recipe.references import names_in, scorer_of
 from prefopt.recipe.reward_rules import REWARD_RULES
 
 Rule = Callable[[Part], Iterator[Fault]]
@@ -40,6 +40,23 @@ def _batches(part: Part) -> Iterator[Fault]:
     elif rollout // parts > rows and rollout // parts % rows:
         message = f"minibatches of {rollout // parts} episodes cannot be cut into passes of {rows}"
         yield Fault("per_device_train_batch_size", message, f"write a number that divides {rollout // parts}")
+
+
+def _groups(part: Part) -> Iterator[Fault]:
+    """A rollout has whole groups of episodes that answer the same prompt."""
+    rollout, each = int(part.get("rollout_batch_size")), int(part.get("samples_per_prompt"))
+    if rollout % each:
+        message = f"{rollout} episodes are no whole prompts of {each}"
+        yield Fault("samples_per_prompt", message, f"write a number that divides {rollout}")
+
+
+def _judge(part: Part) -> Iterator[Fault]:
+    """A judge is asked where there is one, and is not the reward itself."""
+    judge = scorer_of(part.get("judge"))
+    if _inner(part.get("guards"), "keep") == "judge" and not part.written("judge"):
+        yield Fault("guards.keep", "the policy with the best judge is to be kept, and there is none", "add 'judge'")
+    if judge is not None and judge == scorer_of(part.get("reward")):
+        yield Fault("judge", f"'{judge}' is the reward itself, and says nothing new", "name another, or leave it out")
 
 
 def _pull(part: Part) -> Iterator[Fault]:
@@ -108,6 +125,6 @@ def _inner(value: Any, key: str) -> Any:
 _RULES: dict[str, tuple[Rule, ...]] = {
     "collect": (_pairs, _greedy),
     "evaluate": (_suites, _headroom, _greedy),
-    "ppo": (_batches, _pull),
+    "ppo": (_batches, _groups, _judge, _pull),
     "reward": REWARD_RULES,
 }
