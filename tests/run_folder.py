@@ -3,6 +3,7 @@
 import json
 import math
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 from prefopt.store.files import write_json
@@ -36,6 +37,12 @@ FULL = (
     .replace("stages:\n", "price: {per_hour: 2.5, currency: EUR}\nstages:\n")
 )
 
+# The same with a ppo that has limits.
+WITH_PPO = RECIPE.replace(
+    "  eval:",
+    "  ppo: {kind: ppo, init: sft, prompts: [chats], reward: gold, kl: {adaptive_target: 4, stop_above: 90}}\n  eval:",
+)
+
 HOSTILE = (
     "<script>window.PWNED = 1; alert(1)</script>",
     '<img src=x onerror="alert(2)">',
@@ -48,8 +55,8 @@ HOSTILE = (
     "null \x00 bell \x07 lone \ud800",
 )
 
-KINDS = {"base": "pretrain", "sft": "sft", "dpo": "dpo", "eval": "evaluate"}
-INPUTS = {"base": (), "sft": ("base",), "dpo": ("sft",), "eval": ("sft", "dpo")}
+KINDS = {"base": "pretrain", "sft": "sft", "dpo": "dpo", "ppo": "ppo", "eval": "evaluate"}
+INPUTS = {"base": (), "sft": ("base",), "dpo": ("sft",), "ppo": ("sft",), "eval": ("sft", "dpo")}
 
 
 def key_of(stage: str) -> str:
@@ -125,6 +132,38 @@ class RunFolder:
         }
         details = details or {"data": data, "encoding": {"chat_template": "transcript", "prompts_trimmed": 31}}
         self.commit(stage, metrics, details, ["adapter", "metrics.jsonl"])
+
+    def ppo(self, close_ups: list[dict] | None = None, rollouts: int = 20) -> Path:
+        """A finished ppo; answers its `microscope.jsonl`, which is of 3 episodes unless told otherwise."""
+        rng = random.Random("ppo")
+        sink = JsonlSink(self.folder("ppo") / "metrics.jsonl", clock=lambda: 1.0e9)
+        row: dict[str, float] = {}
+        for step in range(1, rollouts + 1):
+            done = step / rollouts
+            row = {
+                "train/grad_norm": 0.3 + abs(rng.gauss(0, 0.1)),
+                "ppo/score": done,
+                "ppo/kl": 3 * done + rng.gauss(0, 0.1),
+                "ppo/exact_kl": 3 * done,
+                "ppo/kl_coefficient": 0.1 - 0.02 * done,
+                "ppo/entropy": 0.9 - 0.3 * done,
+                "ppo/eos_rate": 0.97,
+                "ppo/length": 20 + 4 * done,
+                "ppo/repetition": 0.02 + 0.04 * done,
+                "ppo/clip_fraction": 0.06,
+                "ppo/approx_kl": 0.01,
+                "ppo/explained_variance": 0.8 * done,
+                "ppo/sampling_mismatch": 1e-6 + 1e-5 * rng.random(),
+            }
+            sink.log(row, step)
+        sink.finish()
+        if close_ups is None:
+            said = HOSTILE[:3] if self.hostile else ("gladly", "soon", "no")
+            close_ups = [close_up([word, " and", "\n", " ", "\ufffd"], seed) for seed, word in enumerate(said)]
+        path = self.folder("ppo") / "microscope.jsonl"
+        path.write_text("".join(json.dumps(each) + "\n" for each in close_ups), encoding="utf-8")
+        self.commit("ppo", row, {}, ["microscope.jsonl", "metrics.jsonl"])
+        return path
 
     def evaluate(self, prompts: int = 60, gain: float = 0.8, measured: bool = True) -> None:
         """A finished evaluation of sft and dpo."""
@@ -264,6 +303,26 @@ class RunFolder:
             self.train(stage)
         self.evaluate(**options)
         return self.run.root
+
+
+def close_up(texts: Sequence[str], seed: int = 0, **changes) -> dict:
+    """A row of `microscope.jsonl` whose completion is those tokens."""
+    rng = random.Random(seed)
+    names = ("kl", "advantage", "value", "entropy", "logp")
+    tokens = [{"text": text, **{name: rng.gauss(0, 1) for name in names}} for text in texts]
+    for token in tokens:
+        token |= {"entropy": abs(token["entropy"]), "logp": -abs(token["logp"])}
+    price = -0.1 * sum(token["kl"] for token in tokens)
+    row = {
+        "rollout": 19,
+        "prompt": [{"role": "user", "content": "Can I return it?"}],
+        "completion": "".join(texts),
+        "finished": seed % 2 == 0,
+        "score": 2.0 - seed,
+        "terms": {"kl": price, "missing_eos": -1.0 * (seed % 2), "score": 1.2345 - seed},
+        "tokens": tokens,
+    }
+    return row | changes
 
 
 def curves(policy: str = "dpo") -> dict:

@@ -35,7 +35,7 @@ from prefopt.trainers.memory import (
     trained_bytes,
     weight_bytes,
 )
-from prefopt.trainers.pairs import TOKENS_PER_PASS
+from prefopt.trainers.pairs import tokens_per_pass
 from prefopt.trainers.trl import HeadTile
 
 # Rows of a rollout for a row of an update: sampling also has peaks that do not depend on rows, such as merging the
@@ -126,7 +126,7 @@ class Look:
 
     def _phase_of_pairs(self, name: str, rows: int, one: int, two: int) -> Phase:
         """Passes have a number of tokens, and the head a number of logits, however many rows there are."""
-        at_most = None if name == "evaluation" else max(1, TOKENS_PER_PASS // self.longest)
+        at_most = None if name == "evaluation" else max(1, tokens_per_pass(self.device) // self.longest)
         row = (self.evaluation if name == "evaluation" else self.train)[0]
         logits = 0 if isinstance(self.spec, RewardSpec) else 4 * _LOGITS_AT_ONCE * self._vocabulary
         tokens, most = len(row["chosen_ids"]) + len(row["rejected_ids"]), max(1, MAX_LOGITS // self._vocabulary)
@@ -200,7 +200,7 @@ def batch_rows(spec: OptimisationSpec, train: int, held_out: int, longest: int) 
     if held_out:
         rows["evaluation"] = min(spec.per_device_eval_batch_size, held_out)
     if isinstance(spec, DPOSpec):
-        rows["reference"] = min(train, max(1, TOKENS_PER_PASS // longest))
+        rows["reference"] = min(train, max(1, tokens_per_pass(device()) // longest))
     return rows
 
 

@@ -10,9 +10,9 @@ REVISIONS: dict[str, int] = {
     "pretrain": 2,
     "sft": 2,
     "collect": 1,
-    "reward": 3,
-    "dpo": 3,
-    "ppo": 2,
+    "reward": 4,
+    "dpo": 4,
+    "ppo": 3,
     "evaluate": 4,
 }
 

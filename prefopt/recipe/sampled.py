@@ -37,26 +37,12 @@ def _batches(part: Part) -> Iterator[Fault]:
     if rollout % parts:
         message = f"{rollout} episodes cannot be cut into {parts} equal minibatches"
         yield Fault("rollout_batch_size", message, f"write a multiple of {parts}, or change 'num_mini_batches'")
+    elif rollout % int(part.get("samples_per_prompt")):
+        message = f"a rollout of {rollout} episodes has no whole number of prompts with so many samples each"
+        yield Fault("samples_per_prompt", message, f"write a number that divides {rollout}")
     elif rollout // parts > rows and rollout // parts % rows:
         message = f"minibatches of {rollout // parts} episodes cannot be cut into passes of {rows}"
         yield Fault("per_device_train_batch_size", message, f"write a number that divides {rollout // parts}")
-
-
-def _groups(part: Part) -> Iterator[Fault]:
-    """A rollout has whole groups of episodes that answer the same prompt."""
-    rollout, each = int(part.get("rollout_batch_size")), int(part.get("samples_per_prompt"))
-    if rollout % each:
-        message = f"{rollout} episodes are no whole prompts of {each}"
-        yield Fault("samples_per_prompt", message, f"write a number that divides {rollout}")
-
-
-def _judge(part: Part) -> Iterator[Fault]:
-    """A judge is asked where there is one, and is not the reward itself."""
-    judge = scorer_of(part.get("judge"))
-    if _inner(part.get("guards"), "keep") == "judge" and not part.written("judge"):
-        yield Fault("guards.keep", "the policy with the best judge is to be kept, and there is none", "add 'judge'")
-    if judge is not None and judge == scorer_of(part.get("reward")):
-        yield Fault("judge", f"'{judge}' is the reward itself, and says nothing new", "name another, or leave it out")
 
 
 def _pull(part: Part) -> Iterator[Fault]:
@@ -64,6 +50,15 @@ def _pull(part: Part) -> Iterator[Fault]:
     if _inner(part.get("kl"), "coefficient") == 0:
         message = "without a pull to the reference the policy drifts to whatever the reward is wrong about"
         yield Fault("kl.coefficient", message, wrong=False)
+
+
+def _second_opinion(part: Part) -> Iterator[Fault]:
+    """A judge is somebody else, and is there where it is asked."""
+    judge, reward = (scorer_of(part.get(key)) for key in ("judge", "reward"))
+    if judge is not None and judge == reward:
+        yield Fault("judge", f"'{judge}' is what is trained on, and vouches for nothing", "name another scorer")
+    if _inner(part.get("guards"), "keep") == "judge" and not part.written("judge"):
+        yield Fault("guards.keep", "the stage has no 'judge' to choose a policy by", "write 'judge', or `keep: bound`")
 
 
 def _pairs(part: Part) -> Iterator[Fault]:
@@ -125,6 +120,6 @@ def _inner(value: Any, key: str) -> Any:
 _RULES: dict[str, tuple[Rule, ...]] = {
     "collect": (_pairs, _greedy),
     "evaluate": (_suites, _headroom, _greedy),
-    "ppo": (_batches, _groups, _judge, _pull),
+    "ppo": (_batches, _pull, _second_opinion),
     "reward": REWARD_RULES,
 }

@@ -60,6 +60,7 @@ class Plot:
         svg: The drawing as an inline element.
         png: The same as a file.
         evidence: Whether it belongs to what an evaluation found, not to the stage's own card.
+        group: Heading that it stands under on the card; empty for none.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Plot:
     svg: str
     png: bytes
     evidence: bool = False
+    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ class Sketch:
     paint: Callable[[Axes], None]
     size: tuple[float, float] = SIZE
     evidence: bool = False
+    group: str = ""
 
 
 def plot_of(sketch: Sketch, index: int) -> Plot:
@@ -118,6 +121,7 @@ def plot_of(sketch: Sketch, index: int) -> Plot:
         svg=inline_svg(svg.getvalue(), f"plot{index}", f"{sketch.stage}: {sketch.title}"),
         png=png.getvalue(),
         evidence=sketch.evidence,
+        group=sketch.group,
     )
 
 

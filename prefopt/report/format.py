@@ -146,3 +146,11 @@ def _control(character: str) -> Segment:
     # HTML keeps format characters; of the others it keeps none reliably.
     kept = character if unicodedata.category(character) == "Cf" else _REPLACEMENT
     return Segment("control", kept, code)
+
+
+def turns(prompt: object) -> list[tuple[str, list[Segment]]]:
+    """(role, text) of a prompt, which is messages or plain text."""
+    if not isinstance(prompt, list):
+        return [("", segments(str(prompt)))]
+    said = [turn if isinstance(turn, dict) else {"content": turn} for turn in prompt]
+    return [(str(turn.get("role", "")), segments(str(turn.get("content", "")))) for turn in said]

@@ -14,6 +14,7 @@ from prefopt.report import format as fmt
 from prefopt.report.costs import costs_of
 from prefopt.report.drawing import Plot
 from prefopt.report.evaluation import Table, table_of, verdicts
+from prefopt.report.microscope import microscope_of
 from prefopt.report.plots import draw
 from prefopt.report.rundata import RunData, StageData, read_run
 from prefopt.report.samples import samples_of
@@ -55,13 +56,13 @@ class MetricRow:
 
 @dataclass(frozen=True)
 class Card:
-    """What the page shows of a stage."""
+    """What the page shows of a stage; `plots` by heading."""
 
     stage: StageData
     facts: list[tuple[str, str]]
     headlines: list[MetricRow]
     metrics: list[MetricRow]
-    plots: list[Plot]
+    plots: dict[str, list[Plot]]
 
 
 def render(run_dir: Path) -> Path:
@@ -108,6 +109,9 @@ def page(run: RunData, plots: list[Plot]) -> str:
         "glossary": _glossary(cards, tables),
         "data": [(stage.name, _data_rows(stage)) for stage in run.stages if _data_rows(stage)],
         "samples": [samples for stage in run.stages if (samples := samples_of(stage)) is not None],
+        "microscopes": [
+            found for stage in run.stages if (found := microscope_of(stage.name, stage.close_ups)) is not None
+        ],
         "recipe": fmt.segments(redact(run.recipe)),
         "environment": [(name, redact(fmt.quantity(name, value))) for name, value in fmt.flatten(run.fingerprint)],
         "warnings": [fmt.segments(redact(warning)) for warning in run.warnings],
@@ -148,6 +152,9 @@ def _card(stage: StageData, plots: list[Plot]) -> Card:
         facts = [("finished", _moment(stage.manifest.created)), ("seed", str(stage.manifest.seed))]
         facts += [(fmt.label(n), fmt.quantity(n, v)) for n, v in sorted(stage.manifest.cost.items())]
         facts += [("built on", ", ".join(stage.manifest.inputs))] if stage.manifest.inputs else []
+    groups: dict[str, list[Plot]] = {}
+    for plot in plots:
+        groups.setdefault(plot.group, []).append(plot)
     # Numbers of policies are in the evaluation table.
     own = {name: value for name, value in stage.metrics.items() if ":" not in name}
     headlines = [name for name in _HEADLINES if name in own][:_MOST_HEADLINES]
@@ -156,7 +163,7 @@ def _card(stage: StageData, plots: list[Plot]) -> Card:
         facts=facts,
         headlines=[_metric_row(name, own[name]) for name in headlines],
         metrics=[_metric_row(name, own[name]) for name in sorted(own)],
-        plots=plots,
+        plots=groups,
     )
 
 

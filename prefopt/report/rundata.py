@@ -14,9 +14,11 @@ import yaml
 
 from prefopt.errors import InputError, PrefoptError
 from prefopt.recipe.rounds import unrolled_blocks
+from prefopt.report import microscope
 from prefopt.report.costs import Price, price_of
 from prefopt.report.findings import Evidence, read_evidence
 from prefopt.report.judged import GateLine, judged
+from prefopt.report.microscope import CloseUp, read_close_ups
 from prefopt.report.seeds import Seeds, read_seeds
 from prefopt.store import manifest as manifests
 from prefopt.store.files import read_json
@@ -40,6 +42,7 @@ class StageData:
         options: Its block in the recipe.
         series: Points (step, value) by metric, in the order they were logged; values that are not finite left out.
         samples: Rows of `samples.jsonl` of an evaluate stage.
+        close_ups: Episodes of a ppo stage, token by token.
         evidence: What an evaluate stage found beside its metrics.
         gates: Every bound of its `require`, in the recipe's order.
     """
@@ -52,6 +55,7 @@ class StageData:
     manifest: Manifest | None = None
     series: Mapping[str, list[Point]] = field(default_factory=dict)
     samples: tuple[Mapping[str, Any], ...] = ()
+    close_ups: tuple[CloseUp, ...] = ()
     evidence: Evidence = field(default_factory=Evidence)
     gates: tuple[GateLine, ...] = ()
 
@@ -188,6 +192,7 @@ def _read_stage(run: RunDirectory, name: str, block: object, warnings: list[str]
         manifest=manifest,
         series=_series(_rows(folder / "metrics.jsonl", name, warnings), name, warnings),
         samples=tuple(_rows(folder / "samples.jsonl", name, warnings)),
+        close_ups=read_close_ups(_rows(folder / microscope.FILE, name, warnings), warn),
         evidence=read_evidence(folder, warn),
         gates=judged(name, options.get("require"), manifest.metrics if manifest is not None else None, warn),
     )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from prefopt.report.evaluation import baseline_of
-from prefopt.report.format import Segment, segments
+from prefopt.report.format import Segment, segments, turns
 from prefopt.report.rundata import StageData, reward_of
 
 SHOWN = 12
@@ -105,14 +105,7 @@ def _spaced(length: int, count: int) -> list[int]:
 
 
 def _sample(key: str, answers: Answers, names: list[str]) -> Sample:
-    return Sample(_prompt(json.loads(key)), [_answer(name, answers[name]) for name in names if name in answers])
-
-
-def _prompt(prompt: object) -> list[tuple[str, list[Segment]]]:
-    if not isinstance(prompt, list):
-        return [("", segments(str(prompt)))]
-    turns = [turn if isinstance(turn, dict) else {"content": turn} for turn in prompt]
-    return [(str(turn.get("role", "")), segments(str(turn.get("content", "")))) for turn in turns]
+    return Sample(turns(json.loads(key)), [_answer(name, answers[name]) for name in names if name in answers])
 
 
 def _answer(policy: str, row: Mapping[str, Any]) -> Answer:

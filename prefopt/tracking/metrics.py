@@ -106,11 +106,28 @@ _REWARD: tuple[tuple[str, str, str, Better | None], ...] = (
 
 _PPO: tuple[tuple[str, str, str, Better | None], ...] = (
     ("ppo/score", "Raw reward of the rollout's completions, before it is centred and scaled.", "", "higher"),
+    ("ppo/score_finished", "Raw reward of the completions that ended by themselves.", "", "higher"),
+    ("ppo/score_truncated", "Raw reward of the completions that were cut: of half a text.", "", None),
+    ("ppo/disagreement", "Standard deviation between the members of a reward ensemble.", "reward's unit", "lower"),
     ("ppo/reward", "What an episode earns: the scaled reward minus the price of its KL.", "", "higher"),
     ("ppo/kl", "How far the policy is from its reference, per completion: the sum of k1 estimates.", "nats", None),
+    (
+        "ppo/exact_kl",
+        "The same over the whole vocabulary instead of the sampled tokens alone, on every eighth episode.",
+        "nats",
+        None,
+    ),
+    ("ppo/kl_coefficient", "What a nat of KL costs, in units of the reward.", "reward/nat", None),
     ("ppo/entropy", "How undecided the policy is about the next token, averaged over completions.", "nats", None),
     ("ppo/length", "Tokens per completion of the rollout.", "tokens", None),
     ("ppo/eos_rate", "Share of the rollout's completions that ended by themselves.", "", "higher"),
+    ("ppo/repetition", "Share of a completion's runs of three tokens that it had before.", "", "lower"),
+    (
+        "ppo/sampling_mismatch",
+        "Largest distance between a token's log-probability when it was sampled and in the training forward.",
+        "nats",
+        "lower",
+    ),
     ("ppo/policy_loss", "Clipped surrogate loss, averaged over tokens.", "", "lower"),
     ("ppo/value_loss", "Half the squared error of the value, averaged over tokens.", "", "lower"),
     ("ppo/ratio", "Probability of a token now, divided by that when it was sampled; 1 in the first pass.", "", None),
@@ -123,6 +140,7 @@ _PPO: tuple[tuple[str, str, str, Better | None], ...] = (
         "",
         "higher",
     ),
+    ("ppo/ptx_loss", "Negative log-likelihood of the demonstrations that are imitated.", "nats per token", "lower"),
     ("ppo/episodes", "Completions sampled since the start of the stage.", "episodes", None),
     (
         "ppo/rollout_seconds",

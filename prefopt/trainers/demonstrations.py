@@ -27,6 +27,10 @@ class Demonstrations:
         self._seed = seed_of(seed, "demonstrations")
         self._pad = pad_token_id
 
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self._rows)
+
     def of_pass(self, step: int, number: int, passes: int) -> tuple[Rollouts, int]:
         """The demonstrations of one pass, as episodes that were not judged.
 

@@ -38,12 +38,12 @@ from prefopt.store.reference_cache import ReferenceCache
 from prefopt.trainers.opening import open_adapted
 from prefopt.trainers.pairs import (
     PROVED_PAIRS,
-    TOKENS_PER_PASS,
     PairTrainer,
     Row,
     agreement,
     pair_lengths,
     runs_of_tokens,
+    tokens_per_pass,
     weights,
 )
 from prefopt.trainers.ranks import shared_out
@@ -185,7 +185,7 @@ class DPOTrainer(PairTrainer):
     def _reference_batches(self, rows: Sequence[Row]) -> list[list[int]]:
         """Numbers of the rows of each batch: as many tokens as a pass may have, or as padding and logits allow."""
         if self.model.shares_prompts:
-            runs = runs_of_tokens(pair_lengths(rows), TOKENS_PER_PASS)
+            runs = runs_of_tokens(pair_lengths(rows), tokens_per_pass(self.args.device))
             return [list(range(start, end)) for start, end in runs]
         # A pair is two rows of the batch, each as long as the longer one.
         prompts, chosen, rejected = (lengths_of(rows, part) for part in TOKENISED)

@@ -42,11 +42,11 @@ from prefopt.trainers import ppo_metrics
 from prefopt.trainers.averages import Averages
 from prefopt.trainers.checkpoints import CheckpointedTrainer
 from prefopt.trainers.demonstrations import Demonstrations, nll_tokens
-from prefopt.trainers.explorer import Explorer, RewardFunction, score_texts
+from prefopt.trainers.explorer import Explorer, RewardFunction
 from prefopt.trainers.guards import Guards
 from prefopt.trainers.opening import open_adapted, pad_token_of
 from prefopt.trainers.ppo_config import BetweenRollouts, PPOConfig, Slots
-from prefopt.trainers.ppo_metrics import Rollout
+from prefopt.trainers.ppo_metrics import Rollout, SecondOpinion
 from prefopt.trainers.rollouts import MicroBatch, Rollouts, episodes, micro_batches, prompt_indices, seed_of
 from prefopt.trainers.rows import tokenised_prompts
 
@@ -81,6 +81,9 @@ class PPOTrainer(CheckpointedTrainer):
     """
 
     model: ActorCritic
+    latest: list[dict[str, Any]]
+    close_ups: list[dict[str, Any]]
+    _best: dict[str, Tensor]
 
     def __init__(  # noqa: PLR0913  (keyword-only)
         self,
@@ -101,9 +104,9 @@ class PPOTrainer(CheckpointedTrainer):
         self.prompts = tokenised_prompts(train_dataset, tokenizer, args.max_length, args.max_new_tokens)
         if not self.prompts:
             raise DataError("there are no prompts to train on")
-        shared = args.value == "shared"
+        value_from = None if args.value == "shared" else reward_model
         super().__init__(
-            model=actor_critic(model, value=args.value, reward=None if shared else reward_model),
+            model=actor_critic(model, value=args.value, reward=value_from),
             args=args,
             data_collator=lambda rows: {"slots": torch.zeros(len(rows))},
             train_dataset=Slots(args.max_steps * args.rollout_batch_size // args.num_mini_batches),
@@ -114,18 +117,12 @@ class PPOTrainer(CheckpointedTrainer):
         self.scale = RewardScale(args.normalise, args.reward_clip, args.missing_eos_penalty, args.missing_eos_score)
         self.kl = KLController(args.kl_coefficient, args.kl_target, args.kl_horizon, args.kl_bounds)
         self.guards = Guards(replace(args.guards, max_kl=args.kl_stop_above or args.guards.max_kl), args.select)
-        self._judge = judge
-        self._units: dict[str, float] = {}  # deviations of the first rollout's scores, which are the reference's
-        per_step = args.rollout_batch_size // args.num_mini_batches
-        self._demonstrations = (
-            Demonstrations(demonstrations, per_step, args.seed, pad_token_of(tokenizer)) if demonstrations else None
-        )
-        self.latest: list[dict[str, Any]] = []
-        self.close_ups: list[dict[str, Any]] = []
-        self._best: dict[str, Tensor] = {}
+        self._judge = SecondOpinion(judge, args.judge_every)
+        self._demonstrations = Demonstrations(demonstrations, args.mini_batch_size, args.seed, pad_token_of(tokenizer))
+        self.latest, self.close_ups, self._best = [], [], {}
         self._passes: Iterator[MicroBatch] = iter(())
         self._averages = Averages()
-        self._value_starts_as_reward = reward_model is not None and not shared
+        self._value_starts_as_reward = value_from is not None
         self._between_rollouts = BetweenRollouts(args.steps_per_rollout, self._ended_early)
         self.add_callback(self._between_rollouts)
 
@@ -198,7 +195,7 @@ class PPOTrainer(CheckpointedTrainer):
             len(share),
             lambda start, end: self._update(model, self._rollouts.select(share[start:end]), tokens),
         )
-        if self._demonstrations is not None:
+        if self._demonstrations:
             losses += self._imitate(model, part)
         if self._learning == 0:  # and not zero, which AdamW would take for a gradient: it decays weights, and counts
             for name, parameter in self.model.named_parameters():
@@ -231,7 +228,6 @@ class PPOTrainer(CheckpointedTrainer):
 
     def _imitate(self, model: nn.Module, part: MicroBatch) -> list[Tensor]:
         """Forward and backward over the demonstrations of a pass (arXiv 2203.02155, equation 2)."""
-        assert self._demonstrations is not None
         args = self.args
         passes = args.gradient_accumulation_steps * args.world_size
         number = part.place * args.world_size + args.process_index
@@ -320,12 +316,8 @@ class PPOTrainer(CheckpointedTrainer):
 
     def _watch(self, number: int, rollout: Rollout) -> None:
         """Count what a rollout shows of the policy that made it, and remember that policy if it is the best so far."""
-        unit = self.scale.std if self.args.normalise == "reference" else ppo_metrics.deviation(rollout.scores.values)
-        unit, judged = self._units.setdefault("score", unit), None
-        if self._judge is not None and number % self.args.judge_every == 0:
-            said = torch.tensor([score.value for score in score_texts(self._judge, rollout.rows, rollout.samples)])
-            judged = float(said.mean()) / self._units.setdefault("judge", ppo_metrics.deviation(said))
-        seen = ppo_metrics.health(rollout, unit, self.args.uncertainty_weight, judged)
+        verdict = self._judge.of(number, rollout)
+        seen = ppo_metrics.health(rollout, self.scale.unit, self.args.uncertainty_weight, verdict)
         for name, value in ppo_metrics.averages(rollout, seen).items():
             self._averages.add(name, value)
         if self.guards.see(number, seen):
@@ -346,7 +338,7 @@ class PPOTrainer(CheckpointedTrainer):
         kept = {name: part.state_dict() for name, part in self._stateful.items()}
         write_json(
             directory / STATE_FILE,
-            {**kept, "units": self._units, "latest": self.latest, "close_ups": self.close_ups},
+            {**kept, "latest": self.latest, "close_ups": self.close_ups},
         )
 
     def load_weights(self, directory: Path) -> None:
@@ -357,11 +349,11 @@ class PPOTrainer(CheckpointedTrainer):
         state = read_json(directory / STATE_FILE)
         for name, part in self._stateful.items():
             part.load_state_dict(state[name])
-        self._units, self.latest, self.close_ups = state["units"], state["latest"], state["close_ups"]
+        self.latest, self.close_ups = state["latest"], state["close_ups"]
 
     @property
     def _stateful(self) -> dict[str, Any]:
-        return {"scale": self.scale, "kl": self.kl, "guards": self.guards}
+        return {"scale": self.scale, "kl": self.kl, "guards": self.guards, "judge": self._judge}
 
     # -- metrics -------------------------------------------------------------------------------------------------------
 

@@ -92,6 +92,7 @@ class PPOConfig(TrainingArguments):  # type: ignore[misc]
                 "choose sizes that divide each other",
             )
         self.gradient_accumulation_steps = mini_batch // self.per_device_train_batch_size
+        self.mini_batch_size = self.rollout_batch_size // self.num_mini_batches
         self.steps_per_rollout = self.num_ppo_epochs * self.num_mini_batches
         self.max_steps = -(-self.total_episodes // self.rollout_batch_size) * self.steps_per_rollout
         self.ignore_data_skip = True  # what the data loader gives is not used

@@ -12,8 +12,8 @@ from transformers import PreTrainedTokenizerBase
 
 from prefopt.losses import ppo
 from prefopt.models.generate import Sampled
-from prefopt.rewards.scale import SMALLEST_STD, RewardTerms
-from prefopt.trainers.explorer import Said, Scores
+from prefopt.rewards.scale import RewardTerms, deviation
+from prefopt.trainers.explorer import RewardFunction, Said, Scores, score_texts
 from prefopt.trainers.guards import Health
 from prefopt.trainers.rollouts import Rollouts
 
@@ -49,15 +49,40 @@ class Rollout:
     episodes: Rollouts
 
 
+class SecondOpinion:
+    """Another reward, which is asked about a rollout now and then.
+
+    Args:
+        judge: It; None for none.
+        every: Rollouts between two questions.
+    """
+
+    def __init__(self, judge: RewardFunction | None, every: int) -> None:
+        self._judge = judge
+        self._every = every
+        self._unit: float | None = None
+
+    def of(self, number: int, rollout: Rollout) -> float | None:
+        """Mean verdict on a rollout, in deviations of the first one's verdicts; None where the judge is not asked."""
+        if self._judge is None or (self._unit is not None and number % self._every):
+            return None
+        said = torch.tensor([score.value for score in score_texts(self._judge, rollout.rows, rollout.samples)])
+        self._unit = self._unit or deviation(said)
+        return float(said.mean()) / self._unit
+
+    def state_dict(self) -> dict[str, Any]:
+        """What must be kept to go on."""
+        return {"unit": self._unit}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what was kept."""
+        self._unit = state["unit"]
+
+
 def repetition(ids: Sequence[int], n: int = NGRAM) -> float:
     """Share of a row's n-grams that it had before (arXiv 2502.03373, appendix C.2); 0 for a shorter row."""
     grams = [tuple(ids[start : start + n]) for start in range(len(ids) - n + 1)]
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
-
-
-def deviation(values: Tensor) -> float:
-    """Standard deviation of scores as a unit, which must not be 0."""
-    return max(float(values.std(correction=0)), SMALLEST_STD)
 
 
 def health(rollout: Rollout, std: float, uncertainty_weight: float, judge: float | None) -> Health:

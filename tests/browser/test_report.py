@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from prefopt.report import render
-from tests.run_folder import FULL, HOSTILE, RunFolder
+from tests.run_folder import FULL, HOSTILE, WITH_PPO, RunFolder, close_up
 
 sync_api = pytest.importorskip("playwright.sync_api")
 
@@ -70,6 +70,18 @@ def reports(tmp_path_factory):
     full = render(RunFolder(folder / "full", recipe=FULL).full())
     hostile = render(RunFolder(folder / "hostile", recipe=FULL, hostile=True).full(prompts=len(HOSTILE)))
     return {"good": good, "full": full, "hostile": hostile}
+
+
+@pytest.fixture(scope="module")
+def close_ups(tmp_path_factory):
+    rows = [
+        close_up(["Glad", "ly", ",", " \n", " ", "you", " can", "\ufffd", "."] * 6, seed=0),
+        close_up([*HOSTILE, "\u202e"], seed=1),
+        close_up(["x", " y"] * 1000, seed=2),
+    ]
+    folder = RunFolder(tmp_path_factory.mktemp("close") / "ups", recipe=WITH_PPO)
+    folder.ppo(rows, rollouts=1)
+    return render(folder.run.root)
 
 
 @pytest.fixture
@@ -221,3 +233,53 @@ def test_paper_gets_the_new_sections(reports, show, tmp_path):
     paper = tmp_path / "report.pdf"
     page.pdf(path=paper)
     assert paper.read_bytes().startswith(b"%PDF") and paper.stat().st_size > 50_000
+
+
+GROUNDS = "labels => labels.map((label) => getComputedStyle(label).backgroundColor)"
+READOUT = "label => getComputedStyle(label, '::after').content"
+
+
+def test_the_microscope_switches_its_colours_and_says_the_numbers_of_a_token(close_ups, show):
+    page, requests, alarms = show(close_ups)
+    tokens = page.locator("#microscope article:first-of-type .token")
+    seen = {}
+    for name in ("KL", "advantage", "value", "entropy"):
+        page.locator("#microscope .switch").get_by_text(name, exact=True).click()
+        seen[name] = tokens.evaluate_all(GROUNDS)
+        assert page.locator("#microscope .legend:visible .swatches i").count() == (5 if name == "entropy" else 9)
+        swatches = page.locator("#microscope .legend:visible .swatches i").evaluate_all(GROUNDS)
+        assert len(set(swatches)) == len(swatches) and set(seen[name]) <= set(swatches)
+    assert len({tuple(grounds) for grounds in seen.values()}) == 4
+    # From the switch the tab key leads to the tokens, and there the arrow keys from one to the next.
+    page.keyboard.press("Tab")
+    page.keyboard.press("ArrowRight")
+    focused = page.locator("#microscope .token:focus-within")
+    assert focused.inner_text() == "ly"
+    title = focused.get_attribute("title")
+    assert title.startswith("KL ") and title.count(" · ") == 4 and "log-probability" in title
+    assert focused.evaluate(READOUT) == f'"{title}"'
+    assert tokens.first.evaluate(READOUT) == "none"
+    assert [url for url in requests if not url.startswith("data:")] == [close_ups.as_uri()] and alarms == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_every_shade_of_the_microscope_is_readable(close_ups, show, scheme, viewport):
+    page, _, alarms = show(close_ups, viewport=viewport, scheme=scheme)
+    for name in ("KL", "advantage", "value", "entropy"):
+        page.locator("#microscope .switch").get_by_text(name, exact=True).click()
+        contrasts = page.evaluate(CONTRASTS)
+        assert len(contrasts) > 2000 and [item for item in contrasts if item[0] < 4.5] == []
+        # A readout at the end of a line must not make the page wider.
+        page.locator("#microscope article:first-of-type .token input").last.focus()
+        assert page.evaluate("document.documentElement.scrollWidth") == viewport["width"]
+        keep(page, f"microscope-{name}-{scheme}-{viewport['width']}")
+    assert alarms == [] and page.evaluate("window.PWNED") is None
+
+
+def test_paper_keeps_the_shades(close_ups, show, tmp_path):
+    page, _, _ = show(close_ups, viewport=PAPER)
+    page.emulate_media(media="print")
+    assert page.evaluate("document.documentElement.scrollWidth") == PAPER["width"]
+    token = page.locator("#microscope .token").first
+    assert token.evaluate("label => getComputedStyle(label).printColorAdjust") == "exact"

@@ -2,10 +2,10 @@ import math
 
 import pytest
 
+from prefopt.report.curves import MOST_POINTS, thin
 from prefopt.report.drawing import inline_svg
 from prefopt.report.evaluation import estimates, table_of, verdict
 from prefopt.report.format import decimals, fixed, flatten, number, quantity, segments
-from prefopt.report.plots import MOST_POINTS, thin
 from prefopt.report.rundata import RunData, StageData
 from prefopt.report.samples import samples_of
 from prefopt.store.manifest import Manifest

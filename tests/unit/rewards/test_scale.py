@@ -55,6 +55,22 @@ def test_reference_is_fixed_running_follows_and_none_does_nothing() -> None:
     assert torch.allclose(running.terms(second, everyone).total, (second - both.mean()) / both.std(), atol=1e-6)
 
 
+def test_the_unit_is_the_references_deviation_and_stays_it() -> None:
+    first, second = of([1.0, 2.0, 3.0]), of([11.0, 12.0, 16.0])
+    everyone = torch.ones(3, dtype=torch.bool)
+    for normalise in ("none", "reference", "running"):
+        scale = RewardScale(normalise)
+        assert scale.unit == 1.0
+        if normalise == "reference":
+            scale.see(first)
+        scale.terms(second if normalise == "reference" else first, everyone)
+        scale.terms(second, everyone)
+        assert scale.unit == pytest.approx(float(first.std(correction=int(normalise != "none"))))
+        again = RewardScale(normalise)
+        again.load_state_dict(scale.state_dict())
+        assert again.unit == scale.unit
+
+
 def test_one_score_or_equal_scores_are_not_blown_up() -> None:
     scale = RewardScale("running")
     assert scale.terms(of([7.0]), ENDED[:1]).total.tolist() == [0.0]

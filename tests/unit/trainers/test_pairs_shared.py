@@ -113,7 +113,6 @@ class Counted:
 
 def test_a_second_run_asks_no_reference_and_ends_the_same(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(pairs, "TOKENS_PER_PASS", 200)
-    monkeypatch.setattr("prefopt.trainers.dpo.TOKENS_PER_PASS", 200)
     file = tmp_path / "reference.sqlite3"
     found = []
     for number in range(3):
@@ -130,7 +129,7 @@ def test_a_second_run_asks_no_reference_and_ends_the_same(tmp_path: Path, monkey
 
 
 def test_a_pass_that_was_interrupted_goes_on_where_it_was(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("prefopt.trainers.dpo.TOKENS_PER_PASS", 200)
+    monkeypatch.setattr(pairs, "TOKENS_PER_PASS", 200)
 
     cache, counted = ReferenceCache(tmp_path / "reference.sqlite3"), Counted()
     for limit in (3, 100):

@@ -245,7 +245,7 @@ def test_running_normalisation_does_not_move_the_guards_unit(tmp_path: Path) -> 
     see = trained.guards.see
     trained.guards.see = lambda number, health: (seen.append(health), see(number, health))[1]
     trained.train()
-    unit = trained._units["score"]
+    unit = trained.scale.unit
     assert unit != pytest.approx(trained.scale.std, rel=0.05)
     assert seen[-1].score == pytest.approx(sum(e["reward"] for e in trained.latest) / 16 / unit, rel=1e-4)
 
