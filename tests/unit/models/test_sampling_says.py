@@ -55,13 +55,19 @@ def test_logps_and_entropies_are_those_of_a_full_forward(path: str, temperature:
     assert all(each.logps == each.entropies == () for each in unsaid)
 
 
-def test_tokens_that_were_not_allowed_add_nothing_to_the_entropy(path: str) -> None:
+def test_where_it_may_not_end_the_policys_own_distribution_is_said(path: str) -> None:
     model, tokenizer = tiny_llama(), tiny_tokenizer()
-    options = SamplingOptions(4, min_new_tokens=4, batch_size=9, say=True)
+    ends = list(range(0, VOCABULARY, 2))
+    model.generation_config.eos_token_id = ends
+    options = SamplingOptions(6, min_new_tokens=4, batch_size=9, say=True)
     samples = sample(model, tokenizer, PROMPTS, options, uniforms=NUMBERS)
-    entropies = torch.tensor([each.entropies for each in samples])
-    assert torch.isfinite(entropies).all() and (entropies > 0).all()
-    assert torch.isfinite(torch.tensor([each.logps for each in samples])).all()
+    assert {len(each.ids) for each in samples} == {5, 6}
+    for prompt, each in zip(PROMPTS, samples, strict=True):
+        assert not set(each.ids[:4]) & set(ends)
+        with torch.no_grad():
+            logps = model(torch.tensor([[*prompt, *each.ids]])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+        assert torch.allclose(torch.tensor(each.logps), logps[range(len(each.ids)), list(each.ids)], atol=1e-5)
+        assert torch.allclose(torch.tensor(each.entropies), -(logps.exp() * logps).sum(1), atol=1e-5)
 
 
 # -- stop strings ------------------------------------------------------------------------------------------------------

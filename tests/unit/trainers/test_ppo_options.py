@@ -158,9 +158,11 @@ def test_a_rollout_is_looked_at_without_dropout(tmp_path: Path) -> None:
 
 
 def test_tokens_that_are_forbidden_leave_every_metric_finite(tmp_path: Path) -> None:
-    recorder = Recorder()
-    trainer(tmp_path, callbacks=[recorder], min_new_tokens=6, total_episodes=16).train()
+    recorder, model = Recorder(), tiny_policy()
+    model.get_base_model().generation_config.eos_token_id = list(range(0, 300, 2))  # about half of all probability
+    trainer(tmp_path, model, [recorder], min_new_tokens=6, total_episodes=16).train()
     assert all(math.isfinite(number) for row in recorder.logs for number in row.values())
+    assert recorder.logs[0]["ppo/sampling_mismatch"] < 1e-4
 
 
 @pytest.mark.parametrize("estimator", ["k2", "k3"])
