@@ -186,7 +186,7 @@ def _recomputed(
             None if reference_states is None else reference_states[start : start + chunk],
             use_reentrant=False,
         )
-        for start in range(0, len(states), chunk)
+        for start in range(0, max(1, len(states)), chunk)  # a chunk of nothing where there are no tokens
     ]
     columns = [None if column[0] is None else torch.cat(column) for column in zip(*pieces, strict=True)]
     assert columns[0] is not None and columns[1] is not None

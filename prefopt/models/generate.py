@@ -37,7 +37,8 @@ class SamplingOptions:
         top_p: Share of probability kept, in (0, 1].
         batch_size: Prompts in one call.
         stop: A completion ends with the token that completes one of these strings, which its text leaves out.
-        say: Whether to say how likely each token was, and how open the choice.
+        say: Whether to say how likely each token was, and how open the choice, before `min_new_tokens` and `top_p`
+            forbid anything.
         seed: Completions depend on it, the weights, the prompts and the batch size alone. Not used where the caller
             brings the random numbers.
     """
@@ -60,8 +61,8 @@ class Sampled:
         ids: Tokens, the end token included where the policy ended by itself.
         text: Decoded, without control tokens.
         finished: Whether the policy ended by itself, with an end token or a stop string.
-        logps: Log-probability of each token at the temperature of sampling, nats; empty unless asked for.
-        entropies: Of the distribution that each token was drawn from, nats; empty unless asked for.
+        logps: The policy's log-probability of each token at the temperature of sampling, nats; empty unless asked for.
+        entropies: Of the policy's distribution of each token at that temperature, nats; empty unless asked for.
     """
 
     ids: tuple[int, ...]
@@ -118,7 +119,8 @@ def sample(
             rows = [prompts[i] for i in indices]
             input_ids = pad_rows(rows, tokenizer.pad_token_id, left=True).to(device)
             mask = pad_rows([[1] * len(row) for row in rows], 0, left=True).to(device)
-            draw = _Draw(options, len(rows), None if uniforms is None else uniforms[indices].to(device))
+            numbers = None if uniforms is None else uniforms[indices].to(device)
+            draw = _Draw(options, torch.tensor(ends, device=device), len(rows), numbers)
             written = complete(model, input_ids, mask, _Ends(ends, stops), draw, options)
             for index, row, said in zip(indices, written, draw.said, strict=True):
                 results[index] = _cut(row, said, ends, tokenizer, options.stop)
@@ -137,6 +139,7 @@ class _Draw:
 
     Args:
         options: How.
+        ends: [E], tokens that are not drawn before `min_new_tokens`.
         rows: B.
         uniforms: [B, max_new_tokens], the random number of each token; None for torch's random state.
 
@@ -144,17 +147,20 @@ class _Draw:
         said: Of every row, (log-probability, entropy) of each of its tokens.
     """
 
-    def __init__(self, options: SamplingOptions, rows: int, uniforms: Tensor | None) -> None:
+    def __init__(self, options: SamplingOptions, ends: Tensor, rows: int, uniforms: Tensor | None) -> None:
         self._options = options
+        self._ends = ends
         self._uniforms = uniforms
         self.said: list[list[tuple[float, float]]] = [[] for _ in range(rows)]
 
     def __call__(self, logits: Tensor, step: int, rows: Tensor) -> Tensor:
         """Tokens [b] for logits [b, V], the number of the token and the rows [b] that they belong to."""
-        tokens = choose_tokens(logits, self._options, None if self._uniforms is None else self._uniforms[rows, step])
+        early = step < self._options.min_new_tokens
+        allowed = logits.index_fill(1, self._ends, -torch.inf) if early else logits
+        tokens = choose_tokens(allowed, self._options, None if self._uniforms is None else self._uniforms[rows, step])
         if self._options.say:
             logps = (logits / (self._options.temperature or 1.0)).log_softmax(-1)
-            entropies = -torch.linalg.vecdot(logps.exp(), logps)
+            entropies = torch.special.entr(logps.exp()).sum(-1)  # 0 for a token that a model rules out
             chosen = logps.gather(1, tokens[:, None]).squeeze(1)
             for row, *numbers in zip(rows.tolist(), chosen.tolist(), entropies.tolist(), strict=True):
                 self.said[row].append((numbers[0], numbers[1]))
@@ -185,7 +191,6 @@ def _complete(
     """New tokens of every row [B, P]; a row that has ended leaves the batch, which is most of the work in the end."""
     cache = DynamicCache(config=model.config)
     rows = torch.arange(len(input_ids), device=input_ids.device)
-    stop = torch.tensor(ends.tokens, device=input_ids.device)
     written: list[list[int]] = [[] for _ in range(len(input_ids))]
     completions = input_ids[:, :0]
     position_ids = (mask.cumsum(1) - 1).clamp(min=0)
@@ -198,8 +203,6 @@ def _complete(
             use_cache=True,
             logits_to_keep=1,
         ).logits[:, -1]
-        if step < options.min_new_tokens:
-            logits = logits.index_fill(1, stop, -torch.inf)
         tokens = draw(logits.float(), step, rows)
         for row, token in zip(rows.tolist(), tokens.tolist(), strict=True):
             written[row].append(token)
@@ -260,7 +263,6 @@ def _complete_by_generate(
     """As `_complete`, for models that know best how their state is kept."""
     config = GenerationConfig(
         max_new_tokens=options.max_new_tokens,
-        min_new_tokens=options.min_new_tokens or None,
         do_sample=False,
         pad_token_id=ends.tokens[0],  # rows are cut at their first end
         eos_token_id=list(ends.tokens),

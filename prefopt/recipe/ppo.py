@@ -73,7 +73,7 @@ class GuardsSpec(Spec):
         description="how far the judge, or else the ensemble's bound, may fall below its best while the reward does "
         "not, in standard deviations of the reference's scores",
     )
-    patience: int = Field(3, ge=1, description="rollouts in a row")
+    patience: int = Field(3, ge=1, description="rollouts in a row; of a judge, rollouts at which it was asked")
     action: Literal["stop", "warn"] = Field("stop", description="'warn' trains on, and says so")
     keep: Literal["last", "bound", "judge"] = Field(
         "last", description="the policy that the stage gives: the last, or the one with the best bound or judge"

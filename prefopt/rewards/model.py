@@ -66,7 +66,7 @@ class RewardModelScorer:
         rows = [self._row(prompt, text) for prompt, text in zip(prompts, completions, strict=True)]
         scores: list[Score | None] = [None] * len(rows)
         device = next(self._model.parameters()).device
-        with left_as_found(self._model.peft), evaluating(self._model):
+        with left_as_found(self._model.peft), evaluating(self._model.peft):
             for indices in batches_by_length([len(row) for row in rows], self._batch_size, vocabulary=1):
                 chosen = [rows[i] for i in indices]
                 ids = pad_rows(chosen, self._pad).to(device)

@@ -41,6 +41,11 @@ class RewardTerms:
         return {"score": float(self.score[index]), "missing_eos": float(self.missing_eos[index])}
 
 
+def deviation(values: Tensor) -> float:
+    """Standard deviation of scores [N] as a unit, which must not be 0."""
+    return max(float(values.double().std(correction=0)), SMALLEST_STD)
+
+
 class RewardScale:
     """Brings scores to mean 0 and variance 1, so that a coefficient means the same for every reward.
 
@@ -54,6 +59,8 @@ class RewardScale:
     Attributes:
         mean: Of the scores, in their own unit.
         std: Their standard deviation.
+        unit: The deviation of the first rollout's scores, or of those that `reference` has seen: the reference's own.
+            It stays what it is, also where `running` goes on or `none` scales nothing.
     """
 
     def __init__(
@@ -68,6 +75,7 @@ class RewardScale:
         self._penalty = missing_eos_penalty
         self._instead = missing_eos_score
         self._count, self._mean, self._squares = 0, 0.0, 0.0
+        self._unit: float | None = None
 
     @property
     def mean(self) -> float:
@@ -78,6 +86,11 @@ class RewardScale:
     def std(self) -> float:
         """What they are divided by; 1 as long as there are fewer than two."""
         return max(math.sqrt(self._squares / (self._count - 1)), SMALLEST_STD) if self._count > 1 else 1.0
+
+    @property
+    def unit(self) -> float:
+        """A deviation that does not change from rollout to rollout; 1 before the first."""
+        return 1.0 if self._unit is None else self._unit
 
     def see(self, scores: Tensor) -> None:
         """Take scores [N] into mean and deviation, in the order in which they come (Chan et al. 1979)."""
@@ -98,6 +111,8 @@ class RewardScale:
         """
         if self.normalise == "running":
             self.see(scores)
+        if self._unit is None:
+            self._unit = deviation(scores) if self.normalise == "none" else self.std
         scaled = ((scores.double() - self.mean) / self.std).float()
         if self._clip is not None:
             scaled = scaled.clamp(-self._clip, self._clip)
@@ -109,9 +124,9 @@ class RewardScale:
 
     def state_dict(self) -> dict[str, Any]:
         """What must be kept to go on."""
-        return {"count": self._count, "mean": self._mean, "squares": self._squares}
+        return {"count": self._count, "mean": self._mean, "squares": self._squares, "unit": self._unit}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what was kept."""
         self._count, self._mean = int(state["count"]), float(state["mean"])
-        self._squares = float(state["squares"])
+        self._squares, self._unit = float(state["squares"]), state["unit"]

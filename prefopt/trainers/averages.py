@@ -20,7 +20,7 @@ class Averages:
         self._sums[name] = self._sums[name] + pair if name in self._sums else pair
 
     def take(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """The averages by name, and begin anew.
+        """The averages by name, and begin anew; what nothing has weighed in has none.
 
         Args:
             reduce: Sums a tensor over all ranks; every rank has counted the same names.
@@ -28,6 +28,7 @@ class Averages:
         found: dict[str, float] = {}
         for name in sorted(self._sums):
             total, weight = reduce(self._sums[name]).tolist()
-            found[name] = total / weight
+            if weight > 0:
+                found[name] = total / weight
         self._sums.clear()
         return found

@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from prefopt.errors import DataError, InputError
 from prefopt.models.actor_critic import ActorCritic, Ask
 from prefopt.models.generate import Sampled, SamplingOptions, sample
+from prefopt.models.modes import evaluating
 from prefopt.records import Prompt, Score
 from prefopt.trainers.ppo_config import PPOConfig
 from prefopt.trainers.ranks import shared_out
@@ -172,7 +173,7 @@ class Explorer:
         inputs = (batch.input_ids, batch.attention_mask, batch.prompt_length)
         nothing = torch.zeros_like(batch.logps)
         logps = entropy = values = states = None
-        with self._accelerator.autocast():
+        with self._accelerator.autocast(), evaluating(self._model):
             if policy:
                 logps, entropy, values, _, states = self._model(*inputs, Ask("policy", self._args.temperature))
             of_reference = Ask("reference", self._args.temperature, policy_states=states if divergence else None)

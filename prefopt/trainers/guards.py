@@ -30,7 +30,7 @@ class GuardLimits:
         max_disagreement: Times the first rollout's standard deviation between the members of an ensemble.
         max_doubt: How far what vouches for the reward (the judge, or else the ensemble's bound) may have fallen below
             its best while the reward has not, in standard deviations of the reference's scores.
-        patience: Rollouts.
+        patience: Rollouts; of a judge, rollouts at which it was asked.
     """
 
     max_kl: float | None = None
@@ -56,7 +56,7 @@ class Health:
         score: In standard deviations of the reference's scores.
         disagreement: Of the members of an ensemble, in the same unit; 0 of one.
         bound: Score minus so many disagreements; None where there is no ensemble.
-        judge: What another judge says, in its own unit divided by its first deviation; None where there is none.
+        judge: What another judge says, in its own unit divided by its first deviation; None where it was not asked.
     """
 
     kl: float
@@ -68,11 +68,6 @@ class Health:
     disagreement: float = 0.0
     bound: float | None = None
     judge: float | None = None
-
-    @property
-    def voucher(self) -> float | None:
-        """What vouches for the score."""
-        return self.bound if self.judge is None else self.judge
 
 
 class Guards:
@@ -111,7 +106,7 @@ class Guards:
         self._first = self._first or seen
         for name, value in seen.items():
             self._averages[name] = SMOOTHING * self._averages.get(name, value) + (1 - SMOOTHING) * value
-        is_best = self._is_best(number)
+        is_best = self._is_best(number, health)
         for name, what in self._passed_limits(health).items():
             self._passed[name] = self._passed.get(name, 0) + 1 if what else 0
             patience = 1 if name == "kl" else self._limits.patience  # a budget is a budget
@@ -119,9 +114,9 @@ class Guards:
                 self.reason = f"{what} at rollout {number}"
         return is_best
 
-    def _is_best(self, number: int) -> bool:
+    def _is_best(self, number: int, health: Health) -> bool:
         name = self._select
-        if name == "last" or name not in self._averages:
+        if name == "last" or getattr(health, name) is None:
             return False
         before = self._highest.get(f"select {name}")
         if before is not None and before[0] >= self._averages[name]:
@@ -151,8 +146,9 @@ class Guards:
 
     def _doubts(self, health: Health) -> dict[str, str]:
         """Whether the reward holds up while what vouches for it falls."""
-        limit, name = self._limits.max_doubt, "bound" if health.judge is None else "judge"
-        if limit is None or health.voucher is None:
+        # A judge that has ever been asked has the last word; what it said of one policy says nothing of the next.
+        limit, name = self._limits.max_doubt, "judge" if "judge" in self._averages else "bound"
+        if limit is None or getattr(health, name) is None:
             return {}
         voucher, score = self._averages[name], self._averages["score"]
         best = self._highest.get(name)
@@ -164,8 +160,14 @@ class Guards:
 
     def state_dict(self) -> dict[str, Any]:
         """What must be kept to go on."""
-        kept = {"first": self._first, "passed": self._passed, "averages": self._averages, "highest": self._highest}
-        return {**kept, "reason": self.reason, "best": self.best}
+        return {
+            "first": dict(self._first),
+            "passed": dict(self._passed),
+            "averages": dict(self._averages),
+            "highest": dict(self._highest),
+            "reason": self.reason,
+            "best": self.best,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what was kept."""

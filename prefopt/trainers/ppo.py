@@ -28,7 +28,8 @@ import transformers
 from peft import PeftConfig, PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 
 from prefopt.errors import DataError, InputError
 from prefopt.losses import ppo
@@ -145,10 +146,9 @@ class PPOTrainer(CheckpointedTrainer):
         coefficient = self.kl.coefficient
         price = coefficient if args.kl_apply == "reward" else 0.0
         rewards = ppo.token_rewards(terms.total, kl, price, batch.mask)
-        if args.whiten_rewards:
-            rewards = ppo.masked_whiten(rewards, batch.mask, shift_mean=False)
+        whitened = ppo.masked_whiten(rewards, batch.mask, shift_mean=False) if args.whiten_rewards else rewards
 
-        advantages, returns = ppo.gae(rewards, said.values, batch.mask, args.gamma, args.lam)
+        advantages, returns = ppo.gae(whitened, said.values, batch.mask, args.gamma, args.lam)
         learned = batch.mask * finished[:, None] if args.mask_truncated_completions else batch.mask
         if args.whiten_advantages:
             advantages = ppo.masked_whiten(advantages, learned)
@@ -197,6 +197,9 @@ class PPOTrainer(CheckpointedTrainer):
         )
         if self._demonstrations:
             losses += self._imitate(model, part)
+        if self._learning == 0:  # and not zero, which AdamW would take for a gradient: it decays weights, and counts
+            for name, parameter in self.model.named_parameters():
+                parameter.grad = None if f".{POLICY}." in name else parameter.grad
         total = torch.stack(losses).sum()
         self.note_loss(total)
         return total
@@ -296,6 +299,12 @@ class PPOTrainer(CheckpointedTrainer):
         """None: the slots hold nothing, a rollout is sampled where it is used."""
         return [0] * len(self.train_dataset)
 
+    def _ended(self, checkpoint: Path) -> TrainerState | None:
+        """The state of a checkpoint that is the last one, also where a guard made it that."""
+        if read_json(checkpoint / STATE_FILE)["guards"]["reason"] is not None and self.args.stop_on_guard:
+            return TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        return super()._ended(checkpoint)
+
     def _require_policy_equals_reference(self, kl: Tensor) -> None:
         exact = next(self.model.peft.parameters()).dtype is torch.float32 and not self.args.bf16 and not self.args.fp16
         gap = self.opening_gap = float(kl.abs().max())
@@ -308,7 +317,7 @@ class PPOTrainer(CheckpointedTrainer):
     def _watch(self, number: int, rollout: Rollout) -> None:
         """Count what a rollout shows of the policy that made it, and remember that policy if it is the best so far."""
         verdict = self._judge.of(number, rollout)
-        seen = ppo_metrics.health(rollout, self.scale.std, self.args.uncertainty_weight, verdict)
+        seen = ppo_metrics.health(rollout, self.scale.unit, self.args.uncertainty_weight, verdict)
         for name, value in ppo_metrics.averages(rollout, seen).items():
             self._averages.add(name, value)
         if self.guards.see(number, seen):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch.utils.data import Dataset
@@ -96,6 +96,10 @@ class PPOConfig(TrainingArguments):  # type: ignore[misc]
         self.steps_per_rollout = self.num_ppo_epochs * self.num_mini_batches
         self.max_steps = -(-self.total_episodes // self.rollout_batch_size) * self.steps_per_rollout
         self.ignore_data_skip = True  # what the data loader gives is not used
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values alone, as trackers write them."""
+        return {**super().to_dict(), "guards": asdict(self.guards)}
 
     def loss_options(self, kl_coefficient: float) -> PPOOptions:
         """Scalars of the loss, with the KL's price of now where it is a loss."""

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from prefopt.losses import ppo
 from prefopt.models.generate import Sampled
-from prefopt.rewards.scale import SMALLEST_STD, RewardTerms
+from prefopt.rewards.scale import RewardTerms, deviation
 from prefopt.trainers.explorer import RewardFunction, Said, Scores, score_texts
 from prefopt.trainers.guards import Health
 from prefopt.trainers.rollouts import Rollouts
@@ -33,7 +33,7 @@ class Rollout:
         terms: What their rewards are made of.
         said: What the roles say of every token.
         kl: k1 estimates, [N, L], nats.
-        rewards: Of every token, [N, L].
+        rewards: Of every token, [N, L], before they are whitened, if they are.
         coefficient: Price of a nat.
         episodes: As the update takes them; advantages are whitened.
     """
@@ -60,25 +60,23 @@ class SecondOpinion:
     def __init__(self, judge: RewardFunction | None, every: int) -> None:
         self._judge = judge
         self._every = every
-        self._verdict: float | None = None
-        self._deviation = 1.0
+        self._unit: float | None = None
 
     def of(self, number: int, rollout: Rollout) -> float | None:
-        """Mean verdict on the last rollout that was asked about, in deviations of the first one's verdicts."""
-        if self._judge is not None and (self._verdict is None or number % self._every == 0):
-            said = torch.tensor([score.value for score in score_texts(self._judge, rollout.rows, rollout.samples)])
-            if self._verdict is None:
-                self._deviation = max(float(said.std()), SMALLEST_STD)
-            self._verdict = float(said.mean()) / self._deviation
-        return self._verdict
+        """Mean verdict on a rollout, in deviations of the first one's verdicts; None where the judge is not asked."""
+        if self._judge is None or (self._unit is not None and number % self._every):
+            return None
+        said = torch.tensor([score.value for score in score_texts(self._judge, rollout.rows, rollout.samples)])
+        self._unit = self._unit or deviation(said)
+        return float(said.mean()) / self._unit
 
     def state_dict(self) -> dict[str, Any]:
         """What must be kept to go on."""
-        return {"verdict": self._verdict, "deviation": self._deviation}
+        return {"unit": self._unit}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what was kept."""
-        self._verdict, self._deviation = state["verdict"], float(state["deviation"])
+        self._unit = state["unit"]
 
 
 def repetition(ids: Sequence[int], n: int = NGRAM) -> float:
@@ -92,9 +90,9 @@ def health(rollout: Rollout, std: float, uncertainty_weight: float, judge: float
 
     Args:
         rollout: Of the policy that is watched.
-        std: Of the reference's scores, in the reward's own unit.
+        std: Of the reference's scores, in the reward's own unit; the same for all rollouts.
         uncertainty_weight: Disagreements below the score that the bound is.
-        judge: What the other judge says.
+        judge: What the other judge says; None where it was not asked.
     """
     mask, samples = rollout.episodes.mask, rollout.samples
     score, disagreement = float(rollout.scores.values.mean()) / std, float(rollout.scores.stds.mean()) / std
@@ -138,7 +136,7 @@ def averages(rollout: Rollout, seen: Health) -> dict[str, float]:
 
 
 def samples_of(rollout: Rollout) -> list[dict[str, Any]]:
-    """Prompt, completion, finished, tokens, reward, kl and the reward's terms of every episode."""
+    """Prompt, completion, finished, tokens, reward (raw) and kl of every episode."""
     kl = rollout.kl.sum(1)
     return [
         {

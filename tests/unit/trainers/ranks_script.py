@@ -16,9 +16,15 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback, TrainingArguments
 
+from prefopt.data.templates import Encoder
+from prefopt.models.heads import new_reward_model, save_reward
+from prefopt.models.reward_artefact import RewardArtefact, open_reward, write_artefact
+from prefopt.models.roles import REWARD
+from prefopt.rewards.model import RewardModelScorer
 from prefopt.trainers.checkpoints import CheckpointedTrainer
 from prefopt.trainers.dpo import DPOConfig, DPOTrainer
 from prefopt.trainers.ppo import PPOTrainer
@@ -139,20 +145,54 @@ def words(prompts: Sequence[Any], completions: Sequence[str]) -> list[float]:
 
 
 def ppo(folder: Path, callbacks: list[Any], value: str = "adapter") -> PPOTrainer:
+    return ppo_of(folder, callbacks, tiny_policy(), {"reward": words}, value=value)
+
+
+def full_ppo(folder: Path, callbacks: list[Any], value: str = "adapter") -> PPOTrainer:
+    """With an ensemble on the policy's base as reward, a judge, demonstrations, and activations that are recomputed."""
+    policy = tiny_policy()
+    ensemble, artefact = open_reward(policy, reward_artefact(folder.with_name(f"{folder.name}.reward.{rank()}")))
+    scorer = RewardModelScorer(ensemble, Encoder(tiny_tokenizer(), 128), 0, name="reward", artefact=artefact)
+    rows = [{"prompt_ids": row["prompt_ids"], "completion_ids": row["chosen_ids"]} for row in random_rows(ROWS, 4)]
+    return ppo_of(
+        folder, callbacks, policy, {"reward": scorer.score, "judge": words, "demonstrations": rows}, value=value,
+        samples_per_prompt=2, normalise="running", kl_target=0.5, kl_horizon=100, select="bound", judge_every=1,
+        mask_truncated_completions=True, stop=("e",), entropy_coef=0.01, activation_checkpointing=True,
+        activation_checkpointing_kwargs={"use_reentrant": False}, value_warmup_rollouts=1,
+    )  # fmt: skip
+
+
+def reward_artefact(folder: Path) -> Path:
+    """An ensemble of two, which every rank writes for itself."""
+    for number in range(2):
+        base = tiny_llama()
+        torch.manual_seed(number)
+        lora = LoraConfig(r=2, lora_alpha=8, target_modules="all-linear", init_lora_weights=False)
+        model = new_reward_model(base, lora, None)
+        save_reward(model.peft, REWARD, model.score, folder / f"member_{number}", "tiny")
+    write_artefact(folder, RewardArtefact(adapters=("member_0", "member_1")))
+    return folder
+
+
+def ppo_of(folder: Path, callbacks: list[Any], policy: Any, given: dict[str, Any], **options: Any) -> PPOTrainer:
     fields = common(
         folder, total_episodes=48, rollout_batch_size=16, num_ppo_epochs=2, num_mini_batches=2, max_new_tokens=6,
-        max_length=64, per_device_eval_batch_size=3, eval_strategy="no", value=value, save_steps=4,
+        max_length=64, per_device_eval_batch_size=3, eval_strategy="no", save_steps=4, **options,
     )  # fmt: skip
     del fields["num_train_epochs"], fields["gradient_accumulation_steps"]
     prompts = [{"prompt": text} for text in ("the lamp", "the chair costs", "is", "nine euro", "red lamp is the")]
     return PPOTrainer(
-        tiny_policy(), PPOConfig(**fields), reward=words, train_dataset=prompts, processing_class=tiny_tokenizer(),
-        callbacks=callbacks,
+        policy, PPOConfig(**fields), train_dataset=prompts, processing_class=tiny_tokenizer(), callbacks=callbacks,
+        **given,
     )  # fmt: skip
 
 
 def shared_ppo(folder: Path, callbacks: list[Any]) -> PPOTrainer:
     return ppo(folder, callbacks, "shared")
+
+
+def full_shared_ppo(folder: Path, callbacks: list[Any]) -> PPOTrainer:
+    return full_ppo(folder, callbacks, "shared")
 
 
 def pretrain(folder: Path, callbacks: list[Any]) -> PretrainTrainer:
@@ -188,7 +228,8 @@ def resumed(folder: Path, callbacks: list[Any]) -> SFTTrainer:
 
 
 BUILD: dict[str, Callable[[Path, list[Any]], CheckpointedTrainer]] = {
-    "sft": sft, "reward": reward, "dpo": dpo, "ppo": ppo, "shared_ppo": shared_ppo, "pretrain": pretrain,
+    "sft": sft, "reward": reward, "dpo": dpo, "ppo": ppo, "shared_ppo": shared_ppo, "full_ppo": full_ppo,
+    "full_shared_ppo": full_shared_ppo, "pretrain": pretrain,
     "bypassed": bypassed, "dropped": dropped, "killed": killed, "resumed": resumed,
 }  # fmt: skip
 

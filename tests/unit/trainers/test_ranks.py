@@ -14,7 +14,7 @@ from prefopt.trainers.order import TrainingOrder
 from prefopt.trainers.ranks import FilledCollator, FilledOrder, FilledRows, any_rank, from_first, gathered, shared_out
 from tests.unit.trainers.ranks_script import difference, launch, logged_difference, logs, ppo, run, sft, weights
 
-METHODS = ("sft", "reward", "dpo", "ppo", "shared_ppo", "pretrain")
+METHODS = ("sft", "reward", "dpo", "ppo", "shared_ppo", "full_ppo", "full_shared_ppo", "pretrain")
 
 
 def test_one_process_is_the_only_rank() -> None:
