@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from prefopt.losses.token_statistics import TokenStatistics, token_statistics
 from prefopt.models.heads import ScoreHead, hang_reward, hidden_states
 from prefopt.models.lm_head import head_of
+from prefopt.models.modes import without_dropout
 from prefopt.models.roles import POLICY, reference_of, save_adapter, set_active, stack_of
 from prefopt.models.wrapped import HoldsPeft
 
@@ -86,6 +87,7 @@ class ActorCritic(HoldsPeft):
         self._trained = [parameter for name, parameter in peft.named_parameters() if _is_trained(name)]
         for parameter in self.value_head.parameters():
             parameter.requires_grad_(True)
+        without_dropout(peft)
         set_active(self.peft, self._adapters("policy"))
         self._keep_trained()
 

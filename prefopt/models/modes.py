@@ -60,3 +60,15 @@ def merged(model: torch.nn.Module) -> Iterator[None]:
         with torch.no_grad():
             for weight, original in zip(weights, kept, strict=True):
                 weight.copy_(original)
+
+
+def without_dropout(model: torch.nn.Module) -> None:
+    """Switch dropout off for good, also in training mode: a policy that samples without and learns with it is two.
+
+    Attention layers keep their rate as `attention_dropout`; others are modules.
+    """
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        elif isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0  # type: ignore[assignment]

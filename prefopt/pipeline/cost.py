@@ -79,10 +79,10 @@ def ppo_cost(trainer: PPOTrainer, *, reward_passes: int) -> dict[str, float]:
     model = trainer.adapted_model()
     assert model is not None
     flops, tokens = flops_model(model), float(trainer.state.num_input_tokens_seen)
-    args = trainer.args
+    args, latest = trainer.args, trainer.watch.latest
     episodes = trainer.state.global_step // args.steps_per_rollout * args.rollout_batch_size
     row = tokens / max(1, episodes)
-    new = min(row, sum(sample["tokens"] for sample in trainer.latest) / max(1, len(trainer.latest)))
+    new = min(row, sum(sample["tokens"] for sample in latest) / max(1, len(latest)))
     head = episodes * new
     towers = 1 if trainer.model.shared else 2
     sampled = episodes * replace(flops, adapters=0).sample(row - new, new)

@@ -70,8 +70,8 @@ class GuardsSpec(Spec):
     max_doubt: float | None = Field(
         None,
         gt=0,
-        description="how far the judge, or else the ensemble's bound, may fall below its best while the reward does "
-        "not, in standard deviations of the reference's scores",
+        description="how far the judge's win rate, or without a judge the ensemble's bound in standard deviations of "
+        "the reference's scores, may fall below its best while the reward does not",
     )
     patience: int = Field(3, ge=1, description="rollouts in a row; of a judge, rollouts at which it was asked")
     action: Literal["stop", "warn"] = Field("stop", description="'warn' trains on, and says so")
@@ -82,3 +82,4 @@ class GuardsSpec(Spec):
         1.0, ge=0, description="the bound is the score minus so many deviations between members (arXiv 2310.02743)"
     )
     judge_every: int = Field(4, ge=1, description="rollouts between two questions to the stage's `judge`")
+    judge_prompts: int = Field(128, ge=1, description="prompts on which it compares the policy with its reference")

@@ -287,7 +287,9 @@ class PPOSpec(OptimisationSpec, AdapterSpec):
     init: Name | None = Field(None, description="stage to start from, which is also the reference")
     prompts: Names = Field(min_length=1, description="data whose training prompts are answered")
     reward: PPOReward = Field(description="'gold' in the toy world, a reward stage, or a mapping")
-    judge: Scorer | None = Field(None, description="another reward, not trained on, that the guards ask; as `reward`")
+    judge: Judge | None = Field(
+        None, description="not trained on: compares the policy with its reference for the guards; as in collect"
+    )
     kl: KLSpec = KLSpec()
     guards: GuardsSpec = GuardsSpec()
     total_episodes: int = Field(10_000, ge=1, description="completions sampled in all")

@@ -108,6 +108,7 @@ _PPO: tuple[tuple[str, str, str, Better | None], ...] = (
     ("ppo/score", "Raw reward of the rollout's completions, before it is centred and scaled.", "", "higher"),
     ("ppo/score_finished", "Raw reward of the completions that ended by themselves.", "", "higher"),
     ("ppo/score_truncated", "Raw reward of the completions that were cut: of half a text.", "", None),
+    ("ppo/judge", "Win rate of the policy against its reference, by a judge that is not trained on.", "", "higher"),
     ("ppo/disagreement", "Standard deviation between the members of a reward ensemble.", "reward's unit", "lower"),
     ("ppo/reward", "What an episode earns: the scaled reward minus the price of its KL.", "", "higher"),
     ("ppo/kl", "How far the policy is from its reference, per completion: the sum of k1 estimates.", "nats", None),

@@ -100,8 +100,7 @@ class Explorer:
 
         The random numbers belong to the prompt's place, so it makes no difference how many ranks share them.
         """
-        generator = torch.Generator().manual_seed(seed)
-        uniforms = torch.rand(len(rows), self._args.max_new_tokens, dtype=torch.float64, generator=generator)
+        uniforms = self._uniforms(len(rows), seed)
 
         def answer(indices: Sequence[int]) -> list[tuple[Sampled, Score]]:
             mine = [rows[index] for index in indices]
@@ -111,6 +110,17 @@ class Explorer:
         samples, scores = zip(*shared_out(len(rows), answer), strict=True)
         numbers = torch.tensor([(score.value, score.std) for score in scores], dtype=torch.float64).float()
         return list(samples), Scores(numbers[:, 0], numbers[:, 1])
+
+    def samples(self, rows: Sequence[Mapping[str, Any]], seed: int) -> list[Sampled]:
+        """Completions alone."""
+        uniforms = self._uniforms(len(rows), seed)
+        return shared_out(
+            len(rows), lambda indices: self._sample([rows[index] for index in indices], uniforms[list(indices)])
+        )
+
+    def _uniforms(self, rows: int, seed: int) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        return torch.rand(rows, self._args.max_new_tokens, dtype=torch.float64, generator=generator)
 
     def _sample(self, rows: Sequence[Mapping[str, Any]], uniforms: Tensor) -> list[Sampled]:
         options = SamplingOptions(

@@ -28,8 +28,8 @@ class GuardLimits:
         max_length: Times the first rollout's.
         max_repetition: Share of repeated 3-grams, above the first rollout's.
         max_disagreement: Times the first rollout's standard deviation between the members of an ensemble.
-        max_doubt: How far what vouches for the reward (the judge, or else the ensemble's bound) may have fallen below
-            its best while the reward has not, in standard deviations of the reference's scores.
+        max_doubt: How far what vouches for the reward (the judge's win rate, or without a judge the ensemble's bound in
+            standard deviations of the reference's scores) may have fallen below its best while the reward has not.
         patience: Rollouts; of a judge, rollouts at which it was asked.
     """
 
@@ -56,7 +56,7 @@ class Health:
         score: In standard deviations of the reference's scores.
         disagreement: Of the members of an ensemble, in the same unit; 0 of one.
         bound: Score minus so many disagreements; None where there is no ensemble.
-        judge: What another judge says, in its own unit divided by its first deviation; None where it was not asked.
+        judge: Win rate against the reference, in [0, 1]; None where the judge was not asked.
     """
 
     kl: float
@@ -79,7 +79,8 @@ class Guards:
 
     Attributes:
         reason: Why training should end; None while it should not.
-        best: Number of the rollout whose policy is to be kept; None for the last one.
+        best: Number of the rollout whose policy is to be kept; with `last`, of the last healthy one, which is kept
+            where training ends for a reason.
     """
 
     def __init__(self, limits: GuardLimits, select: Selection = "last") -> None:
@@ -100,23 +101,27 @@ class Guards:
             health: Of it.
 
         Returns:
-            Whether its policy, before any update on the rollout, is the best so far.
+            Whether its policy, before any update on it, is the best so far; with `last`, whether it is healthy.
         """
         seen = {each.name: value for each in fields(health) if (value := getattr(health, each.name)) is not None}
         self._first = self._first or seen
         for name, value in seen.items():
-            self._averages[name] = SMOOTHING * self._averages.get(name, value) + (1 - SMOOTHING) * value
-        is_best = self._is_best(number, health)
+            weight = 0.0 if name == "judge" else SMOOTHING  # a judge is asked rarely, and about enough prompts
+            self._averages[name] = weight * self._averages.get(name, value) + (1 - weight) * value
         for name, what in self._passed_limits(health).items():
             self._passed[name] = self._passed.get(name, 0) + 1 if what else 0
             patience = 1 if name == "kl" else self._limits.patience  # a budget is a budget
             if self._passed[name] >= patience and self.reason is None:
                 self.reason = f"{what} at rollout {number}"
-        return is_best
+        return self._is_best(number, health)
 
     def _is_best(self, number: int, health: Health) -> bool:
         name = self._select
-        if name == "last" or getattr(health, name) is None:
+        if name == "last":
+            healthy = not any(self._passed.values())
+            self.best = number if healthy else self.best
+            return healthy
+        if getattr(health, name) is None:
             return False
         before = self._highest.get(f"select {name}")
         if before is not None and before[0] >= self._averages[name]:

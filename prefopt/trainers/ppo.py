@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,23 +33,21 @@ from transformers.trainer import TRAINER_STATE_NAME
 from prefopt.errors import DataError, InputError
 from prefopt.losses import ppo
 from prefopt.models.actor_critic import HEAD, ActorCritic, Ask, actor_critic, fold_normaliser
-from prefopt.models.roles import POLICY, adapter_of, load_adapter_tensors
+from prefopt.models.roles import POLICY
 from prefopt.rewards.controllers import KLController
 from prefopt.rewards.scale import RewardScale
 from prefopt.store.files import read_json, write_json
-from prefopt.trainers import ppo_metrics
 from prefopt.trainers.averages import Averages
 from prefopt.trainers.checkpoints import CheckpointedTrainer
 from prefopt.trainers.demonstrations import Demonstrations, nll_tokens
 from prefopt.trainers.explorer import Explorer, RewardFunction
-from prefopt.trainers.guards import Guards
 from prefopt.trainers.opening import open_adapted, pad_token_of
 from prefopt.trainers.ppo_config import BetweenRollouts, PPOConfig, Slots
-from prefopt.trainers.ppo_metrics import Rollout, SecondOpinion
+from prefopt.trainers.ppo_metrics import Rollout
 from prefopt.trainers.rollouts import MicroBatch, Rollouts, episodes, micro_batches, prompt_indices, seed_of
 from prefopt.trainers.rows import tokenised_prompts
+from prefopt.trainers.watch import Judge, Watch
 
-BEST_FILE = "best.safetensors"
 STATE_FILE = "ppo_state.json"
 
 
@@ -66,14 +63,15 @@ class PPOTrainer(CheckpointedTrainer):
         processing_class: The tokenizer; loaded with the model when that is a name.
         peft_config: Shape of the policy's adapter, where `model` has none yet.
         reward_model: Artefact of a reward model that the value starts as; for `value: adapter`.
-        judge: Another reward, which is not trained on: the guards ask it now and then whether rewards mean anything.
+        judge: Takes N prompts, N completions and N others and gives the probabilities that the first are preferred. It
+            is not trained on: the guards ask it now and then whether rewards mean anything.
         demonstrations: Rows with `prompt_ids` and `completion_ids` whose likelihood is kept up (PTX).
         kwargs: Passed to `transformers.Trainer` (`callbacks`, `optimizers` …).
 
     Attributes:
-        latest: The samples of the last rollout: prompt, completion, finished, tokens, reward, kl.
-        close_ups: Some of them token by token; see `prefopt.trainers.ppo_metrics.close_ups`.
-        guards: Why training ended early, if it did, and whose policy was kept.
+        watch: Why training ended early, if it did, whose policy was kept, and the samples of the last rollout.
+        scale: Of the rewards.
+        kl: The price of the KL.
 
     Raises:
         InputError: When the model has no adapter to train.
@@ -81,9 +79,6 @@ class PPOTrainer(CheckpointedTrainer):
     """
 
     model: ActorCritic
-    latest: list[dict[str, Any]]
-    close_ups: list[dict[str, Any]]
-    _best: dict[str, Tensor]
 
     def __init__(  # noqa: PLR0913  (keyword-only)
         self,
@@ -95,7 +90,7 @@ class PPOTrainer(CheckpointedTrainer):
         processing_class: PreTrainedTokenizerBase | None = None,
         peft_config: PeftConfig | None = None,
         reward_model: Path | None = None,
-        judge: RewardFunction | None = None,
+        judge: Judge | None = None,
         demonstrations: Sequence[Mapping[str, Any]] = (),
         **kwargs: Any,
     ) -> None:
@@ -116,14 +111,12 @@ class PPOTrainer(CheckpointedTrainer):
         self.explorer = Explorer(self.model, tokenizer, args, self.accelerator, reward)
         self.scale = RewardScale(args.normalise, args.reward_clip, args.missing_eos_penalty, args.missing_eos_score)
         self.kl = KLController(args.kl_coefficient, args.kl_target, args.kl_horizon, args.kl_bounds)
-        self.guards = Guards(replace(args.guards, max_kl=args.kl_stop_above or args.guards.max_kl), args.select)
-        self._judge = SecondOpinion(judge, args.judge_every)
+        self.watch = Watch(args, self.explorer, judge, self.prompts, tokenizer)
         self._demonstrations = Demonstrations(demonstrations, args.mini_batch_size, args.seed, pad_token_of(tokenizer))
-        self.latest, self.close_ups, self._best = [], [], {}
         self._passes: Iterator[MicroBatch] = iter(())
         self._averages = Averages()
         self._value_starts_as_reward = value_from is not None
-        self._between_rollouts = BetweenRollouts(args.steps_per_rollout, self._ended_early)
+        self._between_rollouts = BetweenRollouts(args.steps_per_rollout, lambda: self.watch.ends)
         self.add_callback(self._between_rollouts)
 
     # -- 1. collect a rollout, 2. judge it -----------------------------------------------------------------------------
@@ -160,7 +153,6 @@ class PPOTrainer(CheckpointedTrainer):
             advantages=advantages,
             returns=returns,
         )
-        self.kl.update(float(kl.sum(1).mean()), len(rows))
         return Rollout(rows, samples, scores, terms, said, kl, rewards, coefficient, batch)
 
     def _prompts_of(self, number: int, size: int, seed: int) -> list[Mapping[str, Any]]:
@@ -265,7 +257,10 @@ class PPOTrainer(CheckpointedTrainer):
         rollout = self.collect_rollout(number)
         if number == 0:
             self._require_policy_equals_reference(rollout.kl)
-        self._watch(number, rollout)
+        for name, value in self.watch.see(number, rollout, self.scale.unit, self.model).items():
+            self._averages.add(name, value)
+        if number > self.args.value_warmup_rollouts:  # before, the policy is the reference, and its KL says nothing
+            self.kl.update(float(rollout.kl.sum(1).mean()), len(rollout.rows))
         self._rollouts, self._kl_price = rollout.episodes, rollout.coefficient
         self.state.num_input_tokens_seen += int(self._rollouts.attention_mask.sum())
         self._averages.add("ppo/rollout_seconds", time.perf_counter() - start)
@@ -282,17 +277,17 @@ class PPOTrainer(CheckpointedTrainer):
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """Train; `True` resumes from the newest checkpoint that verifies, if there is one.
 
-        Afterwards the model is the policy that `select` asks for.
+        Afterwards the model is the policy that `select` asks for, or where a guard ended training the last healthy one.
         """
         if self.is_deepspeed_enabled:
             # Its engine takes a step with every backward pass, and here each role has one of its own.
             raise InputError("PPO does not train under DeepSpeed", "use recipes/accelerate/ddp.yaml")
         checkpoint = self.checkpoint_of(resume_from_checkpoint)
-        if checkpoint is None and self.args.normalise == "reference":
+        if checkpoint is None and self.args.normalise != "none":
             self._normalise_by_reference()
         output = super().train(resume_from_checkpoint=checkpoint, **kwargs)
-        if self._best and not self._between_rollouts.asked_to_stop:
-            load_adapter_tensors(self.model.peft, POLICY, self._best)
+        if not self._between_rollouts.asked_to_stop:
+            self.watch.put_back(self.model)
         return output
 
     def row_lengths(self) -> Sequence[int]:
@@ -301,7 +296,7 @@ class PPOTrainer(CheckpointedTrainer):
 
     def _ended(self, checkpoint: Path) -> TrainerState | None:
         """The state of a checkpoint that is the last one, also where a guard made it that."""
-        if read_json(checkpoint / STATE_FILE)["guards"]["reason"] is not None and self.args.stop_on_guard:
+        if read_json(checkpoint / STATE_FILE)["watch"]["guards"]["reason"] is not None and self.args.stop_on_guard:
             return TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
         return super()._ended(checkpoint)
 
@@ -314,46 +309,25 @@ class PPOTrainer(CheckpointedTrainer):
                 "the reference must be the stage that the policy starts from; is a merged or other adapter active?",
             )
 
-    def _watch(self, number: int, rollout: Rollout) -> None:
-        """Count what a rollout shows of the policy that made it, and remember that policy if it is the best so far."""
-        verdict = self._judge.of(number, rollout)
-        seen = ppo_metrics.health(rollout, self.scale.unit, self.args.uncertainty_weight, verdict)
-        for name, value in ppo_metrics.averages(rollout, seen).items():
-            self._averages.add(name, value)
-        if self.guards.see(number, seen):
-            tensors = adapter_of(self.model.peft, POLICY).tensors
-            self._best = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
-        self.latest = ppo_metrics.samples_of(rollout)
-        self.close_ups = ppo_metrics.close_ups(rollout, self.processing_class, number)
-
-    def _ended_early(self) -> bool:
-        return self.guards.reason is not None and self.args.stop_on_guard
-
     def save_weights(self, directory: Path) -> None:
         """Adapters, the value's head, and all that the next rollouts depend on."""
         super().save_weights(directory)
         save_file({k: v.cpu().contiguous() for k, v in self.model.value_head.state_dict().items()}, directory / HEAD)
-        if self._best:
-            save_file({name: tensor.contiguous() for name, tensor in self._best.items()}, directory / BEST_FILE)
-        kept = {name: part.state_dict() for name, part in self._stateful.items()}
-        write_json(
-            directory / STATE_FILE,
-            {**kept, "latest": self.latest, "close_ups": self.close_ups},
-        )
+        self.watch.save(directory)
+        write_json(directory / STATE_FILE, {name: part.state_dict() for name, part in self._stateful.items()})
 
     def load_weights(self, directory: Path) -> None:
         """Everything that `save_weights` wrote."""
         super().load_weights(directory)
         self.model.value_head.load_state_dict(load_file(directory / HEAD))
-        self._best = load_file(directory / BEST_FILE) if (directory / BEST_FILE).exists() else {}
+        self.watch.load(directory)
         state = read_json(directory / STATE_FILE)
         for name, part in self._stateful.items():
             part.load_state_dict(state[name])
-        self.latest, self.close_ups = state["latest"], state["close_ups"]
 
     @property
     def _stateful(self) -> dict[str, Any]:
-        return {"scale": self.scale, "kl": self.kl, "guards": self.guards, "judge": self._judge}
+        return {"scale": self.scale, "kl": self.kl, "watch": self.watch}
 
     # -- metrics -------------------------------------------------------------------------------------------------------
 

@@ -65,6 +65,7 @@ class PPOConfig(TrainingArguments):  # type: ignore[misc]
     )
     uncertainty_weight: float = field(default=1.0, metadata={"help": "disagreements below the score that bound is"})
     judge_every: int = field(default=4, metadata={"help": "rollouts between two questions to the judge"})
+    judge_prompts: int = field(default=128, metadata={"help": "prompts that the judge compares answers to"})
     adam_epsilon: float = field(default=1e-5)
     remove_unused_columns: bool = field(default=False)
     logging_nan_inf_filter: bool = field(default=False)

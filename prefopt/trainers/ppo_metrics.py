@@ -12,8 +12,8 @@ from transformers import PreTrainedTokenizerBase
 
 from prefopt.losses import ppo
 from prefopt.models.generate import Sampled
-from prefopt.rewards.scale import RewardTerms, deviation
-from prefopt.trainers.explorer import RewardFunction, Said, Scores, score_texts
+from prefopt.rewards.scale import RewardTerms
+from prefopt.trainers.explorer import Said, Scores
 from prefopt.trainers.guards import Health
 from prefopt.trainers.rollouts import Rollouts
 
@@ -49,36 +49,6 @@ class Rollout:
     episodes: Rollouts
 
 
-class SecondOpinion:
-    """Another reward, which is asked about a rollout now and then.
-
-    Args:
-        judge: It; None for none.
-        every: Rollouts between two questions.
-    """
-
-    def __init__(self, judge: RewardFunction | None, every: int) -> None:
-        self._judge = judge
-        self._every = every
-        self._unit: float | None = None
-
-    def of(self, number: int, rollout: Rollout) -> float | None:
-        """Mean verdict on a rollout, in deviations of the first one's verdicts; None where the judge is not asked."""
-        if self._judge is None or (self._unit is not None and number % self._every):
-            return None
-        said = torch.tensor([score.value for score in score_texts(self._judge, rollout.rows, rollout.samples)])
-        self._unit = self._unit or deviation(said)
-        return float(said.mean()) / self._unit
-
-    def state_dict(self) -> dict[str, Any]:
-        """What must be kept to go on."""
-        return {"unit": self._unit}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what was kept."""
-        self._unit = state["unit"]
-
-
 def repetition(ids: Sequence[int], n: int = NGRAM) -> float:
     """Share of a row's n-grams that it had before (arXiv 2502.03373, appendix C.2); 0 for a shorter row."""
     grams = [tuple(ids[start : start + n]) for start in range(len(ids) - n + 1)]
@@ -92,7 +62,7 @@ def health(rollout: Rollout, std: float, uncertainty_weight: float, judge: float
         rollout: Of the policy that is watched.
         std: Of the reference's scores, in the reward's own unit; the same for all rollouts.
         uncertainty_weight: Disagreements below the score that the bound is.
-        judge: What the other judge says; None where it was not asked.
+        judge: The win rate that the judge gives; None where it was not asked.
     """
     mask, samples = rollout.episodes.mask, rollout.samples
     score, disagreement = float(rollout.scores.values.mean()) / std, float(rollout.scores.stds.mean()) / std
@@ -126,6 +96,8 @@ def averages(rollout: Rollout, seen: Health) -> dict[str, float]:
         "ppo/sampling_mismatch": said.mismatch,
         "ppo/explained_variance": float(ppo.explained_variance(said.values, episodes.returns, episodes.mask)),
     }
+    if seen.judge is not None:
+        found["ppo/judge"] = seen.judge
     if bool(rollout.scores.stds.any()):
         found["ppo/disagreement"] = float(rollout.scores.stds.mean())
     # Cut completions apart: their scores are of half a text.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,6 +12,7 @@ from peft import PeftModel
 
 from prefopt.data.load import load_demonstrations, load_prompts
 from prefopt.errors import DataError
+from prefopt.feedback.judges import label
 from prefopt.models.actor_critic import save_value
 from prefopt.models.reward_artefact import RewardArtefact, read_artefact
 from prefopt.models.roles import POLICY, save_adapter
@@ -20,11 +23,14 @@ from prefopt.pipeline.cost import ppo_cost
 from prefopt.pipeline.scoring import open_scorer
 from prefopt.pipeline.training import final_metrics, kept_outputs, train
 from prefopt.recipe.schema import PPOSpec
+from prefopt.recipe.scorers import JudgeSpec
+from prefopt.records import Prompt
 from prefopt.store.files import write_atomic
 from prefopt.trainers.arguments import training_arguments
 from prefopt.trainers.guards import GuardLimits
 from prefopt.trainers.ppo import PPOTrainer
 from prefopt.trainers.ppo_config import PPOConfig
+from prefopt.trainers.watch import Judge
 
 # Names that a stage and PPOConfig share.
 _SAME = (
@@ -66,21 +72,25 @@ def run(spec: PPOSpec, inputs: Inputs, context: StageContext) -> StageResult:
     def build(callbacks: list[Any]) -> PPOTrainer:
         return cast(PPOTrainer, stage.build(spec, model, callbacks))
 
-    trained = train(build, spec, context, samples=lambda trainer: trainer.latest[:SAMPLES_TRACKED])
+    trained = train(build, spec, context, samples=lambda trainer: trainer.watch.latest[:SAMPLES_TRACKED])
     if context.rank > 0:
         return StageResult({}, [])
     save_adapter(model, POLICY, context.directory / "adapter", stage.name)
     save_value(trained.model, context.directory / "value", stage.name)
     stage.tokenizer.save_pretrained(context.directory / "tokenizer")
-    _write_lines(context.directory / "samples.jsonl", [{"policy": context.stage, **row} for row in trained.latest])
-    _write_lines(context.directory / "microscope.jsonl", trained.close_ups)
+    _write_lines(
+        context.directory / "samples.jsonl", [{"policy": context.stage, **row} for row in trained.watch.latest]
+    )
+    _write_lines(context.directory / "microscope.jsonl", trained.watch.close_ups)
     outputs = ["adapter", "value", "tokenizer", "samples.jsonl", "microscope.jsonl", *kept_outputs(spec)]
     named = [part.model for part in spec.reward.parts if part.model in inputs]
     passes = sum(len(read_artefact(inputs[name].directory).adapters) for name in named if name is not None)
     cost = ppo_cost(trained, reward_passes=passes)
-    details = stage.rows.details | {"guards": {"ended_by": trained.guards.reason, "kept_rollout": trained.guards.best}}
-    if trained.guards.reason:
-        context.log(f"a guard spoke up: {trained.guards.reason}")
+    details = stage.rows.details | {
+        "guards": {"ended_by": trained.watch.guards.reason, "kept_rollout": trained.watch.guards.best}
+    }
+    if trained.watch.guards.reason:
+        context.log(f"a guard spoke up: {trained.watch.guards.reason}")
     return StageResult(metrics=final_metrics(context), outputs=outputs, details=details, cost=cost)
 
 
@@ -102,12 +112,12 @@ def opened(spec: PPOSpec, inputs: Inputs, context: StageContext) -> Opened:
     def trainer(job: Job) -> PPOTrainer:
         # On the policy's own base: a reward model is some more adapters on it.
         reward = open_scorer(spec.reward, inputs, context, host=job.model)
-        judge = open_scorer(spec.judge, inputs, context, host=job.model) if spec.judge else None
+        judge = _judge(spec.judge, inputs, context, job.model) if spec.judge else None
         return PPOTrainer(
             job.model,
             _arguments(job.spec, base, context),
             reward=reward.score,
-            judge=judge.score if judge else None,
+            judge=judge,
             train_dataset=job.train,
             demonstrations=demonstrations,
             processing_class=base.tokenizer,
@@ -145,8 +155,25 @@ def _arguments(spec: PPOSpec, base: OpenBase, context: StageContext) -> PPOConfi
         select=guards.keep,
         uncertainty_weight=guards.uncertainty_weight,
         judge_every=guards.judge_every,
+        judge_prompts=guards.judge_prompts,
         **{name: getattr(spec, name) for name in _SAME},
     )
+
+
+def _judge(spec: JudgeSpec, inputs: Inputs, context: StageContext, host: PeftModel) -> Judge:
+    """Who prefers, as in a collect stage; the noise of a label follows from the seed and the two answers."""
+    scorer = open_scorer(spec, inputs, context, host=host)
+
+    def preferred(prompts: Sequence[Prompt], first: Sequence[str], second: Sequence[str]) -> list[float]:
+        scores = [score.value for score in scorer.score([*prompts, *prompts], [*first, *second])]
+        found = []
+        for place, (one, other) in enumerate(zip(first, second, strict=True)):
+            rng = random.Random(f"{context.seed} {prompts[place]!r} {one} {other}")
+            gap = scores[place] - scores[len(first) + place]
+            found.append(label(gap, spec.labels, spec.noise, spec.scale, rng))
+        return found
+
+    return preferred
 
 
 def _reward_model(spec: PPOSpec, inputs: Inputs) -> tuple[Path, RewardArtefact] | None:

@@ -144,6 +144,12 @@ def words(prompts: Sequence[Any], completions: Sequence[str]) -> list[float]:
     return [float(text.count("e")) - 0.1 * len(text) for text in completions]
 
 
+def longer(prompts: Any, first: Any, second: Any) -> list[float]:
+    """A judge who likes the longer text."""
+    pairs = [(len(one), len(other)) for one, other in zip(first, second, strict=True)]
+    return [0.5 if one == other else float(one > other) for one, other in pairs]
+
+
 def ppo(folder: Path, callbacks: list[Any], value: str = "adapter") -> PPOTrainer:
     return ppo_of(folder, callbacks, tiny_policy(), {"reward": words}, value=value)
 
@@ -155,7 +161,7 @@ def full_ppo(folder: Path, callbacks: list[Any], value: str = "adapter") -> PPOT
     scorer = RewardModelScorer(ensemble, Encoder(tiny_tokenizer(), 128), 0, name="reward", artefact=artefact)
     rows = [{"prompt_ids": row["prompt_ids"], "completion_ids": row["chosen_ids"]} for row in random_rows(ROWS, 4)]
     return ppo_of(
-        folder, callbacks, policy, {"reward": scorer.score, "judge": words, "demonstrations": rows}, value=value,
+        folder, callbacks, policy, {"reward": scorer.score, "judge": longer, "demonstrations": rows}, value=value,
         samples_per_prompt=2, normalise="running", kl_target=0.5, kl_horizon=100, select="bound", judge_every=1,
         mask_truncated_completions=True, stop=("e",), entropy_coef=0.01, activation_checkpointing=True,
         activation_checkpointing_kwargs={"use_reentrant": False}, value_warmup_rollouts=1,

@@ -97,27 +97,30 @@ def test_without_a_voucher_there_is_no_doubt_and_no_selection() -> None:
 
 @given(st.lists(st.floats(-5, 5), min_size=1, max_size=30), st.sampled_from(["bound", "judge"]))
 def test_the_policy_that_is_kept_has_the_highest_moving_average(values: list[float], select) -> None:
+    """Of the bound; a judge's word counts as it is."""
     guards, average, averages = Guards(NOTHING, select), values[0], []
-    marked = None
+    marked, weight = None, SMOOTHING if select == "bound" else 0.0
     for number, value in enumerate(values):
-        average = SMOOTHING * average + (1 - SMOOTHING) * value
+        average = weight * average + (1 - weight) * value
         averages.append(average)
         if guards.see(number, replace(WELL, **{select: value})):
             marked = number
     assert guards.best == marked == max(range(len(values)), key=averages.__getitem__)
 
 
-def test_by_default_the_last_policy_is_kept() -> None:
-    guards = watched(NOTHING, *[replace(WELL, bound=float(n)) for n in range(5)])
-    assert guards.best is None
+def test_by_default_the_last_policy_is_kept_that_passed_no_limit() -> None:
+    guards = Guards(replace(NOTHING, max_length=2.0, patience=3))
+    lengths = [10.0, 12.0, 50.0, 12.0, 50.0, 50.0, 50.0]
+    remembered = [n for n, length in enumerate(lengths) if guards.see(n, replace(WELL, length=length))]
+    assert remembered == [0, 1, 3] and guards.best == 3 and guards.reason.endswith("at rollout 6")
 
 
 def test_a_rollout_without_a_question_to_the_judge_is_not_the_judges_choice() -> None:
     """The judge is asked now and then; what it said of one policy says nothing of the next."""
     guards = Guards(NOTHING, "judge")
-    asked = {0: 0.0, 4: 5.0, 8: 4.9}
+    asked = {0: 0.5, 4: 0.7, 8: 0.69}
     kept = [number for number in range(10) if guards.see(number, replace(WELL, judge=asked.get(number)))]
-    assert kept == [0, 4, 8] and guards.best == 8  # the average still rises at 8
+    assert kept == [0, 4] and guards.best == 4
 
 
 def test_patience_of_doubt_counts_what_the_judge_said_and_not_how_often_it_is_remembered() -> None:

@@ -210,7 +210,7 @@ def test_a_run_that_stopped_goes_on_as_if_it_had_not(tmp_path: Path, value: str)
     resumed = trainer(tmp_path / "parts", with_reference(tmp_path), value=value)
     resumed.train(resume_from_checkpoint=True)
     assert weights_hash(resumed.model) == weights_hash(whole.model)
-    assert resumed.latest == whole.latest
+    assert resumed.watch.latest == whole.watch.latest
 
 
 def test_a_run_that_was_killed_inside_a_rollout_makes_it_again(tmp_path: Path) -> None:
@@ -254,7 +254,7 @@ def test_training_ends_where_the_policy_has_gone_too_far(tmp_path: Path) -> None
     trained.train()
     # The first rollout is the reference's own. An estimate may be below 0 by chance, so not always the second.
     assert 8 <= trained.state.global_step <= 24 and trained.state.global_step % 4 == 0
-    assert "kl" in trained.guards.reason
+    assert "kl" in trained.watch.guards.reason
 
 
 def test_scores_are_centred_and_scaled_by_the_references_own(tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def test_where_all_completions_are_cut_masking_them_trains_nothing(tmp_path: Pat
         before = weights(trained, "")
         trained.train()
         assert all(math.isfinite(number) for row in recorder.logs for number in row.values())
-        assert not any(sample["finished"] for sample in trained.latest)
+        assert not any(sample["finished"] for sample in trained.watch.latest)
         return trained, before
 
     masked, before = run("masked", mask=True)
@@ -138,7 +138,9 @@ def test_log_probabilities_of_sampling_train_as_those_of_a_pass_of_their_own(tmp
         logs.append(recorder.logs)
     one, other = (weights(each, "") for each in trained)
     assert max(float((one[name] - other[name]).abs().max()) for name in one) < 1e-4
-    assert [each["completion"] for each in trained[0].latest] == [each["completion"] for each in trained[1].latest]
+    assert [each["completion"] for each in trained[0].watch.latest] == [
+        each["completion"] for each in trained[1].watch.latest
+    ]
     mismatches = [row["ppo/sampling_mismatch"] for rows in logs for row in rows if "ppo/sampling_mismatch" in row]
     assert len(mismatches) == 6 and 0 < max(mismatches) < 1e-4
 
@@ -244,12 +246,12 @@ def test_running_normalisation_does_not_move_the_guards_unit(tmp_path: Path) -> 
         return [100.0 + text.count("e") * (1 + len(seen)) for text in completions]
 
     trained = trainer(tmp_path, reward=far, normalise="running", total_episodes=64)
-    see = trained.guards.see
-    trained.guards.see = lambda number, health: (seen.append(health), see(number, health))[1]
+    see = trained.watch.guards.see
+    trained.watch.guards.see = lambda number, health: (seen.append(health), see(number, health))[1]
     trained.train()
     unit = trained.scale.unit
     assert unit != pytest.approx(trained.scale.std, rel=0.05)
-    assert seen[-1].score == pytest.approx(sum(e["reward"] for e in trained.latest) / 16 / unit, rel=1e-4)
+    assert seen[-1].score == pytest.approx(sum(e["reward"] for e in trained.watch.latest) / 16 / unit, rel=1e-4)
 
 
 def test_an_adaptive_price_follows_and_is_that_of_the_rollout(tmp_path: Path) -> None:
@@ -259,11 +261,12 @@ def test_an_adaptive_price_follows_and_is_that_of_the_rollout(tmp_path: Path) ->
     trained.train()
     rows = [row for row in recorder.logs if "ppo/kl" in row]
     price = 0.1
-    for row in rows:
+    for number, row in enumerate(rows):
         assert row["ppo/kl_coefficient"] == pytest.approx(price)
-        price *= 1 + min(max(row["ppo/kl"] / 0.5 - 1, -0.2), 0.2) * 16 / 40
+        if number:  # the first rollout is the reference's own
+            price *= 1 + min(max(row["ppo/kl"] / 0.5 - 1, -0.2), 0.2) * 16 / 40
     assert trained.kl.coefficient == pytest.approx(price)
-    assert len({row["ppo/kl_coefficient"] for row in rows}) > 4
+    assert len({row["ppo/kl_coefficient"] for row in rows}) == 4
 
 
 def test_the_terms_of_a_close_up_add_up_whether_rewards_are_whitened_or_not(tmp_path: Path) -> None:

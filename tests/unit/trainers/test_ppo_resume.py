@@ -53,9 +53,10 @@ def disputed(prompts, completions) -> list[Score]:
     return [Score(text.count("e"), std=0.1 + 0.3 * text.count("e") ** 2) for text in completions]
 
 
-def severe(prompts, completions) -> list[float]:
-    """A judge who wants the opposite."""
-    return [float(text.count("a") - len(text)) for text in completions]
+def severe(prompts, first, second) -> list[float]:
+    """A judge who wants the opposite: fewer."""
+    pairs = [(one.count("e"), other.count("e")) for one, other in zip(first, second, strict=True)]
+    return [0.5 if one == other else float(one < other) for one, other in pairs]
 
 
 def everything_on(tmp_path: Path, folder: str, callbacks: Any = (), **more: Any) -> PPOTrainer:
@@ -76,7 +77,9 @@ def everything_on(tmp_path: Path, folder: str, callbacks: Any = (), **more: Any)
 def state(trained: PPOTrainer) -> str:
     """All that a trainer knows, and the weights."""
     kept = {name: part.state_dict() for name, part in trained._stateful.items()}
-    return json.dumps([kept, trained.latest, trained.close_ups, weights_hash(trained.model)], sort_keys=True)
+    return json.dumps(
+        [kept, trained.watch.latest, trained.watch.close_ups, weights_hash(trained.model)], sort_keys=True
+    )
 
 
 @pytest.fixture(scope="module")
@@ -101,24 +104,27 @@ def test_a_killed_run_with_everything_on_ends_with_the_same_bits(tmp_path: Path,
 
 def test_everything_that_was_on_did_something(whole) -> None:
     trained, policies = whole
-    assert trained.scale.std != 1 and trained.scale._count == 16 * ROLLOUTS
+    assert trained.scale.std != 1 and trained.scale._count == 256 + 16 * ROLLOUTS
     assert trained.kl.coefficient != pytest.approx(0.05)
     assert trained.scale.unit not in (1.0, trained.scale.std)
-    assert {"judge", "bound"} <= set(trained.guards._averages)
-    assert len(policies) == ROLLOUTS and trained.guards.reason is None
+    assert 0 < trained.watch.guards._averages["judge"] < 1
+    assert trained.watch.guards._averages["judge"] != 0.5
+    assert {"judge", "bound"} <= set(trained.watch.guards._averages)
+    assert len(policies) == ROLLOUTS and trained.watch.guards.reason is None
 
 
 def test_the_price_and_the_scale_are_in_the_checkpoint(whole) -> None:
     folder = Path(whole[0].args.output_dir)
     kept = [json.loads((folder / f"checkpoint-{4 * n}" / "ppo_state.json").read_text()) for n in range(1, ROLLOUTS + 1)]
-    assert len({each["kl"]["coefficient"] for each in kept}) == ROLLOUTS
-    assert [each["scale"]["count"] for each in kept] == [16 * n for n in range(1, ROLLOUTS + 1)]
-    assert all(each["guards"]["first"] == kept[0]["guards"]["first"] for each in kept)
+    # The value warms up in the first rollout, and the second is still the reference's.
+    assert len({each["kl"]["coefficient"] for each in kept}) == ROLLOUTS - 1
+    assert [each["scale"]["count"] for each in kept] == [256 + 16 * n for n in range(1, ROLLOUTS + 1)]
+    assert all(each["watch"]["guards"]["first"] == kept[0]["watch"]["guards"]["first"] for each in kept)
 
 
 def test_the_policy_that_is_kept_is_that_of_the_rollout_that_is_named(whole) -> None:
     trained, policies = whole
-    best = trained.guards.best
+    best = trained.watch.guards.best
     assert best is not None
     found = adapter_of(trained.model.peft, POLICY).tensors
     assert all(torch.equal(found[name], tensor) for name, tensor in policies[best].items())
@@ -132,13 +138,13 @@ def test_the_judges_favourite_is_kept_although_the_reward_went_on_rising(tmp_pat
     trained = PPOTrainer(
         with_reference(tmp_path),
         config(tmp_path, select="judge", judge_every=1, total_episodes=16 * 4, value=value),
-        reward=many_the, judge=lambda prompts, completions: [-float(t.count("e")) for t in completions],
+        reward=many_the, judge=severe,
         train_dataset=PROMPTS, processing_class=tiny_tokenizer(), callbacks=[policies],
     )  # fmt: skip
     trained.train()
-    assert trained.guards.best is not None
+    assert trained.watch.guards.best is not None
     found = adapter_of(trained.model.peft, POLICY).tensors
-    assert all(torch.equal(found[name], tensor) for name, tensor in policies.kept[trained.guards.best].items())
+    assert all(torch.equal(found[name], tensor) for name, tensor in policies.kept[trained.watch.guards.best].items())
 
 
 def test_a_finished_run_that_is_opened_again_has_the_policy_that_was_kept(whole, tmp_path: Path) -> None:
@@ -154,10 +160,10 @@ def test_a_run_that_a_guard_ended_does_not_go_on_when_it_is_opened_again(tmp_pat
                patience=2)}  # fmt: skip
     ended = trainer(tmp_path / "run", with_reference(tmp_path), **options)
     ended.train()
-    assert ended.state.global_step == 8 and "length" in ended.guards.reason  # two rollouts in a row
+    assert ended.state.global_step == 8 and "length" in ended.watch.guards.reason  # two rollouts in a row
     again = trainer(tmp_path / "run", with_reference(tmp_path), **options)
     again.train(resume_from_checkpoint=True)
-    assert again.state.global_step == 8 and again.guards.reason == ended.guards.reason
+    assert again.state.global_step == 8 and again.watch.guards.reason == ended.watch.guards.reason
     assert weights_hash(again.model) == weights_hash(ended.model)
 
 
@@ -168,7 +174,7 @@ def test_a_guard_that_only_warns_lets_the_run_go_on(tmp_path: Path) -> None:
     plain.train()
     warned = trainer(tmp_path / "warned", with_reference(tmp_path), **options)
     warned.train()
-    assert warned.state.global_step == 12 and warned.guards.reason.endswith("at rollout 0")
+    assert warned.state.global_step == 12 and warned.watch.guards.reason.endswith("at rollout 0")
     assert weights_hash(warned.model) == weights_hash(plain.model)
 
 
