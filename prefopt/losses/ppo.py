@@ -237,10 +237,13 @@ def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor
     plain = (values - returns).square()
     if cliprange is None:
         return ValueLoss(0.5 * torch.where(inside, plain, 0.0), torch.zeros_like(plain))
-    limited = (old_values + (values - old_values).clamp(-cliprange, cliprange) - returns).square()
+    moved = values - old_values
+    limited = (old_values + moved.clamp(-cliprange, cliprange) - returns).square()
+    # Within the range both are the same but for rounding, which is no clip.
+    clipped = (limited > plain) & (moved.abs() > cliprange)
     return ValueLoss(
         0.5 * torch.where(inside, torch.maximum(plain, limited), 0.0),
-        torch.where(inside, (limited > plain).to(values), 0.0),
+        torch.where(inside, clipped.to(values), 0.0),
     )
 
 

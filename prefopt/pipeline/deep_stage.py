@@ -40,7 +40,7 @@ from prefopt.trainers.trl import HeadTile
 
 # Rows of a rollout for a row of an update: sampling also has peaks that do not depend on rows, such as merging the
 # adapter, and they must not be what is seen.
-_ROLLOUT = 4
+_ROLLOUT = 8  # a multiple of those of which every so manieth is looked at twice: see `prefopt.trainers.explorer`
 # The logits of a few tokens, their logarithms and their probabilities.
 _LOGITS_AT_ONCE = 3
 Row = Mapping[str, Any]

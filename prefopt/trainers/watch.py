@@ -50,6 +50,10 @@ class SecondOpinion:
         self._seed = seed
         self._reference: list[str] = []
 
+    def __bool__(self) -> bool:
+        """Whether there is somebody."""
+        return self._judge is not None
+
     def of(self, number: int) -> float | None:
         """Win rate of the policy against its reference, in [0, 1]; None where the judge is not asked.
 
@@ -135,7 +139,10 @@ class Watch:
         verdict = self._judge.of(number)
         seen = ppo_metrics.health(rollout, unit, self._args.uncertainty_weight, verdict)
         if number == 0 and seen.bound is None and self._needs_ensemble:
-            raise InputError("the guards ask for the disagreement of an ensemble, and the reward is none")
+            raise InputError(
+                "the guards ask for the disagreement of an ensemble, and the reward is none",
+                "set `ensemble` in the reward's stage, or give a judge and `keep: judge`",
+            )
         if self.guards.see(number, seen):
             self._kept = {name: each.detach().cpu().clone() for name, each in _trained(model).items()}
         self.latest = ppo_metrics.samples_of(rollout)
@@ -144,7 +151,9 @@ class Watch:
 
     @property
     def _needs_ensemble(self) -> bool:
-        return self._args.select == "bound" or self._args.guards.max_disagreement is not None
+        limits = self._args.guards
+        doubts = limits.max_doubt is not None and not self._judge
+        return doubts or self._args.select == "bound" or limits.max_disagreement is not None
 
     @property
     def ends(self) -> bool:

@@ -11,11 +11,12 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
+from prefopt.errors import DataError, InputError
 from prefopt.models.roles import POLICY, adapter_of
 from prefopt.records import Score
 from prefopt.trainers.guards import GuardLimits
 from prefopt.trainers.ppo import PPOTrainer
-from tests.tiny import random_rows, tiny_tokenizer
+from tests.tiny import random_rows, tiny_policy, tiny_tokenizer
 from tests.unit.trainers.test_ppo import PROMPTS, config, many_the, trainer, weights_hash, with_reference
 
 DEMONSTRATIONS = [{"prompt_ids": row["prompt_ids"], "completion_ids": row["chosen_ids"]} for row in random_rows(7, 3)]
@@ -187,3 +188,59 @@ def test_a_run_that_was_asked_to_stop_keeps_its_last_policy_to_go_on_from(tmp_pa
     resumed = everything_on(tmp_path, "run")
     resumed.train(resume_from_checkpoint=True)
     assert state(resumed) == state(whole[0])
+
+
+def test_the_last_healthy_policy_is_given_where_a_guard_ended_the_run_with_its_value(tmp_path: Path) -> None:
+    for value in ("adapter", "shared"):
+        seen: list[dict[str, torch.Tensor]] = []
+
+        class Trained(TrainerCallback):
+            def on_step_begin(self, args, state, control, model=None, **kwargs) -> None:
+                if state.global_step % 4 == 0:
+                    named = model.named_parameters()
+                    seen.append({name: each.detach().clone() for name, each in named if each.requires_grad})  # noqa: B023
+
+        ended = trainer(
+            tmp_path / value, with_reference(tmp_path), [Trained()], value=value, kl_coefficient=0.0,
+            kl_stop_above=0.05, learning_rate=2e-2, total_episodes=160,
+        )  # fmt: skip
+        ended.train()
+        best = ended.watch.guards.best
+        assert best is not None and best < len(seen) - 1 and "kl" in ended.watch.guards.reason
+        found = {name: each for name, each in ended.model.named_parameters() if each.requires_grad}
+        assert all(torch.equal(found[name], tensor) for name, tensor in seen[best].items())
+        assert not all(torch.equal(found[name], tensor) for name, tensor in seen[best + 1].items())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"select": "bound"}, {"guards": GuardLimits(max_disagreement=2.0)}, {"guards": GuardLimits(max_doubt=0.1)}],
+)
+def test_a_guard_that_can_never_speak_is_refused(tmp_path: Path, options: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="ensemble"):
+        trainer(tmp_path, **options).train()
+
+
+def test_a_judge_who_gives_no_probabilities_is_refused(tmp_path: Path) -> None:
+    for judge in (lambda prompts, first, second: [2.0] * len(first), lambda prompts, first, second: [0.5]):
+        judged = PPOTrainer(
+            tiny_policy(), config(tmp_path / "run", judge_every=1), reward=many_the, judge=judge, train_dataset=PROMPTS,
+            processing_class=tiny_tokenizer(),
+        )  # fmt: skip
+        with pytest.raises(DataError, match="probabilities"):
+            judged.train()
+
+
+def test_nothing_is_dropped_out_also_where_the_adapter_says_so(tmp_path: Path) -> None:
+    policy = tiny_policy()
+    for name, module in list(policy.named_modules()):
+        if name.endswith("lora_dropout"):
+            for key in list(module):
+                module[key] = torch.nn.Dropout(0.5)
+    first = trainer(tmp_path / "dropout", policy, num_mini_batches=1, per_device_train_batch_size=16)
+    first.train()
+    ratios = [row["ppo/ratio"] for row in first.state.log_history if "ppo/ratio" in row]
+    assert ratios[0] == pytest.approx(1, abs=1e-5)
+    plain = trainer(tmp_path / "plain", num_mini_batches=1, per_device_train_batch_size=16)
+    plain.train()
+    assert weights_hash(first.model) == weights_hash(plain.model)
