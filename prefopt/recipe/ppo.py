@@ -40,7 +40,7 @@ class KLSpec(Spec):
             return estimator
         raise ValueError(
             f"{estimator}'s gradient is wrong in the {info.data['apply']}: the policy drifts away; "
-            f"write {' or '.join(right)} there"
+            f"write {' or '.join(right)}, or `apply: {'loss' if right == ('k1',) else 'reward'}`"
         )
 
     @model_validator(mode="after")
