@@ -7,7 +7,7 @@ answer. A pair holds two completions of one prompt and how likely people are to 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -34,6 +34,11 @@ class Message:
 
 
 Prompt = tuple[Message, ...]
+
+
+def conversation(messages: Iterable[Message]) -> list[dict[str, str]]:
+    """Messages as chat templates, reward functions and artefacts have them: `{"role", "content"}` each."""
+    return [{"role": message.role, "content": message.content} for message in messages]
 
 
 def _check_prompt(prompt: Prompt) -> None:

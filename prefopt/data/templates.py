@@ -18,7 +18,7 @@ import jinja2
 import jinja2.sandbox
 
 from prefopt.errors import DataError
-from prefopt.records import Demonstration, Message, PreferencePair, Prompt
+from prefopt.records import Demonstration, Message, PreferencePair, Prompt, conversation
 
 BUILT_IN: dict[str, str] = {
     # The turns of Anthropic's HH data. No space after the last marker: it belongs to the answer's first token.
@@ -262,8 +262,9 @@ class Encoder:
         return tuple(found)
 
     def _render(self, messages: Sequence[Message], *, generate: bool) -> str:
-        conversation: list[dict[str, str]] = [{"role": item.role, "content": item.content} for item in messages]
-        return self._tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=generate)
+        return self._tokenizer.apply_chat_template(
+            conversation(messages), tokenize=False, add_generation_prompt=generate
+        )
 
     def _pieces(self, text: str) -> list[int]:
         return list(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])

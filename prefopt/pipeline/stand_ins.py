@@ -25,6 +25,7 @@ from prefopt.pipeline.base_model import PAIRS_FILE, load_weights, open_base
 from prefopt.pipeline.context import Inputs, StageContext, StageInput
 from prefopt.recipe.references import AFTER, needs
 from prefopt.recipe.schema import AdapterSpec, CollectSpec, LoraSpec, RewardSpec
+from prefopt.records import conversation
 from prefopt.store.manifest import Manifest
 
 PROMPTS = 64
@@ -129,8 +130,11 @@ def _pairs(made: StageInput, inputs: Inputs, context: StageContext) -> None:
     for part in (prompts.train, prompts.eval):
         longest = sorted(part, key=lambda prompt: -sum(len(message.content) for message in prompt))
         for prompt in longest[:PROMPTS]:
-            messages = [{"role": message.role, "content": message.content} for message in prompt]
-            lines.append(json.dumps({"prompt": messages, "chosen": answer(), "rejected": answer(), "probability": 1.0}))
+            lines.append(
+                json.dumps(
+                    {"prompt": conversation(prompt), "chosen": answer(), "rejected": answer(), "probability": 1.0}
+                )
+            )
     (made.directory / PAIRS_FILE).write_text("".join(line + "\n" for line in lines), encoding="utf-8")
 
 

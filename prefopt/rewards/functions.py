@@ -10,7 +10,7 @@ from typing import Any
 
 from prefopt.errors import DataError, InputError, PrefoptError
 from prefopt.recipe.registered import Registered
-from prefopt.records import Prompt, Score
+from prefopt.records import Prompt, Score, conversation
 
 
 class FunctionScorer:
@@ -95,11 +95,6 @@ def load_function(found: Registered, log: Callable[[str], None]) -> FunctionScor
     if code is not None and Path(code.co_filename).resolve() != found.file.resolve():
         log(f"{where} is defined in {Path(code.co_filename).name}; what changes there makes no stage run again")
     return FunctionScorer(found.name, function)
-
-
-def conversation(prompt: Prompt) -> list[dict[str, str]]:
-    """A prompt as plain messages."""
-    return [{"role": message.role, "content": message.content} for message in prompt]
 
 
 def _said(value: object) -> str:

@@ -15,8 +15,7 @@ from prefopt.data.templates import control_pattern, control_tokens, taken_apart
 from prefopt.errors import DataError
 from prefopt.models.batches import batches_by_length, pad_rows
 from prefopt.models.modes import evaluating
-from prefopt.records import Message, Prompt, Score
-from prefopt.rewards.functions import conversation
+from prefopt.records import Message, Prompt, Score, conversation
 
 _ENDLESS = 1 << 30
 Row = dict[str, list[int]]
@@ -104,7 +103,7 @@ class PretrainedScorer:
     def _rendered(self, messages: Sequence[Message], *, generate: bool = False) -> list[int]:
         try:
             text = self._tokenizer.apply_chat_template(
-                conversation(tuple(messages)), tokenize=False, add_generation_prompt=generate
+                conversation(messages), tokenize=False, add_generation_prompt=generate
             )
         except jinja2.TemplateError as error:
             raise DataError(f"the chat template of {self.name} refuses a conversation ({error})") from error

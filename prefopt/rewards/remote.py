@@ -16,8 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from prefopt.errors import DataError, EnvironmentFault
-from prefopt.records import Prompt, Score
-from prefopt.rewards.functions import conversation
+from prefopt.records import Prompt, Score, conversation
 
 TRIES = 5
 LONGEST_PAUSE = 120.0  # seconds, whatever a server asks for

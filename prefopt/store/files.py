@@ -13,7 +13,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +186,17 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_bytes().decode("utf-8"), parse_constant=_reject_constant)
     except (OSError, ValueError, RecursionError) as error:
         raise IntegrityError(f"{path} cannot be read: {error}") from error
+
+
+def write_json_lines(path: Path, rows: Iterable[Mapping[str, object]], *, sort_keys: bool = False) -> None:
+    """Replaces a file by JSON objects, a line each.
+
+    Raises:
+        EnvironmentFault: When the file cannot be written.
+        ValueError: For NaN or infinity.
+    """
+    lines = (json.dumps(row, ensure_ascii=False, allow_nan=False, sort_keys=sort_keys) for row in rows)
+    write_atomic(path, "".join(f"{line}\n" for line in lines))
 
 
 def append_json_line(path: Path, value: Mapping[str, object]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -23,8 +22,8 @@ from prefopt.pipeline.policies import open_policies, sampling_options
 from prefopt.pipeline.scoring import open_scorer, scorer_identity
 from prefopt.pipeline.training import tracked
 from prefopt.recipe.schema import CollectSpec
-from prefopt.records import Prompt
-from prefopt.store.files import write_atomic
+from prefopt.records import Prompt, conversation
+from prefopt.store.files import write_json_lines
 from prefopt.store.ledger import Ledger, StoredJudgement, StoredSample, canonical_prompt, judgement_key, key_of
 
 QUESTION = "which answer is better?"
@@ -63,8 +62,7 @@ def run(spec: CollectSpec, inputs: Inputs, context: StageContext) -> StageResult
             tracker.summary(metrics)
             tracker.table("samples", samples[:SAMPLES_TRACKED])
     for name, lines in ((PAIRS_FILE, rows), ("samples.jsonl", samples)):
-        text = "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
-        write_atomic(context.directory / name, text)
+        write_json_lines(context.directory / name, lines)
     return StageResult(
         metrics=metrics,
         outputs=[PAIRS_FILE, "samples.jsonl"],
@@ -234,7 +232,7 @@ def _pair_row(
     """One line of `pairs.jsonl`: chosen is what the label prefers, which may be the lower reward."""
     chosen, rejected = (better, worse) if probability >= 0.5 else (worse, better)
     return {
-        "prompt": _messages(prompt),
+        "prompt": conversation(prompt),
         "chosen": chosen.text,
         "rejected": rejected.text,
         "probability": max(probability, 1 - probability),
@@ -250,16 +248,12 @@ def _pair_row(
 def _sample_row(prompt: Prompt, answer: _Answer) -> dict[str, object]:
     return {
         "policy": answer.policy,
-        "prompt": _messages(prompt),
+        "prompt": conversation(prompt),
         "completion": answer.sample.completion,
         "finished": answer.sample.finished,
         "tokens": answer.sample.tokens,
         "reward": answer.reward,
     }
-
-
-def _messages(prompt: Prompt) -> list[dict[str, str]]:
-    return [{"role": message.role, "content": message.content} for message in prompt]
 
 
 def _metrics(

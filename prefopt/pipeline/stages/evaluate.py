@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
@@ -17,8 +16,9 @@ from prefopt.pipeline.scoring import open_scorer
 from prefopt.pipeline.training import tracked
 from prefopt.recipe.options.suites import POLICY_SUITES, REWARD_SUITES
 from prefopt.recipe.schema import EvaluateSpec
+from prefopt.records import conversation
 from prefopt.rewards.scorers import GoldScorer, Scorer
-from prefopt.store.files import write_atomic, write_json
+from prefopt.store.files import write_json, write_json_lines
 
 # Of the baseline and of the last policy; samples.jsonl has all.
 SAMPLES_TRACKED = 50
@@ -97,7 +97,7 @@ def _rows(
     return [
         {
             "policy": name,
-            "prompt": [{"role": message.role, "content": message.content} for message in task.prompts[i]],
+            "prompt": conversation(task.prompts[i]),
             "completion": sample.text,
             "finished": sample.finished,
             "tokens": len(sample.ids),
@@ -126,7 +126,6 @@ def _written(spec: EvaluateSpec, context: StageContext, measured: _Measured) -> 
     write_json(context.directory / "findings.json", document)
     outputs = ["metrics.json", "table.json", "findings.json"]
     if samples:
-        lines = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in samples)
-        write_atomic(context.directory / "samples.jsonl", lines)
+        write_json_lines(context.directory / "samples.jsonl", samples)
         outputs.append("samples.jsonl")
     return StageResult(metrics=findings.metrics, outputs=outputs, details=measured.details, cost=measured.cost)
