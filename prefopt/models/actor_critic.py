@@ -220,4 +220,9 @@ def save_value(model: ActorCritic, directory: Path, base_name: str) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     if not model.shared:
         save_adapter(model.peft, VALUE, directory, base_name)
+    save_value_head(model, directory)
+
+
+def save_value_head(model: ActorCritic, directory: Path) -> None:
+    """Write `value_head.safetensors` alone, to a folder that exists."""
     save_file({name: each.cpu().contiguous() for name, each in model.value_head.state_dict().items()}, directory / HEAD)

@@ -267,37 +267,38 @@ def _complete_by_generate(
         pad_token_id=ends.tokens[0],  # rows are cut at their first end
         eos_token_id=list(ends.tokens),
     )
+    stopped = _Stopped(ends, *input_ids.shape)
     output = model.generate(  # type: ignore[operator]
         input_ids=input_ids,
         attention_mask=mask,
         generation_config=config,
         logits_processor=[_Drawn(draw, input_ids.shape[1])],
-        stopping_criteria=None if ends.strings is None else [_Stopped(ends, input_ids.shape[1])],
+        stopping_criteria=None if ends.strings is None else [stopped],
     )
     found: list[list[int]] = output[:, input_ids.shape[1] :].tolist()
-    if ends.strings is not None:
-        for row in found:
-            del row[_stopped_at(row, ends) :]
-    return found
+    return [row[: stopped.lengths.get(number)] for number, row in enumerate(found)]
 
 
 class _Stopped(StoppingCriteria):  # type: ignore[misc]
-    """Tells `generate` which rows have ended with a string."""
+    """Tells `generate` which rows have ended, with a string or a token.
 
-    def __init__(self, ends: _Ends, prompt_length: int) -> None:
+    Attributes:
+        lengths: Of the rows that have, the number of tokens up to their end; `generate` fills them up afterwards.
+    """
+
+    def __init__(self, ends: _Ends, rows: int, prompt_length: int) -> None:
         self._ends = ends
+        self._going = set(range(rows))
         self._prompt_length = prompt_length
+        self.lengths: dict[int, int] = {}
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
-        return self._ends.among(input_ids[:, self._prompt_length :])
-
-
-def _stopped_at(row: list[int], ends: _Ends) -> int:
-    """Number of tokens up to the first end; `generate` fills rows that have ended."""
-    for count in range(1, len(row)):
-        if bool(ends.among(torch.tensor([row[:count]]))):
-            return count
-    return len(row)
+        completions = input_ids[:, self._prompt_length :]
+        ended = self._ends.among(completions)
+        for row in self._going.intersection(ended.nonzero().flatten().tolist()):
+            self.lengths[row] = completions.shape[1]
+            self._going.remove(row)
+        return ended
 
 
 def _cut(

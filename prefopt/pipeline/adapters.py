@@ -7,24 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from prefopt.data.load import Loaded
-from prefopt.data.templates import Encoder
+from prefopt.data.load import load_demonstrations
+from prefopt.errors import DataError
 from prefopt.models.roles import POLICY, policy_on, save_adapter
 from prefopt.models.targets import ALL_LINEAR, expert_blocks
 from prefopt.pipeline.base_model import OpenBase, adapter_of, data_of, data_policy, load_weights, open_base
 from prefopt.pipeline.context import Inputs, StageContext, StageResult
 from prefopt.pipeline.cost import training_cost
 from prefopt.pipeline.training import final_metrics, kept_outputs, train
-from prefopt.recipe.schema import AdapterSpec, DataSpec, DPOSpec, LoraSpec, PPOSpec, SFTSpec
+from prefopt.recipe.schema import AdapterSpec, DPOSpec, LoraSpec, PPOSpec, SFTSpec
 from prefopt.trainers.checkpoints import CheckpointedTrainer
-
-Record = TypeVar("Record")
-
 
 Tokenised = Sequence[Mapping[str, Any]]
 
@@ -105,38 +102,45 @@ class Method:
     head_share: Callable[[Tokenised], float] = lambda rows: 1.0
 
 
-def encoded_rows(
-    spec: SFTSpec,
-    inputs: Inputs,
-    context: StageContext,
-    base: OpenBase,
-    load: Callable[[tuple[str, ...], Mapping[str, DataSpec], int], Loaded[Record]],
-    row: Callable[[Record, Encoder], Mapping[str, Any] | None],
+def demonstration_rows(
+    names: tuple[str, ...], max_length: int | None, inputs: Inputs, context: StageContext, base: OpenBase
 ) -> Rows:
-    """Read and tokenise the data of a stage, in memory; pairs are `prefopt.pipeline.pair_rows`.
+    """Read and tokenise data sets whose completions are imitated, in memory; pairs are `prefopt.pipeline.pair_rows`.
 
     Args:
-        spec: The stage's options.
+        names: Of the recipe's data sets.
+        max_length: Tokens of a row; None for what the model takes.
         inputs: Finished input stages.
         context: The stage's context.
         base: With the tokenizer.
-        load: Reads the records of data sets, by name, from the recipe's, with the recipe's seed.
-        row: Tokenises a record; None drops it, and the encoder counts why.
+
+    Returns:
+        Rows with `prompt_ids` and `completion_ids`.
 
     Raises:
-        DataError: When too many rows cannot be used.
+        DataError: For rows with a weight, which imitation does not know; when too many rows cannot be used.
     """
     sets = data_of(inputs, context)
-    data = load(spec.data, sets, context.recipe.seed)
-    overlong, max_dropped = data_policy(spec.data, sets)
-    encoder = base.encoder(spec.max_length, overlong)
-    train_rows, eval_rows = (
-        [encoded for record in records if (encoded := row(record, encoder)) is not None]
-        for records in (data.train, data.eval)
+    loaded = load_demonstrations(names, sets, context.recipe.seed)
+    weighted = sum(demonstration.weight != 1 for demonstration in loaded.train)
+    if weighted:
+        raise DataError(
+            f"{weighted} rows of {', '.join(names)} have a weight, and they would be imitated as all others are",
+            "leave `weight` out, or give the rows a data set of their own with max_samples",
+        )
+    overlong, max_dropped = data_policy(names, sets)
+    encoder = base.encoder(max_length, overlong)
+    train, held_out = (
+        [
+            {"prompt_ids": ids.prompt_ids, "completion_ids": ids.completion_ids}
+            for demonstration in demonstrations
+            if (ids := encoder.encode_demonstration(demonstration)) is not None
+        ]
+        for demonstrations in (loaded.train, loaded.eval)
     )
     encoder.check_drop_share(max_dropped)
-    details = {"data": data.report.to_json(), "encoding": {"chat_template": base.template, **dict(encoder.counts)}}
-    return Rows(train_rows, eval_rows, details)
+    details = {"data": loaded.report.to_json(), "encoding": {"chat_template": base.template, **dict(encoder.counts)}}
+    return Rows(train, held_out, details)
 
 
 def open_trained_policy(

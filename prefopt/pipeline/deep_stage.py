@@ -26,6 +26,7 @@ from prefopt.pipeline.stand_ins import stand_ins
 from prefopt.recipe.schema import DPOSpec, OptimisationSpec, PPOSpec, RewardSpec, SFTSpec, TrainingSpec
 from prefopt.store.files import write_json
 from prefopt.trainers.checkpoints import CheckpointedTrainer
+from prefopt.trainers.explorer import CHECKED
 from prefopt.trainers.memory import (
     FirstStep,
     PeakBytes,
@@ -39,8 +40,8 @@ from prefopt.trainers.pairs import tokens_per_pass
 from prefopt.trainers.trl import HeadTile
 
 # Rows of a rollout for a row of an update: sampling also has peaks that do not depend on rows, such as merging the
-# adapter, and they must not be what is seen.
-_ROLLOUT = 8  # a multiple of those of which every so manieth is looked at twice: see `prefopt.trainers.explorer`
+# adapter, and they must not be what is seen. The second look is then at one row for each row of an update.
+_ROLLOUT = CHECKED
 # The logits of a few tokens, their logarithms and their probabilities.
 _LOGITS_AT_ONCE = 3
 Row = Mapping[str, Any]

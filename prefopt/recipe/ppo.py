@@ -8,7 +8,8 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from prefopt.recipe.base import Spec
 
-_RIGHT = {"reward": ("k1",), "loss": ("k2", "k3")}
+RIGHT_ESTIMATORS = {"reward": ("k1",), "loss": ("k2", "k3")}
+"""Where the KL is paid, and the estimators that have the right gradient there (arXiv 2506.09477)."""
 
 
 class KLSpec(Spec):
@@ -35,7 +36,7 @@ class KLSpec(Spec):
     @field_validator("estimator")
     @classmethod
     def _right_gradient(cls, estimator: str | None, info: ValidationInfo) -> str | None:
-        right = _RIGHT.get(info.data.get("apply", ""), ())
+        right = RIGHT_ESTIMATORS.get(info.data.get("apply", ""), ())
         if estimator is None or not right or estimator in right:
             return estimator
         raise ValueError(

@@ -26,6 +26,7 @@ class Demonstrations:
         self._per_step = per_step
         self._seed = seed_of(seed, "demonstrations")
         self._pad = pad_token_id
+        self._of_step: tuple[int, list[Mapping[str, Any]]] = (-1, [])
 
     def __len__(self) -> int:
         """How many there are."""
@@ -40,11 +41,14 @@ class Demonstrations:
             passes: How many there are.
 
         Returns:
-            Demonstrations, possibly none, and the completion tokens of the whole step.
+            Demonstrations, and the completion tokens of the whole step.
         """
-        indices = prompt_indices(step, self._per_step, len(self._rows), self._seed)
-        tokens = sum(len(self._rows[index]["completion_ids"]) for index in indices)
-        rows = [self._rows[index] for index in indices[number::passes]]
+        if self._of_step[0] != step:
+            indices = prompt_indices(step, self._per_step, len(self._rows), self._seed)
+            self._of_step = (step, [self._rows[index] for index in indices])
+        chosen = self._of_step[1]
+        tokens = sum(len(row["completion_ids"]) for row in chosen)
+        rows = chosen[number::passes]
         samples = [Sampled(tuple(row["completion_ids"]), "", True) for row in rows]
         return episodes([row["prompt_ids"] for row in rows], samples, self._pad), tokens
 

@@ -30,7 +30,8 @@ SAME = 1e-4
 """How far a token's log-probability may be from that of the training forward, in nats, to be taken for it."""
 APART = 0.5
 """Mean distance, in nats, at which sampling and training cannot be the same model."""
-_CHECKED = 8  # every so manieth episode
+CHECKED = 8
+"""Every so manieth episode is looked at twice."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ class Explorer:
         some of the episodes show; otherwise all of the policy's are computed again.
         """
         sampled, entropies = (_padded([getattr(s, name) for s in samples]) for name in ("logps", "entropies"))
-        checked = torch.arange(len(rollouts)) % _CHECKED == 0
+        checked = torch.arange(len(rollouts)) % CHECKED == 0
         found = torch.zeros(5, *rollouts.mask.shape)
         found += self._batches(rollouts, checked.nonzero().flatten(), policy=True, divergence=True)
         mismatch = self._mismatch(found[0], sampled, rollouts.mask * checked[:, None])

@@ -25,14 +25,14 @@ from typing import Any
 import torch
 import transformers
 from peft import PeftConfig, PeftModel
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
 from prefopt.errors import DataError, InputError
 from prefopt.losses import ppo
-from prefopt.models.actor_critic import HEAD, ActorCritic, Ask, actor_critic, fold_normaliser
+from prefopt.models.actor_critic import HEAD, ActorCritic, Ask, actor_critic, fold_normaliser, save_value_head
 from prefopt.models.roles import POLICY
 from prefopt.rewards.controllers import KLController
 from prefopt.rewards.scale import RewardScale
@@ -135,7 +135,7 @@ class PPOTrainer(CheckpointedTrainer):
 
         batch = episodes([row["prompt_ids"] for row in rows], samples, pad_token_of(self.processing_class))
         said = self.explorer.look(batch, samples)
-        kl = ppo.kl_tokens(said.logps, said.reference_logps, batch.mask)
+        kl = ppo.kl_tokens(said.logps, said.reference_logps, batch.mask, for_reward=True)
         coefficient = self.kl.coefficient
         price = coefficient if args.kl_apply == "reward" else 0.0
         rewards = ppo.token_rewards(terms.total, kl, price, batch.mask)
@@ -204,7 +204,9 @@ class PPOTrainer(CheckpointedTrainer):
         with self.compute_loss_context_manager():
             said = model(*inputs, self._ask_policy)
         policy = ppo.policy_loss(said.logps, batch.logps, batch.advantages, batch.learned, options)
-        kl = ppo.kl_tokens(said.logps, batch.reference_logps, batch.learned, options.kl_estimator)
+        kl = None
+        if options.kl_coef:
+            kl = ppo.kl_tokens(said.logps, batch.reference_logps, batch.learned, options.kl_estimator, for_loss=True)
         loss = ppo.ppo_loss(policy, None, batch.learned, options, tokens, entropy=said.entropy, kl=kl)
         loss = loss * self._learning
         if not self.model.shared:
@@ -312,7 +314,7 @@ class PPOTrainer(CheckpointedTrainer):
     def save_weights(self, directory: Path) -> None:
         """Adapters, the value's head, and all that the next rollouts depend on."""
         super().save_weights(directory)
-        save_file({k: v.cpu().contiguous() for k, v in self.model.value_head.state_dict().items()}, directory / HEAD)
+        save_value_head(self.model, directory)
         self.watch.save(directory)
         write_json(directory / STATE_FILE, {name: part.state_dict() for name, part in self._stateful.items()})
 

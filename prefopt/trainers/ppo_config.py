@@ -11,11 +11,9 @@ from transformers import TrainerCallback, TrainingArguments
 
 from prefopt.errors import InputError
 from prefopt.losses.ppo import KLEstimator, PPOOptions
+from prefopt.recipe.ppo import RIGHT_ESTIMATORS
 from prefopt.rewards.scale import Normalisation
 from prefopt.trainers.guards import GuardLimits, Selection
-
-APPLIED = {"reward": ("k1",), "loss": ("k2", "k3")}
-"""Where the KL is paid, and the estimators that have the right gradient there (arXiv 2506.09477)."""
 
 
 @dataclass
@@ -72,10 +70,10 @@ class PPOConfig(TrainingArguments):  # type: ignore[misc]
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.kl_estimator not in APPLIED[self.kl_apply]:
+        if self.kl_estimator not in RIGHT_ESTIMATORS[self.kl_apply]:
             raise InputError(
                 f"{self.kl_estimator} has the wrong gradient in the {self.kl_apply} (arXiv 2506.09477)",
-                f"use {' or '.join(APPLIED[self.kl_apply])}",
+                f"use {' or '.join(RIGHT_ESTIMATORS[self.kl_apply])}",
             )
         if self.rollout_batch_size % self.samples_per_prompt:
             raise InputError(

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from prefopt.losses import ppo
 from prefopt.models.generate import Sampled
+from prefopt.records import conversation
 from prefopt.rewards.scale import RewardTerms
 from prefopt.trainers.explorer import Said, Scores
 from prefopt.trainers.guards import Health
@@ -112,7 +113,7 @@ def samples_of(rollout: Rollout) -> list[dict[str, Any]]:
     kl = rollout.kl.sum(1)
     return [
         {
-            "prompt": [{"role": m.role, "content": m.content} for m in row["prompt"]],
+            "prompt": conversation(row["prompt"]),
             "completion": sampled.text,
             "finished": sampled.finished,
             "tokens": len(sampled.ids),
@@ -148,15 +149,16 @@ def close_ups(rollout: Rollout, tokenizer: PreTrainedTokenizerBase, number: int)
     found = []
     for index in dict.fromkeys(chosen):
         row, sampled = rollout.rows[index], rollout.samples[index]
+        numbers = zip(*(each[index, : len(sampled.ids)].tolist() for each in columns.values()), strict=True)
         tokens = [
-            {"text": tokenizer.decode([token]), **{name: float(each[index, t]) for name, each in columns.items()}}
-            for t, token in enumerate(sampled.ids)
+            {"text": tokenizer.decode([token]), **dict(zip(columns, each, strict=True))}
+            for token, each in zip(sampled.ids, numbers, strict=True)
         ]
         price = float(rollout.rewards[index].sum()) - float(rollout.terms.total[index])
         found.append(
             {
                 "rollout": number,
-                "prompt": [{"role": m.role, "content": m.content} for m in row["prompt"]],
+                "prompt": conversation(row["prompt"]),
                 "completion": sampled.text,
                 "finished": sampled.finished,
                 "score": float(rollout.scores.values[index]),

@@ -120,13 +120,11 @@ class MicroBatch:
     Attributes:
         indices: [B], rows of the rollout, over all ranks.
         tokens: Completion tokens that count, of the whole optimiser step that they belong to.
-        step: Number of that step within the rollout, from 0.
         place: Number of the pass within the step, from 0.
     """
 
     indices: Tensor
     tokens: Tensor
-    step: int
     place: int
 
 
@@ -144,9 +142,9 @@ def micro_batches(rollouts: Rollouts, epochs: int, mini_batches: int, size: int,
     """
     generator = torch.Generator().manual_seed(seed)
     lengths, tokens = rollouts.attention_mask.sum(1), rollouts.learned.sum(1)
-    for epoch in range(epochs):
-        for part, mini_batch in enumerate(torch.randperm(len(rollouts), generator=generator).chunk(mini_batches)):
+    for _ in range(epochs):
+        for mini_batch in torch.randperm(len(rollouts), generator=generator).chunk(mini_batches):
             by_length = mini_batch[lengths[mini_batch].argsort(stable=True)]
             total = tokens[mini_batch].sum().clamp(min=1)
             for place, indices in enumerate(torch.split(by_length, size)):
-                yield MicroBatch(indices, total, epoch * mini_batches + part, place)
+                yield MicroBatch(indices, total, place)

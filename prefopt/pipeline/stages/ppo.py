@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, cast
 
 from peft import PeftModel
 
-from prefopt.data.load import load_demonstrations, load_prompts
+from prefopt.data.load import load_prompts
 from prefopt.errors import DataError
 from prefopt.feedback.judges import label
 from prefopt.models.actor_critic import save_value
 from prefopt.models.reward_artefact import RewardArtefact, read_artefact
 from prefopt.models.roles import POLICY, save_adapter
-from prefopt.pipeline.adapters import Job, Opened, Rows, open_trained_policy
+from prefopt.pipeline.adapters import Job, Opened, Rows, Tokenised, demonstration_rows, open_trained_policy
 from prefopt.pipeline.base_model import OpenBase, data_of, data_policy, open_base
 from prefopt.pipeline.context import Inputs, StageContext, StageResult
 from prefopt.pipeline.cost import ppo_cost
@@ -25,7 +25,7 @@ from prefopt.pipeline.training import final_metrics, kept_outputs, train
 from prefopt.recipe.schema import PPOSpec
 from prefopt.recipe.scorers import JudgeSpec
 from prefopt.records import Prompt
-from prefopt.store.files import write_atomic
+from prefopt.store.files import write_json_lines
 from prefopt.trainers.arguments import training_arguments
 from prefopt.trainers.guards import GuardLimits
 from prefopt.trainers.ppo import PPOTrainer
@@ -57,7 +57,7 @@ _SAME = (
     "whiten_rewards",
     "whiten_advantages",
 )
-_LIMITS = ("min_entropy", "min_eos_rate", "max_length", "max_repetition", "max_disagreement", "max_doubt", "patience")
+_LIMITS = tuple(each.name for each in fields(GuardLimits) if each.name != "max_kl")  # that one is `kl.stop_above`
 SAMPLES_TRACKED = 100
 
 
@@ -78,10 +78,9 @@ def run(spec: PPOSpec, inputs: Inputs, context: StageContext) -> StageResult:
     save_adapter(model, POLICY, context.directory / "adapter", stage.name)
     save_value(trained.model, context.directory / "value", stage.name)
     stage.tokenizer.save_pretrained(context.directory / "tokenizer")
-    _write_lines(
-        context.directory / "samples.jsonl", [{"policy": context.stage, **row} for row in trained.watch.latest]
-    )
-    _write_lines(context.directory / "microscope.jsonl", trained.watch.close_ups)
+    samples = [{"policy": context.stage, **row} for row in trained.watch.latest]
+    for name, lines in (("samples.jsonl", samples), ("microscope.jsonl", trained.watch.close_ups)):
+        write_json_lines(context.directory / name, lines, sort_keys=True)
     outputs = ["adapter", "value", "tokenizer", "samples.jsonl", "microscope.jsonl", *kept_outputs(spec)]
     named = [part.model for part in spec.reward.parts if part.model in inputs]
     passes = sum(len(read_artefact(inputs[name].directory).adapters) for name in named if name is not None)
@@ -94,16 +93,13 @@ def run(spec: PPOSpec, inputs: Inputs, context: StageContext) -> StageResult:
     return StageResult(metrics=final_metrics(context), outputs=outputs, details=details, cost=cost)
 
 
-def _write_lines(file: Path, rows: list[dict[str, Any]]) -> None:
-    lines = [json.dumps(row, ensure_ascii=False, allow_nan=False, sort_keys=True) for row in rows]
-    write_atomic(file, "".join(line + "\n" for line in lines))
-
-
 def opened(spec: PPOSpec, inputs: Inputs, context: StageContext) -> Opened:
     """The stage, ready to be trained; its rows are prompts."""
     base = open_base(inputs, context)
     rows, details = _prompts(spec, inputs, context, base)
-    demonstrations = _demonstrations(spec, inputs, context, base)
+    imitated: Tokenised = ()
+    if spec.demonstrations:
+        imitated = demonstration_rows(spec.demonstrations, spec.max_length, inputs, context, base).train
     rewards = _reward_model(spec, inputs)
 
     def load() -> PeftModel:
@@ -119,7 +115,7 @@ def opened(spec: PPOSpec, inputs: Inputs, context: StageContext) -> Opened:
             reward=reward.score,
             judge=judge,
             train_dataset=job.train,
-            demonstrations=demonstrations,
+            demonstrations=imitated,
             processing_class=base.tokenizer,
             # The value starts as the reward, unless that has a constant, which a value of raw scores would lack.
             reward_model=rewards[0] / "adapter" if rewards and not rewards[1].origin else None,
@@ -201,16 +197,3 @@ def _prompts(
         raise DataError(f"stage {context.stage}: no prompts to train on in {', '.join(spec.prompts)}")
     details = {"data": loaded.report.to_json(), "encoding": {"chat_template": base.template, **dict(encoder.counts)}}
     return rows, details
-
-
-def _demonstrations(spec: PPOSpec, inputs: Inputs, context: StageContext, base: OpenBase) -> list[dict[str, Any]]:
-    """Tokenised demonstrations that are imitated on the way."""
-    if not spec.demonstrations:
-        return []
-    data = data_of(inputs, context)
-    loaded = load_demonstrations(spec.demonstrations, data, context.recipe.seed)
-    overlong, max_dropped = data_policy(spec.demonstrations, data)
-    encoder = base.encoder(spec.max_length, overlong)
-    found = [ids for each in loaded.train if (ids := encoder.encode_demonstration(each)) is not None]
-    encoder.check_drop_share(max_dropped)
-    return [{"prompt_ids": ids.prompt_ids, "completion_ids": ids.completion_ids} for ids in found]

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import partial
-from typing import Any
-
 from transformers import PreTrainedTokenizerBase
 
-from prefopt.data.load import Loaded, load_demonstrations
-from prefopt.data.templates import Encoder
-from prefopt.errors import DataError
-from prefopt.pipeline.adapters import Job, Method, Opened, encoded_rows, open_adapter_stage, run_adapter_stage
+from prefopt.pipeline.adapters import (
+    Job,
+    Method,
+    Opened,
+    Rows,
+    demonstration_rows,
+    open_adapter_stage,
+    run_adapter_stage,
+)
+from prefopt.pipeline.base_model import OpenBase
 from prefopt.pipeline.context import Inputs, StageContext, StageResult
-from prefopt.recipe.schema import DataSpec, SFTSpec
-from prefopt.records import Demonstration
+from prefopt.recipe.schema import SFTSpec
 from prefopt.trainers.arguments import training_arguments
 from prefopt.trainers.trl import SFTConfig, SFTTrainer, language_modeling_rows
 
@@ -50,20 +51,7 @@ def _method(context: StageContext) -> Method:
             callbacks=job.callbacks,
         )
 
-    return Method(partial(encoded_rows, load=_load, row=_row), trainer, reference=False)
+    def rows(spec: SFTSpec, inputs: Inputs, context: StageContext, base: OpenBase) -> Rows:
+        return demonstration_rows(spec.data, spec.max_length, inputs, context, base)
 
-
-def _load(names: tuple[str, ...], data: Mapping[str, DataSpec], seed: int) -> Loaded[Demonstration]:
-    loaded = load_demonstrations(names, data, seed)
-    weighted = sum(demonstration.weight != 1 for demonstration in loaded.train)
-    if weighted:
-        raise DataError(
-            f"{weighted} rows of {', '.join(names)} have a weight, and sft would train on them as on all others",
-            "leave `weight` out, or give the rows a data set of their own with max_samples",
-        )
-    return loaded
-
-
-def _row(demonstration: Demonstration, encoder: Encoder) -> dict[str, Any] | None:
-    ids = encoder.encode_demonstration(demonstration)
-    return None if ids is None else {"prompt_ids": ids.prompt_ids, "completion_ids": ids.completion_ids}
+    return Method(rows, trainer, reference=False)
