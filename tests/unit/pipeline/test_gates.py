@@ -21,11 +21,15 @@ def judged(name: str, **bounds: float) -> None:
     [
         ("win_rate", {"min": 0.6, "max": 0.6, "lower_bound": 0.55, "upper_bound": 0.65}),
         ("eval/loss", {"max": 0.5}),
-        ("win_rate/ci_low", {"min": 0.5}),
+        ("win_rate/ci_low", {"min": 0.55}),
     ],
 )
 def test_a_bound_that_is_met_is_met_exactly(name: str, bounds: dict[str, float]) -> None:
     judged(name, **bounds)
+    for bound, value in bounds.items():
+        stricter = value - 1e-9 if bound in ("max", "upper_bound") else value + 1e-9
+        with pytest.raises(GateRefused):
+            judged(name, **{bound: stricter})
 
 
 @pytest.mark.parametrize(

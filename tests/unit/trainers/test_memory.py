@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from prefopt.models.host_memory import return_large_blocks
+from prefopt.trainers.explorer import CHECKED
 from prefopt.trainers.memory import FirstStep, PeakBytes, ProcessPeak, available_bytes, trained_bytes, weight_bytes
 from prefopt.trainers.trl import HeadTile
 from tests.unit.trainers.four import METHODS, build
@@ -64,7 +65,7 @@ def test_shared_weights_count_once():
 def counted(method: str, directory, rows: int) -> FirstStep:
     batch = {"per_device_train_batch_size": rows, "max_steps": 1}
     if method == "ppo":
-        size = 8 * rows  # peaks that do not depend on rows hide those of small rollouts
+        size = CHECKED * rows  # peaks that do not depend on rows hide those of small rollouts
         batch |= {"rollout_batch_size": size, "total_episodes": size, "per_device_eval_batch_size": size}
         batch |= {"num_mini_batches": 1, "min_new_tokens": 6}
     # Short pairs go through attention together, under a mask that grows with the square of their number.

@@ -46,6 +46,14 @@ def many_the(prompts, completions) -> list[float]:
     return [float(text.count("e")) for text in completions]
 
 
+def move_policy(trained: PPOTrainer) -> None:
+    """Away from the reference, as training would."""
+    with torch.no_grad():
+        for name, parameter in trained.model.named_parameters():
+            if "lora_B.policy" in name:
+                parameter.add_(0.05)
+
+
 def trainer(directory: Path, model=None, callbacks=None, reward=many_the, **more) -> PPOTrainer:
     return PPOTrainer(
         model or tiny_policy(),
@@ -269,10 +277,7 @@ def test_scores_are_centred_and_scaled_by_the_references_own(tmp_path: Path) -> 
 def test_the_price_of_the_kl_and_the_score_are_all_of_an_episodes_reward(tmp_path: Path) -> None:
     trained = trainer(tmp_path, with_reference(tmp_path), kl_coefficient=0.3)
     trained._normalise_by_reference()
-    with torch.no_grad():
-        for name, parameter in trained.model.named_parameters():
-            if "lora_B.policy" in name:
-                parameter.add_(0.05)
+    move_policy(trained)
     rollout = trained.collect_rollout(0)
     batch = rollout.episodes
     kl = kl_tokens(batch.logps, batch.reference_logps, batch.mask, for_reward=True)

@@ -18,7 +18,7 @@ from prefopt.trainers import ppo_metrics
 from prefopt.trainers.guards import GuardLimits
 from prefopt.trainers.ppo import PPOTrainer
 from tests.tiny import random_rows, tiny_llama, tiny_policy, tiny_tokenizer
-from tests.unit.trainers.test_ppo import PROMPTS, Recorder, config, many_the, trainer, with_reference
+from tests.unit.trainers.test_ppo import PROMPTS, Recorder, config, many_the, move_policy, trainer, with_reference
 
 DEMONSTRATIONS = [{"prompt_ids": row["prompt_ids"], "completion_ids": row["chosen_ids"]} for row in random_rows(7, 3)]
 
@@ -273,10 +273,7 @@ def test_the_terms_of_a_close_up_add_up_whether_rewards_are_whitened_or_not(tmp_
     for whiten in (False, True):
         trained = trainer(tmp_path, with_reference(tmp_path), kl_coefficient=0.3, whiten_rewards=whiten)
         trained._normalise_by_reference()
-        with torch.no_grad():
-            for name, parameter in trained.model.named_parameters():
-                if "lora_B.policy" in name:
-                    parameter.add_(0.05)
+        move_policy(trained)
         rollout = trained.collect_rollout(0)
         ups = ppo_metrics.close_ups(rollout, trained.processing_class, 0)
         assert 1 < len(ups) <= ppo_metrics.CLOSE_UPS
