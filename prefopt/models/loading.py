@@ -38,7 +38,9 @@ def resolve_dtype(name: str) -> torch.dtype:
     """
     if name != "auto":
         return DTYPES[name]
-    return torch.bfloat16 if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else torch.float32
+    # Devices without such units compute in it as well, slower than in float32, and count as able to by default.
+    gains = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if gains else torch.float32
 
 
 @dataclass(frozen=True)
