@@ -66,7 +66,7 @@ def environment(**more: str) -> dict[str, str]:
 def prefopt(*line: object, env: dict[str, str] | None = None, **options: Any) -> subprocess.CompletedProcess[str]:
     """Runs a command line in a process of its own, as a user does."""
     command = [sys.executable, "-m", "prefopt", *map(str, line)]
-    settings = {"capture_output": True, "text": True, "timeout": 120, "env": env or environment(), **options}
+    settings = {"capture_output": True, "text": True, "timeout": 600, "env": env or environment(), **options}
     return subprocess.run(command, **settings)
 
 

@@ -147,7 +147,7 @@ def test_ctrl_c_saves_on_all_ranks_and_the_same_command_goes_on(whole: Path) -> 
     words = command(whole, "stopped", ranks=2, dropout=0.2)
     said = whole / "said"
     with running(words, said) as process:
-        wait_until(lambda: saved(whole, "stopped", 10), lambda: process.poll() is not None, seconds=120)
+        wait_until(lambda: saved(whole, "stopped", 10), lambda: process.poll() is not None, seconds=600)
         ranks = rank_pids(process.pid)
         os.killpg(process.pid, signal.SIGINT)
         assert process.wait(240) == 75, said.read_text()
@@ -166,7 +166,7 @@ def test_t05_a_killed_rank_ends_the_others_and_the_stage_goes_on(whole: Path, nu
     words = command(whole, out, ranks=2, dropout=0.2)
     said = whole / f"said-{number}"
     with running(words, said) as process:
-        wait_until(lambda: saved(whole, out, 10), lambda: process.poll() is not None, seconds=120)
+        wait_until(lambda: saved(whole, out, 10), lambda: process.poll() is not None, seconds=600)
         ranks = rank_pids(process.pid)
         os.kill(ranks[number], signal.SIGKILL)
         assert process.wait(240) == 3, said.read_text()
@@ -181,7 +181,7 @@ def test_t05_a_killed_rank_ends_the_others_and_the_stage_goes_on(whole: Path, nu
 def test_a_killed_runner_takes_all_ranks_with_it(whole: Path) -> None:
     words = command(whole, "runner", ranks=2, dropout=0.2)
     with running(words, whole / "said-runner") as process:
-        wait_until(lambda: saved(whole, "runner", 10), lambda: process.poll() is not None, seconds=120)
+        wait_until(lambda: saved(whole, "runner", 10), lambda: process.poll() is not None, seconds=600)
         ranks = rank_pids(process.pid)
         assert set(ranks) == {0, 1}
         process.kill()
