@@ -69,24 +69,37 @@ def kl_tokens(
     return torch.expm1(-difference) + difference
 
 
-def token_rewards(scores: Tensor, kl: Tensor, coefficient: float, mask: Tensor) -> Tensor:
+def token_rewards(
+    scores: Tensor, kl: Tensor, coefficient: float, mask: Tensor, potentials: Tensor | None = None
+) -> Tensor:
     """Reward of every token: -coefficient · KL, and the completion's score at its last token (arXiv 1909.08593).
 
     The score belongs to the last token of the completion, the end-of-sequence token where there is one, and not, as in
     some implementations, to the padding after it, which would be a state with a value of its own.
+
+    With potentials φ every token gets what it adds to them, φ(s_t+1) - φ(s_t), and the last one what is then missing of
+    the score. Policies stay in the same order (Ng, Harada and Russell 1999), as a row has the same sum; but what is
+    known of the score half way is no longer luck or blame of the tokens after it, or before.
 
     Args:
         scores: [B], of whole completions.
         kl: [B, L], nats.
         coefficient: Price of a nat in units of the score.
         mask: [B, L]; every row has at least one token.
+        potentials: [B, L], before each token, in units of the score; the first is paid with the first token.
 
     Returns:
         [B, L]; a row sums to its score minus coefficient times its KL.
     """
-    rewards = torch.where(mask.bool(), -coefficient * kl, 0.0)
+    inside = mask.bool()
+    rewards = torch.where(inside, -coefficient * kl, 0.0)
     last = mask.long().sum(1, keepdim=True) - 1
-    return rewards.scatter_add(1, last, scores.unsqueeze(1).to(rewards))
+    if potentials is None:
+        return rewards.scatter_add(1, last, scores.unsqueeze(1).to(rewards))
+    after = torch.cat([potentials[:, 1:], torch.zeros_like(potentials[:, :1])], 1)
+    after = after.scatter(1, last, scores.unsqueeze(1).to(potentials))
+    rewards = rewards + torch.where(inside, after - potentials, 0.0)
+    return torch.cat([rewards[:, :1] + potentials[:, :1], rewards[:, 1:]], 1)
 
 
 def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:

@@ -301,6 +301,11 @@ class _Stopped(StoppingCriteria):  # type: ignore[misc]
         return ended
 
 
+def beginning(tokenizer: PreTrainedTokenizerBase, sampled: Sampled, count: int) -> str:
+    """The text of a completion's first tokens, without what a stop string has cut from its end."""
+    return str(tokenizer.decode(sampled.ids[:count], skip_special_tokens=True))[: len(sampled.text)]
+
+
 def _cut(
     row: list[int],
     said: list[tuple[float, float]],

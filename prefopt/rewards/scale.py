@@ -113,14 +113,17 @@ class RewardScale:
             self.see(scores)
         if self._unit is None:
             self._unit = deviation(scores) if self.normalise == "none" else self.std
-        scaled = ((scores.double() - self.mean) / self.std).float()
-        if self._clip is not None:
-            scaled = scaled.clamp(-self._clip, self._clip)
+        scaled = self.scaled(scores)
         if self._instead is None:
             change = torch.full_like(scaled, -self._penalty)
         else:
             change = self._instead - scaled
         return RewardTerms(scaled, torch.where(finished, torch.zeros_like(scaled), change))
+
+    def scaled(self, scores: Tensor) -> Tensor:
+        """Raw scores of any shape, centred, scaled and cut, float32."""
+        found = ((scores.double() - self.mean) / self.std).float()
+        return found if self._clip is None else found.clamp(-self._clip, self._clip)
 
     def state_dict(self) -> dict[str, Any]:
         """What must be kept to go on."""

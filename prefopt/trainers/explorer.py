@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from prefopt.errors import DataError, InputError
 from prefopt.models.actor_critic import ActorCritic, Ask
-from prefopt.models.generate import Sampled, SamplingOptions, sample
+from prefopt.models.generate import Sampled, SamplingOptions, beginning, sample
 from prefopt.models.modes import evaluating
 from prefopt.records import Prompt, Score
 from prefopt.trainers.ppo_config import PPOConfig
@@ -112,6 +112,24 @@ class Explorer:
         numbers = torch.tensor([(score.value, score.std) for score in scores], dtype=torch.float64).float()
         return list(samples), Scores(numbers[:, 0], numbers[:, 1])
 
+    def potentials(self, rows: Sequence[Mapping[str, Any]], samples: Sequence[Sampled]) -> Tensor:
+        """What the reward says of the text before each token, raw, [N, L]; 0 after a completion's end.
+
+        `prefixes` beginnings of the longest completion are scored, and as much of shorter ones, evenly spaced by
+        tokens; between two the score is taken to be that of the first.
+        """
+        step = -(-self._args.max_new_tokens // self._args.prefixes)
+
+        def score(indices: Sequence[int]) -> list[list[float]]:
+            places = [range(0, len(samples[index].ids), step) for index in indices]
+            asked = [(index, place) for index, each in zip(indices, places, strict=True) for place in each]
+            texts = [beginning(self._tokenizer, samples[index], place) for index, place in asked]
+            found = iter(scores_of(self._reward, [rows[index]["prompt"] for index, _ in asked], texts))
+            return [[next(found).value for _ in each for _ in range(step)] for each in places]
+
+        known = shared_out(len(rows), score)
+        return _padded([each[: len(sample.ids)] for each, sample in zip(known, samples, strict=True)])
+
     def samples(self, rows: Sequence[Mapping[str, Any]], seed: int) -> list[Sampled]:
         """Completions alone."""
         uniforms = self._uniforms(len(rows), seed)
@@ -197,18 +215,23 @@ class Explorer:
 
 
 def score_texts(reward: RewardFunction, rows: Sequence[Mapping[str, Any]], samples: Sequence[Sampled]) -> list[Score]:
-    """Raw rewards of the decoded texts.
+    """Raw rewards of the decoded texts; see `scores_of`."""
+    return scores_of(reward, [row["prompt"] for row in rows], [sample.text for sample in samples])
+
+
+def scores_of(reward: RewardFunction, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[Score]:
+    """Raw rewards of texts.
 
     Raises:
         DataError: When they are not as many finite numbers, or scores.
     """
-    values = reward([row["prompt"] for row in rows], [sample.text for sample in samples])
+    values = reward(prompts, texts)
     try:
         scores = [each if isinstance(each, Score) else Score(float(each)) for each in values]
     except (TypeError, ValueError) as error:
-        raise DataError(f"the reward must give {len(samples)} finite numbers, and gave {values!r:.200}") from error
-    if len(scores) != len(samples):
-        raise DataError(f"the reward must give {len(samples)} finite numbers, and gave {values!r:.200}")
+        raise DataError(f"the reward must give {len(texts)} finite numbers, and gave {values!r:.200}") from error
+    if len(scores) != len(texts):
+        raise DataError(f"the reward must give {len(texts)} finite numbers, and gave {values!r:.200}")
     return scores
 
 

@@ -5,7 +5,7 @@ The algorithm, in the order of this file. Until the episodes are used up:
 1. *Collect a rollout*: sample completions, score their text, and compute what policy, reference and value say of every
    token. Ranks share this work, and all of them get the whole rollout. The price of leaving the reference, a k1
    estimate of the KL, is part of each token's reward (or, as k2 or k3, a loss); the score is the reward of the last
-   token.
+   token, unless its beginnings are scored as well.
 2. *Judge it*: advantages and returns by generalised advantage estimation, advantages whitened.
 3. *Update*: several epochs of minibatches over the rollout with the clipped losses of policy and value; ranks share
    each pass.
@@ -130,6 +130,7 @@ class PPOTrainer(CheckpointedTrainer):
         args = self.args
         rows = self._prompts_of(number, args.rollout_batch_size, args.seed)
         samples, scores = self.explorer.answers(rows, seed_of(args.seed, "rollout", number))
+        potentials = self.explorer.potentials(rows, samples) if args.prefixes else None
         finished = torch.tensor([sample.finished for sample in samples])
         terms = self.scale.terms(scores.values, finished)
 
@@ -138,7 +139,8 @@ class PPOTrainer(CheckpointedTrainer):
         kl = ppo.kl_tokens(said.logps, said.reference_logps, batch.mask, for_reward=True)
         coefficient = self.kl.coefficient
         price = coefficient if args.kl_apply == "reward" else 0.0
-        rewards = ppo.token_rewards(terms.total, kl, price, batch.mask)
+        known = None if potentials is None else self.scale.scaled(potentials)
+        rewards = ppo.token_rewards(terms.total, kl, price, batch.mask, known)
         whitened = ppo.masked_whiten(rewards, batch.mask, shift_mean=False) if args.whiten_rewards else rewards
 
         advantages, returns = ppo.gae(whitened, said.values, batch.mask, args.gamma, args.lam)

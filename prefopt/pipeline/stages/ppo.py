@@ -144,6 +144,7 @@ def _arguments(spec: PPOSpec, base: OpenBase, context: StageContext) -> PPOConfi
         kl_stop_above=spec.kl.stop_above,
         normalise=spec.reward.normalise,
         reward_clip=spec.reward.clip,
+        prefixes=spec.reward.prefixes,
         missing_eos_penalty=spec.reward.missing_eos_penalty,
         missing_eos_score=spec.reward.missing_eos_score,
         guards=GuardLimits(**{name: getattr(guards, name) for name in _LIMITS}),

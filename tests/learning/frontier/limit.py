@@ -1,0 +1,91 @@
+"""The limit of the frontier: the base tilted by the reward, p(y) ∝ base(y) exp(tilt · reward(y)) for every prompt.
+
+usage: python -m tests.learning.frontier.limit PROMPTS [ADAPTER …] [--samples 1000] [--prompts 512]
+
+No policy has more reward at its KL (arXiv 2402.00742, section 2; Csiszár 1975). Reward, normaliser and KL of the tilted
+model are estimated from completions of the base and of the policies given, a mixture that covers high rewards better
+than the base alone, weighted by base / mixture (Veach and Guibas 1995, balance heuristic). Prints a JSON line for each
+tilt: `tilt`, `reward`, `kl`, their standard errors over prompts, and `effective_samples` of a prompt; where these are
+few, the estimate is too low.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from prefopt.evaluation.policy import PolicyBench
+from prefopt.models.generate import SamplingOptions, sample
+from prefopt.models.roles import adapter_active, load_frozen
+from tests.learning.frontier import world
+
+TILTS = [round(0.05 * number, 2) for number in range(31)]
+BATCH = 1000
+
+
+def tilted(rewards: Tensor, log_weights: Tensor, tilt: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Reward, KL and effective samples of the tilted model.
+
+    Args:
+        rewards: [P, N] of prompts' completions.
+        log_weights: [P, N], log of base(y) / the distribution that y was drawn from.
+        tilt: Of the reward.
+
+    Returns:
+        [P] each.
+    """
+    logits = log_weights + tilt * rewards
+    weights = logits.softmax(1)
+    mean = (weights * rewards).sum(1)
+    # E[w] = 1 under the mixture, but dividing by the sum of weights varies less.
+    log_normaliser = logits.logsumexp(1) - log_weights.logsumexp(1)
+    return mean, tilt * mean - log_normaliser, 1 / weights.square().sum(1)
+
+
+def drawn(bench: PolicyBench, adapters: list[str | None], ids: list[int], each: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Rewards and log-weights [N] of a prompt's completions, `each` from every policy."""
+    judge, found = world.scorer(), []
+    for number, adapter in enumerate(adapters):
+        options = SamplingOptions(max_new_tokens=world.NEW_TOKENS, batch_size=BATCH, seed=seed * 101 + number)
+        with adapter_active(bench.model, adapter):
+            found += sample(bench.model, bench.tokenizer, [ids] * each, options)
+    scores = judge.score([()] * len(found), [answer.text for answer in found])
+    rewards = torch.tensor([score.value for score in scores], dtype=torch.float64)
+    if len(adapters) == 1:
+        return rewards, torch.zeros_like(rewards)
+    completions = [answer.ids for answer in found]
+    logps = torch.tensor(
+        [bench.completion_logps(adapter, [ids] * len(found), completions) for adapter in adapters], dtype=torch.float64
+    )
+    return rewards, logps[0] - (logps.logsumexp(0) - math.log(len(adapters)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", metavar="PROMPTS", type=Path)
+    parser.add_argument("adapters", type=Path, nargs="*")
+    parser.add_argument("--samples", type=int, default=1000, help="of a prompt and a policy; 1000")
+    parser.add_argument("--prompts", type=int, default=world.HELD_OUT)
+    a = parser.parse_args()
+    model, tokenizer = world.load()
+    named: dict[str, Path] = {f"policy{number}": path for number, path in enumerate(a.adapters)}
+    bench = PolicyBench(load_frozen(model, named) if named else model, tokenizer, BATCH)
+    rows = [
+        drawn(bench, [None, *named], tokenizer(text)["input_ids"], a.samples, seed)
+        for seed, text in enumerate(world.read_prompts(a.folder, "held_out")[: a.prompts])
+    ]
+    rewards, log_weights = (torch.stack(column) for column in zip(*rows, strict=True))
+    for tilt in TILTS:
+        reward, kl, effective = tilted(rewards, log_weights, tilt)
+        told = {"tilt": tilt, "reward": float(reward.mean()), "kl": float(kl.mean())}
+        told |= {f"{n}_se": float(x.std()) / len(x) ** 0.5 for n, x in (("reward", reward), ("kl", kl))}
+        print(json.dumps(told | {"effective_samples": float(effective.mean()), "least": float(effective.min())}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""The task that all methods of the frontier solve: happier stories by a pretrained model of 260 thousand parameters.
+
+Prompts are openings of 12 tokens that the model itself wrote; a completion has at most 48 tokens, and its reward is the
+sum of its words' valences in the VADER list. The peers' side defines all of this (peer_trl_frontier.py); here it is put
+into the files that recipes read, once for everybody.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import sys
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from prefopt.rewards.scorers import LexiconScorer
+
+ROOT = Path(__file__).parents[3]
+PEER, LIMIT = "peer_trl_frontier.py", "frontier_limit.py"
+TRAINING, HELD_OUT = 448, 512
+NEW_TOKENS = 48
+
+
+def peers_folder() -> Path:
+    """Where the peers' side is: PREFOPT_BENCH, or ../shared/bench beside the project."""
+    return Path(os.environ.get("PREFOPT_BENCH") or ROOT.parent / "shared" / "bench").resolve()
+
+
+@cache
+def peer() -> ModuleType:
+    """The peers' script, imported.
+
+    Raises:
+        FileNotFoundError: When it is not there.
+    """
+    path = peers_folder() / PEER
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: not there; PREFOPT_BENCH names the folder of the peers' side")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def lexicon() -> Path:
+    """The word list."""
+    return peers_folder().parent / "data" / "vader-sentiment" / "vader_lexicon.txt"
+
+
+def scorer() -> LexiconScorer:
+    """Says what a completion is worth."""
+    return LexiconScorer(lexicon())
+
+
+def load() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The base model, frozen, and its tokenizer."""
+    model = AutoModelForCausalLM.from_pretrained(peer().MODEL, dtype=torch.float32)
+    return model.requires_grad_(False).eval(), AutoTokenizer.from_pretrained(peer().MODEL)
+
+
+def write_prompts(folder: Path) -> None:
+    """Write training.jsonl and held_out.jsonl, as `format: messages`; nothing where they are already."""
+    files = {"training.jsonl": TRAINING, "held_out.jsonl": HELD_OUT}
+    if all((folder / name).is_file() for name in files):
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    model, tokenizer = load()
+    texts = peer().openings(model, tokenizer, TRAINING + HELD_OUT)
+    start = 0
+    for name, count in files.items():
+        rows = [{"messages": [{"role": "user", "content": text}]} for text in texts[start : start + count]]
+        (folder / name).write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
+        start += count
+
+
+def read_prompts(folder: Path, name: str) -> list[str]:
+    """The texts of training.jsonl or held_out.jsonl."""
+    lines = (folder / f"{name}.jsonl").read_text("utf-8").splitlines()
+    return [json.loads(line)["messages"][0]["content"] for line in lines]
