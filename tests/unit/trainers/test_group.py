@@ -226,6 +226,17 @@ def test_a_pass_that_is_cut_where_memory_ends_is_the_same_pass(
     assert clipped[0] == pytest.approx(clipped[1], abs=1e-6)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("start", [with_reference, started_elsewhere])
+def test_recomputing_activations_changes_nothing(tmp_path: Path, kind: str, start: Any) -> None:
+    recompute = {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"use_reentrant": False}}
+    runs = [trainer(kind, tmp_path / str(len(more)), start(tmp_path), **more) for more in ({}, recompute)]
+    for run in runs:
+        run.train()
+    for (name, a), (_, b) in zip(*(run.model.named_parameters() for run in runs), strict=True):
+        assert torch.allclose(a, b, atol=1e-6), name
+
+
 def test_not_even_one_row_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(self: GroupTrainer, *args: Any, **kwargs: Any) -> torch.Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory")

@@ -174,6 +174,16 @@ def test_a_pass_that_is_cut_where_memory_ends_is_the_same_pass(
 
 
 @pytest.mark.parametrize("start", [with_reference, started_elsewhere])
+def test_recomputing_activations_changes_nothing(tmp_path: Path, start: Any) -> None:
+    recompute = {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"use_reentrant": False}}
+    runs = [trainer(tmp_path / str(len(more)), start(tmp_path), **more) for more in ({}, recompute)]
+    for run in runs:
+        run.train()
+    for (name, a), (_, b) in zip(*(run.model.named_parameters() for run in runs), strict=True):
+        assert torch.allclose(a, b, atol=1e-6), name
+
+
+@pytest.mark.parametrize("start", [with_reference, started_elsewhere])
 def test_a_killed_run_ends_with_the_same_bits(tmp_path: Path, start: Any) -> None:
     whole = trainer(tmp_path / "whole", start(tmp_path))
     whole.train()
