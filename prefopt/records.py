@@ -126,6 +126,46 @@ class PreferencePair:
 
 
 @dataclass(frozen=True, slots=True)
+class Unpaired:
+    """A completion that people marked as good or bad, without another to compare it with.
+
+    Attributes:
+        label: Whether it is desirable.
+        weight: Multiplies the row's loss; not negative.
+        extra: Columns of the source that prefopt does not interpret.
+
+    Raises:
+        ValueError: For an empty prompt or completion.
+    """
+
+    prompt: Prompt
+    completion: str
+    label: bool
+    weight: float = 1.0
+    source: str = ""
+    id: str = ""
+    extra: Mapping[str, object] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check_prompt(self.prompt)
+        if not self.completion.strip():
+            raise ValueError("completion is empty")
+        if not (math.isfinite(self.weight) and self.weight >= 0):
+            raise ValueError(f"weight must be finite and not negative, not {self.weight}")
+
+
+def unpaired(item: PreferencePair | Unpaired) -> list[Unpaired]:
+    """A row as completions with labels: of a pair the preferred is good and the other bad; of a tie there are none."""
+    if isinstance(item, Unpaired):
+        return [item]
+    if item.probability == 0.5:
+        return []
+    first = item.probability > 0.5
+    sides = ((item.chosen, first), (item.rejected, not first))
+    return [Unpaired(item.prompt, text, good, item.weight, item.source, item.id) for text, good in sides]
+
+
+@dataclass(frozen=True, slots=True)
 class Completion:
     """What a policy answered.
 

@@ -148,6 +148,13 @@ class Cells:
             raise self.error(column, f"a whole number from 0 to {count - 1}, found {self._row.row.get(column)!r:.40}")
         return int(found)
 
+    def flag(self, column: str) -> bool:
+        """True or false, also as 1 or 0 and as text."""
+        found = as_flag(self._row.row.get(column))
+        if found is None:
+            raise self.error(column, f"true or false, found {self._row.row.get(column)!r:.40}")
+        return found
+
     def shares(self, column: str) -> dict[str, float]:
         """An optional mapping of names to numbers in [0, 1]; in CSV it is JSON. Names without a number are left out."""
         value = self._row.row.get(column)
@@ -180,6 +187,13 @@ class Cells:
         if not isinstance(content, str):
             raise self.error(column, f"text as content of {place}, found {type(content).__name__}")
         return Message(role, content)
+
+
+def as_flag(value: object) -> bool | None:
+    """What says true or false, as JSON, CSV and numbers do; None for anything else."""
+    if isinstance(value, str):
+        return {"true": True, "false": False, "1": True, "0": False}.get(value.strip().lower())
+    return bool(value) if isinstance(value, int | float) and value in (0, 1) else None
 
 
 def is_transcript(value: object) -> bool:

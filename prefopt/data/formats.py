@@ -18,9 +18,9 @@ from prefopt.data import conversations
 from prefopt.data.conversations import Cells
 from prefopt.data.sources import SourceRow
 from prefopt.errors import DataError
-from prefopt.records import Demonstration, PreferencePair, Prompt
+from prefopt.records import Demonstration, PreferencePair, Prompt, Unpaired
 
-Item = PreferencePair | Demonstration | Prompt | str
+Item = PreferencePair | Unpaired | Demonstration | Prompt | str
 ROWS_LOOKED_AT = 16
 
 
@@ -33,6 +33,7 @@ class Reason(Enum):
     EQUAL = "chosen_equals_rejected"
     DIVERGES = "turns_differ_before_the_last"
     NO_ANSWER = "no_answer"
+    TIE = "tie"
     DUPLICATE = "exact_duplicate"
     HELD_OUT = "prompt_held_out_by_another_data_set"
 
@@ -53,12 +54,14 @@ class Format:
         columns: What it needs, for messages.
         detects: Whether a row, columns renamed, is of this format.
         converts: Reads one row; raises `RowDropped` or `DataError`.
+        refines: Format that every such row has as well, and that is not meant where both will do.
     """
 
     name: str
     columns: str
     detects: Callable[[Mapping[str, Any]], bool]
     converts: Callable[[Cells], Item]
+    refines: str = ""
 
 
 def is_blank(text: str) -> bool:
@@ -194,6 +197,21 @@ def _prompt_completion(cells: Cells) -> Item:
     return _demonstration(cells, before, completion)
 
 
+def _unpaired(cells: Cells) -> Item:
+    demonstration = _prompt_completion(cells)
+    assert isinstance(demonstration, Demonstration)  # as its format has it
+    extra = {name: value for name, value in demonstration.extra.items() if name != "label"}
+    return Unpaired(
+        demonstration.prompt,
+        demonstration.completion,
+        cells.flag("label"),
+        weight=demonstration.weight,
+        source=demonstration.source,
+        id=demonstration.id,
+        extra=extra,
+    )
+
+
 def _text(cells: Cells) -> Item:
     text = cells.text("text")
     if is_blank(text):
@@ -222,6 +240,10 @@ def _is_implicit_pair(row: Mapping[str, Any]) -> bool:
     return present and "prompt" not in row and not _is_transcript_pair(row)
 
 
+def _is_marked(row: Mapping[str, Any]) -> bool:
+    return {"prompt", "completion"} <= row.keys() and conversations.as_flag(row.get("label")) is not None
+
+
 def _is_prompt_alone(row: Mapping[str, Any]) -> bool:
     return "prompt" in row and not {"chosen", "rejected", "completion", "better_response_id"} & row.keys()
 
@@ -235,6 +257,7 @@ FORMATS: dict[str, Format] = {
         Format("implicit", "chosen, rejected without prompt", _is_implicit_pair, _implicit),
         Format("saferlhf", ", ".join(_SAFERLHF), _has(*_SAFERLHF), _saferlhf),
         Format("prompt_completion", "prompt, completion", _has("prompt", "completion"), _prompt_completion),
+        Format("unpaired", "prompt, completion, label", _is_marked, _unpaired, refines="prompt_completion"),
         Format("messages", "messages", _has("messages"), _messages),
         Format("text", "text", _has("text"), _text),
         Format("prompt", "prompt", _is_prompt_alone, _prompt),
@@ -242,11 +265,12 @@ FORMATS: dict[str, Format] = {
 }
 PAIRS = ("preference", "hh", "implicit", "saferlhf")
 DEMONSTRATIONS = (*PAIRS, "prompt_completion", "messages")
-PROMPTS = (*DEMONSTRATIONS, "prompt")
+UNPAIRED = (*PAIRS, "unpaired")
+PROMPTS = (*DEMONSTRATIONS, "unpaired", "prompt")
 TEXTS = (*DEMONSTRATIONS, "text")
 
 COLUMNS = frozenset(
-    "prompt chosen rejected completion messages text probability margin weight source annotator id score_chosen "
+    "prompt chosen rejected completion label messages text probability margin weight source annotator id score_chosen "
     "score_rejected axes response_0 response_1 better_response_id safer_response_id".split()
 )
 
@@ -292,6 +316,8 @@ def detect(rows: Sequence[SourceRow], wanted: Sequence[str], *, first_match: boo
     """
     for row in rows:
         fitting = [FORMATS[name] for name in wanted if FORMATS[name].detects(row.row)]
+        refined = {item.refines for item in fitting}
+        fitting = [item for item in fitting if item.name not in refined]
         if len(fitting) == 1 or (fitting and first_match):
             return fitting[0]
         if fitting:

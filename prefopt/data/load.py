@@ -20,7 +20,7 @@ from prefopt.data.sources import Log, read_rows
 from prefopt.data.splits import held_out, identity, prompt_key
 from prefopt.errors import DataError
 from prefopt.recipe.schema import DataSpec
-from prefopt.records import Demonstration, Message, PreferencePair, Prompt
+from prefopt.records import Demonstration, Message, PreferencePair, Prompt, Unpaired, unpaired
 
 T = TypeVar("T")
 Text = str | tuple[Message, ...]
@@ -71,6 +71,19 @@ def load_demonstrations(
     return _load(names, data, seed, log, want)
 
 
+def load_unpaired(
+    names: tuple[str, ...], data: Mapping[str, DataSpec], seed: int, log: Log = lambda line: None
+) -> Loaded[Unpaired]:
+    """Loads completions marked as good or bad; of a pair, which the report counts once, both answers.
+
+    Arguments and errors as `load_pairs`.
+    """
+    want = Want("marked completions", formats.UNPAIRED, "preferences", _as_marked, _marked_key)
+    loaded = _load(names, data, seed, log, want)
+    train, evaluation = ([row for item in part for row in unpaired(item)] for part in (loaded.train, loaded.eval))
+    return Loaded(train, evaluation, loaded.report)
+
+
 def load_prompts(
     names: tuple[str, ...], data: Mapping[str, DataSpec], seed: int, log: Log = lambda line: None
 ) -> Loaded[Prompt]:
@@ -110,6 +123,17 @@ def _as_pair(item: Item, name: str, spec: DataSpec) -> PreferencePair:
     return _marked(item, name, spec)
 
 
+def _as_marked(item: Item, name: str, spec: DataSpec) -> PreferencePair | Unpaired:
+    if not isinstance(item, PreferencePair | Unpaired):
+        raise DataError(
+            f"data set '{name}' does not say which completions are good",
+            f"formats that do: {', '.join(formats.UNPAIRED)}",
+        )
+    if isinstance(item, PreferencePair) and item.probability == 0.5:
+        raise RowDropped(Reason.TIE)
+    return _marked(item, name, spec) if isinstance(item, Unpaired) else _as_pair(item, name, spec)
+
+
 def _as_demonstration(item: Item, name: str, spec: DataSpec) -> Demonstration:
     if isinstance(item, PreferencePair):
         completion = item.chosen if item.probability >= 0.5 else item.rejected
@@ -130,12 +154,12 @@ def _as_prompt(item: Item, name: str, spec: DataSpec) -> Prompt:
 def _as_text(item: Item, name: str, spec: DataSpec) -> Text:
     if isinstance(item, PreferencePair):
         item = _as_demonstration(item, name, spec)
-    if isinstance(item, Demonstration):
+    if isinstance(item, Demonstration | Unpaired):
         return (*item.prompt, Message("assistant", item.completion))
     return item
 
 
-_Record = TypeVar("_Record", PreferencePair, Demonstration)
+_Record = TypeVar("_Record", PreferencePair, Demonstration, Unpaired)
 
 
 def _marked(record: _Record, name: str, spec: DataSpec) -> _Record:
@@ -158,6 +182,12 @@ def _pair_key(pair: PreferencePair) -> str:
 
 def _demonstration_key(item: Demonstration) -> str:
     return identity(prompt_key(item.prompt), item.completion)
+
+
+def _marked_key(item: PreferencePair | Unpaired) -> str:
+    if isinstance(item, PreferencePair):
+        return _pair_key(item)
+    return identity(prompt_key(item.prompt), item.completion, str(item.label))
 
 
 def _text_key(text: Text) -> str:
@@ -267,7 +297,11 @@ def items(
 
 
 def _identified(item: Item, number: str) -> Item:
-    return replace(item, id=number) if isinstance(item, PreferencePair | Demonstration) and not item.id else item
+    return (
+        replace(item, id=number)
+        if isinstance(item, PreferencePair | Demonstration | Unpaired) and not item.id
+        else item
+    )
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -32,7 +32,8 @@ POLICY = "policy"
 REFERENCE = "reference"
 REWARD = "reward"
 START = "start"  # what an adapter of another shape stands on
-_STANDING = (POLICY, REWARD)
+COPY = "ref"  # of the policy as it started, frozen, where TRL makes the reference
+_STANDING = (POLICY, REWARD, COPY)
 
 
 def lora_config(spec: LoraSpec) -> LoraConfig:
@@ -256,10 +257,10 @@ def load_adapter_weights(model: PeftModel, adapter: str, directory: Path) -> Non
 
 
 def load_adapter_tensors(
-    model: PeftModel, adapter: str, tensors: dict[str, torch.Tensor], what: str = "the tensors"
+    model: PeftModel, adapter: str, tensors: Mapping[str, torch.Tensor], what: str = "the tensors"
 ) -> None:
     """The same with tensors as `adapter_of` gives them; `what` they are is said in errors."""
-    result = set_peft_model_state_dict(model, tensors, adapter_name=adapter)
+    result = set_peft_model_state_dict(model, dict(tensors), adapter_name=adapter)
     missing = [key for key in result.missing_keys if f".{adapter}." in key]
     if missing or result.unexpected_keys:
         raise IntegrityError(

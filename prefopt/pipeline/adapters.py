@@ -20,10 +20,11 @@ from prefopt.pipeline.base_model import OpenBase, adapter_of, data_of, data_poli
 from prefopt.pipeline.context import Inputs, StageContext, StageResult
 from prefopt.pipeline.cost import training_cost
 from prefopt.pipeline.training import final_metrics, kept_outputs, train
-from prefopt.recipe.schema import AdapterSpec, DPOSpec, LoraSpec, PPOSpec, SFTSpec
+from prefopt.recipe.schema import AdapterSpec, DPOSpec, KTOSpec, LoraSpec, OnlineSpec, SFTSpec
 from prefopt.trainers.checkpoints import CheckpointedTrainer
 
 Tokenised = Sequence[Mapping[str, Any]]
+OfflineSpec = SFTSpec | DPOSpec | KTOSpec
 
 
 @dataclass(frozen=True)
@@ -94,12 +95,14 @@ class Method:
         trainer: Builds the trainer, with the tokenizer.
         reference: Whether the policy that the stage starts from is needed beside the one it trains.
         head_share: Which part of the rows' tokens goes through the language-model head.
+        cost: What training computed, where that is not `training_cost`.
     """
 
     rows: Callable[[Any, Inputs, StageContext, OpenBase], Rows]
     trainer: Callable[[Job, PreTrainedTokenizerBase], CheckpointedTrainer]
     reference: bool
     head_share: Callable[[Tokenised], float] = lambda rows: 1.0
+    cost: Callable[[CheckpointedTrainer], dict[str, float]] | None = None
 
 
 def demonstration_rows(
@@ -144,7 +147,7 @@ def demonstration_rows(
 
 
 def open_trained_policy(
-    spec: SFTSpec | DPOSpec | PPOSpec, inputs: Inputs, context: StageContext, base: OpenBase, *, reference: bool
+    spec: OfflineSpec | OnlineSpec, inputs: Inputs, context: StageContext, base: OpenBase, *, reference: bool
 ) -> PeftModel:
     """The base with the policy that a stage trains, and what it starts from."""
     weights = load_weights(base, context)
@@ -162,7 +165,7 @@ def lora_of(spec: AdapterSpec, weights: PreTrainedModel, context: StageContext) 
     return lora
 
 
-def open_adapter_stage(spec: SFTSpec | DPOSpec, inputs: Inputs, context: StageContext, method: Method) -> Opened:
+def open_adapter_stage(spec: OfflineSpec, inputs: Inputs, context: StageContext, method: Method) -> Opened:
     """Read and tokenise the data of a stage; arguments as in `run_adapter_stage`."""
     base = open_base(inputs, context)
     rows = method.rows(spec, inputs, context, base)
@@ -173,7 +176,7 @@ def open_adapter_stage(spec: SFTSpec | DPOSpec, inputs: Inputs, context: StageCo
     return Opened(base.tokenizer, base.location.name, rows, load, lambda job: method.trainer(job, base.tokenizer))
 
 
-def run_adapter_stage(spec: SFTSpec | DPOSpec, inputs: Inputs, context: StageContext, method: Method) -> StageResult:
+def run_adapter_stage(spec: OfflineSpec, inputs: Inputs, context: StageContext, method: Method) -> StageResult:
     """Train the adapter of a stage; writes `adapter/` and `tokenizer/`.
 
     Args:
@@ -189,9 +192,13 @@ def run_adapter_stage(spec: SFTSpec | DPOSpec, inputs: Inputs, context: StageCon
         return StageResult({}, [])
     save_adapter(model, POLICY, context.directory / "adapter", opened.name)
     opened.tokenizer.save_pretrained(context.directory / "tokenizer")
+    if method.cost is not None:
+        cost = method.cost(trained)
+    else:
+        cost = training_cost(trained, head=method.head_share(opened.rows.train), reference=method.reference)
     return StageResult(
         metrics=final_metrics(context),
         outputs=["adapter", "tokenizer", *kept_outputs(spec)],
         details=opened.rows.details,
-        cost=training_cost(trained, head=method.head_share(opened.rows.train), reference=method.reference),
+        cost=cost,
     )

@@ -15,14 +15,14 @@ from prefopt.pipeline.runner import cache_folder
 from prefopt.pipeline.stages import Registry
 from prefopt.recipe.layout import closest
 from prefopt.recipe.load import load
-from prefopt.recipe.schema import ModelSpec, Recipe
+from prefopt.recipe.schema import POLICY_KINDS, ModelSpec, Recipe
 from prefopt.store import manifest as manifests
 from prefopt.store.files import read_json, sha256_json
 from prefopt.store.hashing import HashCache
 from prefopt.store.manifest import Manifest
 from prefopt.store.run import KEY_DIGITS, RunDirectory
 
-MODEL_KINDS = ("pretrain", "sft", "dpo", "ppo")
+MODEL_KINDS = ("pretrain", *POLICY_KINDS)
 EXPORT_KINDS = (*MODEL_KINDS, "reward")
 # The adapter has the shape it was trained with in a file of its own, and code is trusted or not each time.
 _NOT_OF_THE_BASE = ("lora", "trust_remote_code")

@@ -13,6 +13,7 @@ from prefopt.data.token_rows import lengths_of
 from prefopt.models.flops import FlopsModel, flops_model
 from prefopt.models.generate import Sampled
 from prefopt.trainers.checkpoints import CheckpointedTrainer
+from prefopt.trainers.group import GroupTrainer
 from prefopt.trainers.ppo import PPOTrainer
 
 
@@ -42,11 +43,14 @@ def training_cost(
     flops = flops_model(model)
     once = sum(trainer.row_lengths())
     tokens, context = float(trainer.state.num_input_tokens_seen), trainer.seen_positions() / max(1, once)
-    recompute = bool(getattr(trainer.args, "activation_checkpointing", trainer.args.gradient_checkpointing))
-    total = flops.train(tokens, context, full, recompute, head * tokens)
+    total = flops.train(tokens, context, full, _recomputes(trainer), head * tokens)
     if reference:
         total += replace(flops, adapters=0).forward(once, context, head * once)
     return {"tokens": tokens, "flops": total}
+
+
+def _recomputes(trainer: CheckpointedTrainer) -> bool:
+    return bool(getattr(trainer.args, "activation_checkpointing", trainer.args.gradient_checkpointing))
 
 
 def sampling_cost(flops: FlopsModel, prompt_ids: Sequence[Sequence[int]], new_tokens: Sequence[int]) -> float:
@@ -90,6 +94,47 @@ def ppo_cost(trainer: PPOTrainer, *, reward_passes: int) -> dict[str, float]:
     scored = reward_passes * flops.forward(tokens, row, 0.0)
     update = args.num_ppo_epochs * towers * flops.train(tokens, row, False, False, head)
     return {"tokens": tokens, "flops": sampled + passes + scored + update}
+
+
+def group_cost(trainer: GroupTrainer, *, reward_passes: int) -> dict[str, float]:
+    """Tokens and operations of grpo and rloo: as those of PPO, without a value.
+
+    The pass of the policy over a new rollout is counted for rloo, and for grpo where a rollout gives several steps.
+
+    Args:
+        trainer: After training.
+        reward_passes: Forward passes of a reward model on the same base that gave an episode its reward; 0 for none.
+    """
+    model = trainer.adapted_model()
+    assert model is not None
+    flops, tokens = flops_model(model), float(trainer.state.num_input_tokens_seen)
+    args, latest = trainer.args, trainer.latest
+    episodes = trainer.state.global_step // args.steps_per_rollout * args.rollout_batch_size
+    row = tokens / max(1, episodes)
+    new = min(row, sum(sample["tokens"] for sample in latest) / max(1, len(latest)))
+    head = episodes * new
+    looks_again = trainer.pays_in_reward or args.steps_per_rollout > 1
+    sampled = episodes * replace(flops, adapters=0).sample(row - new, new)
+    passes = (1 + looks_again) * flops.forward(tokens, row, head)
+    scored = reward_passes * flops.forward(tokens, row, 0.0)
+    update = args.num_iterations * flops.train(tokens, row, False, _recomputes(trainer), head)
+    return {"tokens": tokens, "flops": sampled + passes + scored + update}
+
+
+def kto_cost(trainer: CheckpointedTrainer, *, estimates_kl: bool) -> dict[str, float]:
+    """Tokens and operations of kto: training on rows, the reference, and both on mismatched completions.
+
+    Args:
+        trainer: After training.
+        estimates_kl: Whether there are such completions.
+    """
+    found = training_cost(trainer)
+    model = trainer.adapted_model()
+    assert model is not None
+    context = trainer.seen_positions() / max(1, sum(trainer.row_lengths()))
+    tokens = found["tokens"]
+    passes = 3 if estimates_kl else 1
+    return {"tokens": tokens, "flops": found["flops"] + passes * flops_model(model).forward(tokens, context, tokens)}
 
 
 def total(costs: Sequence[dict[str, float]]) -> dict[str, float]:

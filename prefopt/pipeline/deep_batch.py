@@ -14,7 +14,7 @@ from prefopt.pipeline.context import Inputs, StageContext, StageResult
 from prefopt.pipeline.deep_check import REPORT
 from prefopt.pipeline.deep_stage import Look, Row, batch_rows, passes_per_step
 from prefopt.pipeline.stand_ins import stand_ins
-from prefopt.recipe.schema import DPOSpec, OptimisationSpec, PPOSpec
+from prefopt.recipe.schema import DPOSpec, OnlineSpec, OptimisationSpec
 from prefopt.store.files import write_json
 from prefopt.trainers.memory import FirstStep, ProcessPeak
 
@@ -37,7 +37,7 @@ def whole_batch(look: Look) -> tuple[int | None, dict[str, Any], list[str]]:
     """
     process = ProcessPeak(look.device)
     batch, evaluation = look.spec.per_device_train_batch_size, look.spec.per_device_eval_batch_size
-    if isinstance(look.spec, PPOSpec):
+    if isinstance(look.spec, OnlineSpec):
         evaluation = min(evaluation, look.spec.rollout_batch_size)
     passes = min(passes_per_step(look.spec), 2)
     rows = _repeated(look.train, batch) * passes * _STEPS

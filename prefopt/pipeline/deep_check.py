@@ -23,7 +23,8 @@ from prefopt.pipeline.process import StageProcess, server_log, start_server
 from prefopt.pipeline.runner import cache_folder, run_folder
 from prefopt.pipeline.stages import Registry
 from prefopt.recipe.load import LoadedRecipe
-from prefopt.recipe.schema import AnyStage, OptimisationSpec, PPOSpec, TrainingSpec
+from prefopt.recipe.options.kto import ESTIMATES_KL
+from prefopt.recipe.schema import AnyStage, KTOSpec, OnlineSpec, OptimisationSpec, TrainingSpec
 from prefopt.store.files import read_json
 from prefopt.store.hashing import HashCache
 from prefopt.store.run import RunDirectory
@@ -226,7 +227,9 @@ def candidates(spec: OptimisationSpec, memory: Mapping[str, Any]) -> Iterator[di
         (rows for rows in range(spec.per_device_eval_batch_size, 0, -1) if estimate.with_rows(1, rows, 1).peak <= room),
         0,
     )
-    for rows in range(step if evaluation else 0, 0, -1):
+    estimates_kl = isinstance(spec, KTOSpec) and spec.loss_type in ESTIMATES_KL
+    least = 2 if estimates_kl else 1  # from the other rows of a pass
+    for rows in range(step if evaluation else 0, least - 1, -1):
         if step % rows or estimate.with_rows(rows, evaluation, step // rows).peak > room:
             continue
         settings = {"per_device_train_batch_size": rows, "per_device_eval_batch_size": evaluation}
@@ -237,8 +240,8 @@ def candidates(spec: OptimisationSpec, memory: Mapping[str, Any]) -> Iterator[di
 
 def rows_per_step(spec: OptimisationSpec) -> int:
     """Rows of an optimiser step."""
-    if isinstance(spec, PPOSpec):
-        return spec.rollout_batch_size // spec.num_mini_batches
+    if isinstance(spec, OnlineSpec):
+        return spec.rows_per_step
     assert isinstance(spec, TrainingSpec)
     return spec.per_device_train_batch_size * spec.gradient_accumulation_steps
 

@@ -23,7 +23,17 @@ from prefopt.pipeline.deep_check import MEMORY_VARIABLE, REPORT
 from prefopt.pipeline.deep_tokens import sample, token_problems
 from prefopt.pipeline.estimate import UPDATE, Estimate, Phase
 from prefopt.pipeline.stand_ins import stand_ins
-from prefopt.recipe.schema import DPOSpec, OptimisationSpec, PPOSpec, RewardSpec, SFTSpec, TrainingSpec
+from prefopt.recipe.schema import (
+    DPOSpec,
+    GroupSpec,
+    KTOSpec,
+    OnlineSpec,
+    OptimisationSpec,
+    PPOSpec,
+    RewardSpec,
+    SFTSpec,
+    TrainingSpec,
+)
 from prefopt.store.files import write_json
 from prefopt.trainers.checkpoints import CheckpointedTrainer
 from prefopt.trainers.explorer import CHECKED
@@ -96,13 +106,15 @@ class Look:
         self.stage = stage
         self.train = _longest_first(stage.rows.train, spec)
         self.evaluation = _longest_first(stage.rows.evaluation, spec)
-        self._is_ppo = isinstance(spec, PPOSpec)
+        self._online = isinstance(spec, OnlineSpec)
+        # The loss of kto compares the rows of a pass.
+        self._least = 2 if isinstance(spec, KTOSpec) else 1
         self._item_size, self._vocabulary = 4, 0  # of what is trained
         self.longest = row_length(self.train[0], spec)
 
     def estimate(self) -> Estimate:
-        """From steps of one and of two rows, and rollouts of a few more."""
-        one, two = self._probe(1), self._probe(2)
+        """From steps of the fewest rows and of twice as many, and rollouts of a few more."""
+        one, two = self._probe(self._least), self._probe(2 * self._least)
         # Only now: the first step of a process loads kernels that stay.
         process = ProcessPeak(self.device)
         rows = batch_rows(self.spec, len(self.train), len(self.evaluation), self.longest)
@@ -112,18 +124,20 @@ class Look:
         return Estimate(process.level, one["weights"], trained, 2 * trained, passes, phases)
 
     def _phase(self, name: str, rows: int, one: int, two: int) -> Phase:
-        if isinstance(self.spec, PPOSpec):
-            per_row = (two - one) // (1 if name == UPDATE else _ROLLOUT)
-            return Phase(name, rows, max(0, 2 * one - two), per_row)
         if isinstance(self.spec, DPOSpec | RewardSpec):
             return self._phase_of_pairs(name, rows, one, two)
-        if not isinstance(self.spec, SFTSpec):
-            return Phase(name, rows, max(0, 2 * one - two), two - one)
-        row = (self.train if name == UPDATE else self.evaluation)[0]
+        seen = self._least * (_ROLLOUT if self._online and name != UPDATE else 1)  # rows that `one` is of
+        if not self._in_tiles(name):
+            return Phase(name, rows, max(0, 2 * one - two), (two - one) // seen)
+        row = (self.evaluation if name == "evaluation" else self.train)[0]
         tile = HeadTile(self._vocabulary, self._item_size, on_cpu=self.device.type == "cpu")
-        tokens = tile.tokens(row)
-        one, two = one - tile.allocated(tokens), two - tile.allocated(2 * tokens)
-        return Phase(name, rows, max(0, 2 * one - two), two - one, tile.taken(tokens), tile.taken())
+        tokens = tile.tokens(len(row["prompt_ids"]), row_length(row, self.spec) - len(row["prompt_ids"]))
+        one, two = one - tile.allocated(seen * tokens), two - tile.allocated(2 * seen * tokens)
+        return Phase(name, rows, max(0, 2 * one - two), (two - one) // seen, tile.taken(tokens), tile.taken())
+
+    def _in_tiles(self, name: str) -> bool:
+        """Whether a phase computes its logits in TRL's tiles."""
+        return isinstance(self.spec, SFTSpec | KTOSpec) or (isinstance(self.spec, GroupSpec) and name == UPDATE)
 
     def _phase_of_pairs(self, name: str, rows: int, one: int, two: int) -> Phase:
         """Passes have a number of tokens, and the head a number of logits, however many rows there are."""
@@ -136,7 +150,7 @@ class Look:
 
     def _probe(self, rows: int) -> dict[str, int]:
         """Peak bytes of every phase with a number of rows, and the bytes of the weights."""
-        others = rows * (_ROLLOUT if self._is_ppo else 1)
+        others = rows * (_ROLLOUT if self._online else 1)
         trainer = self.trainer(rows, others, [*self.train[:1]] * rows, [*self.evaluation[:1]] * rows, steps=1)
         first = FirstStep(trainer.model, self.device, count=True)
         trainer.add_callback(first)
@@ -145,7 +159,9 @@ class Look:
         self._vocabulary = trainer.model.config.get_text_config().vocab_size
         trainer.train()
         found |= {UPDATE: first.update}
-        if isinstance(self.spec, PPOSpec):
+        if isinstance(self.spec, GroupSpec):  # both go through the model as a whole, so one is not told from the other
+            return found | {"sampling": max(first.sampling, first.judging)}
+        if self._online:
             return found | {"sampling": first.sampling, "judging": first.judging}
         peak = PeakBytes(self.device)
         peak.start()
@@ -164,7 +180,7 @@ class Look:
         spec = _short(self.spec, batch, evaluation, steps, passes)
         trainer = self.stage.trainer(Job(spec, self.stage.load(), list(rows), list(held_out), []))
         trainer.args.save_strategy = type(trainer.args.save_strategy)("no")
-        if isinstance(spec, PPOSpec):
+        if isinstance(spec, OnlineSpec):
             trainer.args.min_new_tokens = spec.max_new_tokens  # no sampled completion can be longer
         return trainer
 
@@ -194,10 +210,9 @@ def batch_rows(spec: OptimisationSpec, train: int, held_out: int, longest: int) 
         longest: Tokens of the longest row.
     """
     rows = {UPDATE: spec.per_device_train_batch_size}
-    if isinstance(spec, PPOSpec):
-        return rows | dict.fromkeys(
-            ("sampling", "judging"), min(spec.per_device_eval_batch_size, spec.rollout_batch_size)
-        )
+    if isinstance(spec, OnlineSpec):
+        phases = ("sampling",) if isinstance(spec, GroupSpec) else ("sampling", "judging")
+        return rows | dict.fromkeys(phases, min(spec.per_device_eval_batch_size, spec.rollout_batch_size))
     if held_out:
         rows["evaluation"] = min(spec.per_device_eval_batch_size, held_out)
     if isinstance(spec, DPOSpec):
@@ -207,8 +222,8 @@ def batch_rows(spec: OptimisationSpec, train: int, held_out: int, longest: int) 
 
 def passes_per_step(spec: OptimisationSpec) -> int:
     """Passes of an optimiser step."""
-    if isinstance(spec, PPOSpec):
-        return max(1, spec.rollout_batch_size // spec.num_mini_batches // spec.per_device_train_batch_size)
+    if isinstance(spec, OnlineSpec):
+        return max(1, spec.rows_per_step // spec.per_device_train_batch_size)
     assert isinstance(spec, TrainingSpec)
     return spec.gradient_accumulation_steps
 
@@ -216,13 +231,18 @@ def passes_per_step(spec: OptimisationSpec) -> int:
 def _short(spec: OptimisationSpec, batch: int, evaluation: int, steps: int, passes: int) -> OptimisationSpec:
     """The stage's options for a few steps that log everything and save nothing."""
     same = {"per_device_train_batch_size": batch, "per_device_eval_batch_size": evaluation, "logging_steps": 1}
-    if not isinstance(spec, PPOSpec):
+    if not isinstance(spec, OnlineSpec):
         more = {"max_steps": steps, "gradient_accumulation_steps": passes, "eval_steps": None}
         return spec.model_copy(update={**same, **more, "train_sampling_strategy": "random"})
     # A rollout of whole batches of either kind; its scale is measured on far more samples than are needed here.
     rollout = batch * max(passes, math.ceil(evaluation / batch))
-    few: dict[str, Any] = {"rollout_batch_size": rollout, "total_episodes": steps * rollout, "num_ppo_epochs": 1}
-    # Completions as long as they may be, of a policy that is trained from the first step.
-    few |= {"samples_per_prompt": 1, "stop": (), "value_warmup_rollouts": 0, "mask_truncated_completions": False}
+    few: dict[str, Any] = {"mask_truncated_completions": False}
+    if isinstance(spec, PPOSpec):
+        # Completions as long as they may be, of a policy that is trained from the first step.
+        few |= {"num_ppo_epochs": 1, "samples_per_prompt": 1, "stop": (), "value_warmup_rollouts": 0}
+    else:
+        rollout = max(rollout, 2)
+        few |= {"num_iterations": 1, "samples_per_prompt": rollout}
+    few |= {"rollout_batch_size": rollout, "total_episodes": steps * rollout}
     reward = spec.reward.model_copy(update={"normalise": "none"})
     return spec.model_copy(update={**same, **few, "num_mini_batches": 1, "reward": reward})

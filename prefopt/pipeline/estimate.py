@@ -28,7 +28,7 @@ class Phase:
         name: `update`: forward and backward; `sampling` of completions; `judging`: what policy, reference and value
             say of them; `evaluation`: a forward pass over held-out rows; `reference`: one over the training rows,
             before the first step.
-        rows: Rows of a batch (pairs for dpo and reward, episodes for ppo).
+        rows: Rows of a batch (pairs for dpo and reward, episodes for ppo, grpo and rloo).
         fixed: Bytes whatever the rows, gradients included.
         per_row: Bytes that one more row takes.
         tile_per_row: Bytes of the tile for a row.

@@ -12,11 +12,14 @@ REVISIONS: dict[str, int] = {
     "collect": 1,
     "reward": 4,
     "dpo": 4,
+    "kto": 1,
     "ppo": 3,
+    "grpo": 1,
+    "rloo": 1,
     "evaluate": 4,
 }
 
-USES_MODEL: frozenset[str] = frozenset({"sft", "collect", "reward", "dpo", "ppo", "evaluate"})
+USES_MODEL: frozenset[str] = frozenset(REVISIONS) - {"pretrain"}
 
 # Only the first two numbers count: a patch release is not supposed to change what is computed.
 KEYED_LIBRARIES: tuple[str, ...] = ("torch", "transformers", "trl", "peft", "tokenizers")

@@ -24,7 +24,7 @@ from prefopt.pipeline.adapters import lora_of
 from prefopt.pipeline.base_model import PAIRS_FILE, load_weights, open_base
 from prefopt.pipeline.context import Inputs, StageContext, StageInput
 from prefopt.recipe.references import AFTER, needs
-from prefopt.recipe.schema import AdapterSpec, CollectSpec, LoraSpec, RewardSpec
+from prefopt.recipe.schema import POLICY_KINDS, AdapterSpec, CollectSpec, LoraSpec, RewardSpec
 from prefopt.records import conversation
 from prefopt.store.manifest import Manifest
 
@@ -141,9 +141,7 @@ def _pairs(made: StageInput, inputs: Inputs, context: StageContext) -> None:
 _Maker = Callable[[StageInput, Inputs, StageContext], None]
 _MAKERS: dict[str, tuple[_Maker, str]] = {
     "pretrain": (_base, "a base of its shape with random weights"),
-    "sft": (_adapter, "a fresh adapter"),
-    "dpo": (_adapter, "a fresh adapter"),
-    "ppo": (_adapter, "a fresh adapter"),
+    **{kind: (_adapter, "a fresh adapter") for kind in POLICY_KINDS},
     "reward": (_reward, "a fresh adapter with a head"),
     "collect": (_pairs, "pairs of random words"),
 }

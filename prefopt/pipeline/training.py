@@ -9,7 +9,7 @@ from typing import Any, TypeVar, cast
 from prefopt.errors import Interrupted
 from prefopt.models.roles import POLICY
 from prefopt.pipeline.context import StageContext
-from prefopt.recipe.schema import DPOSpec, PPOSpec, SFTSpec, StageSpec
+from prefopt.recipe.schema import DPOSpec, KTOSpec, OnlineSpec, SFTSpec, StageSpec
 from prefopt.store.checkpoints import newest_verified
 from prefopt.tracking.jsonl import RESERVED, read_jsonl
 from prefopt.tracking.tracker import METRICS_FILE, Tracker, open_tracker
@@ -107,6 +107,6 @@ def final_metrics(context: StageContext) -> dict[str, float]:
     return latest
 
 
-def kept_outputs(spec: SFTSpec | DPOSpec | PPOSpec) -> list[str]:
+def kept_outputs(spec: SFTSpec | DPOSpec | KTOSpec | OnlineSpec) -> list[str]:
     """What `keep_adapters` adds to the outputs of a stage."""
     return [KEPT_ADAPTERS] if spec.keep_adapters else []

@@ -21,12 +21,12 @@ from prefopt.recipe.references import (
     scorers_of,
 )
 from prefopt.recipe.references import split_round as split
-from prefopt.recipe.rounds import ADAPTER_KINDS, Repeated
-from prefopt.recipe.schema import KINDS
+from prefopt.recipe.rounds import Repeated
+from prefopt.recipe.schema import KINDS, POLICY_KINDS
 from prefopt.recipe.scorers import SOURCES
 from prefopt.recipe.yaml import KeyPath, Places
 
-_STARTED = (*ADAPTER_KINDS, "reward")
+_STARTED = (*POLICY_KINDS, "reward")
 _ANSWERED = ("collect", "evaluate")
 _GIVES_DATA = ("collect",)
 _SCORES = ("reward",)
@@ -154,7 +154,7 @@ class _Linker:
     def _model_stage(self, path: KeyPath, name: str, verb: str) -> None:
         kind = self._kind(name)
         if name not in self.stages:
-            usable = [stage for stage in self.stages if self._kind(stage) in ADAPTER_KINDS and stage != path[1]]
+            usable = [stage for stage in self.stages if self._kind(stage) in POLICY_KINDS and stage != path[1]]
             usable += [self._base] if self._base in self.stages else []
             self._add(path, f"there is no stage '{name}'", _suggest(name, usable, "stages with a model are"))
         elif kind == "pretrain" and self._base is not None and name != self._base:
@@ -163,9 +163,9 @@ class _Linker:
                 f"the pretrain stage '{name}' is not the base of this recipe",
                 f"write `model_name_or_path: {name}` under 'model'",
             )
-        elif kind in KINDS and kind not in (*ADAPTER_KINDS, "pretrain"):
+        elif kind in KINDS and kind not in (*POLICY_KINDS, "pretrain"):
             makes = "scores answers and gives none" if kind in _SCORES else "makes no model"
-            kinds = f"{', '.join(ADAPTER_KINDS[:-1])} or {ADAPTER_KINDS[-1]}"
+            kinds = f"{', '.join(POLICY_KINDS[:-1])} or {POLICY_KINDS[-1]}"
             self._add(path, f"'{name}' is a stage of kind '{kind}', which {makes}", f"{verb} {kinds} stages")
 
     def _kind(self, name: str) -> str | None:

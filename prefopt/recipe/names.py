@@ -14,6 +14,9 @@ from prefopt.recipe.layout import Home, closest, homes, spec_at
 from prefopt.recipe.schema import LATER_KINDS
 from prefopt.recipe.yaml import KeyPath, dotted
 
+_ELSEWHERE = {"num_ppo_epochs": "num_iterations", "num_iterations": "num_ppo_epochs", "beta": "kl"}
+"""What a key of some kinds is in others."""
+
 
 def explain_unknown(path: KeyPath, tree: Mapping[str, Any]) -> tuple[str, str]:
     """What to say about a key that the schema does not have.
@@ -37,7 +40,9 @@ def explain_unknown(path: KeyPath, tree: Mapping[str, Any]) -> tuple[str, str]:
     if elsewhere:
         kind = _kind_of(level, tree)
         holder = f"a stage of kind '{kind}'" if kind else f"'{dotted(level)}'" if level else "the recipe itself"
-        return f"{holder} has no such key", _best(elsewhere, level)
+        ours = _ELSEWHERE.get(key)
+        remedy = f"here it is '{ours}'" if ours in siblings else _best(elsewhere, level)
+        return f"{holder} has no such key", remedy
     near = closest(key, siblings)
     if near:
         return "unknown key", f"did you mean '{near}'?"

@@ -1,8 +1,8 @@
-"""Parts of a `ppo` stage: the price of leaving the reference, and the guards."""
+"""Parts of stages that learn from rewards: the price of leaving the reference, and the guards of ppo."""
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -51,6 +51,46 @@ class KLSpec(Spec):
         if self.adaptive_target is not None and not self.min_coefficient <= self.coefficient <= self.max_coefficient:
             raise ValueError("an adaptive coefficient starts between min_coefficient and max_coefficient")
         return self
+
+
+class GroupKLSpec(Spec):
+    """The penalty for leaving the reference where its price is fixed, and the algorithm says how it is paid."""
+
+    coefficient: float = Field(0.05, ge=0, description="price of a nat, in units of the reward")
+
+    other: ClassVar[str]
+    """The kind that pays it otherwise."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _can_be_done(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        for key, value in given.items():
+            own = cls.model_fields.get(key)
+            if own is None and key in KLSpec.model_fields:
+                raise ValueError(f"the price is fixed here, so there is no {key}; leave it out, or write `kind: ppo`")
+            if own is not None and isinstance(own.default, str) and value != own.default:
+                raise ValueError(f"write `{key}: {own.default}`, which is all it can be here, or `kind: {cls.other}`")
+        return given
+
+
+class RLOOKLSpec(GroupKLSpec):
+    """Paid in the reward of a completion, as the sum of k1 estimates."""
+
+    apply: Literal["reward"] = Field("reward", description="where it is paid")
+    estimator: Literal["k1"] = Field("k1", description="as the sum over a completion")
+
+    other: ClassVar[str] = "grpo"
+
+
+class GRPOKLSpec(GroupKLSpec):
+    """Paid as a loss of every token, as a k3 estimate."""
+
+    apply: Literal["loss"] = Field("loss", description="where it is paid")
+    estimator: Literal["k3"] = Field("k3", description="of every token")
+
+    other: ClassVar[str] = "rloo"
 
 
 class GuardsSpec(Spec):

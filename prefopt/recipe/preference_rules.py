@@ -1,10 +1,11 @@
-"""Rules between the keys of a `dpo` stage: each is fine by itself, and together they are wrong."""
+"""Rules between the keys of stages on preferences: each is fine by itself, and together they are wrong."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from prefopt.recipe.options.dpo import DIVERGENT, LOSSES_OF, SORTED
+from prefopt.recipe.options.kto import ESTIMATES_KL
 from prefopt.recipe.parts import Fault, Part
 
 _NEEDS_SMOOTHING = "exo_pair"
@@ -31,6 +32,13 @@ def dpo_faults(part: Part) -> Iterator[Fault]:
     for key, on in (("use_weighting", part.get("use_weighting")), ("dr_beta", part.get("dr_beta") is not None)):
         for name in sorted(SORTED & set(names)) if on else ():
             yield Fault(key, f"'{name}' sorts the batch, so its rows are no pairs to weigh", "leave one of the two out")
+
+
+def kto_faults(part: Part) -> Iterator[Fault]:
+    """What is wrong with the batches of a `kto` stage."""
+    if part.get("loss_type") in ESTIMATES_KL and part.get("per_device_train_batch_size") == 1:
+        message = "the KL is estimated from the other rows of a pass, and there are none"
+        yield Fault("per_device_train_batch_size", message, "write 2 or more, or `loss_type: apo_zero_unpaired`")
 
 
 def _unread(part: Part, names: tuple[str, ...]) -> Iterator[Fault]:

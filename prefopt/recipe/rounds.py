@@ -15,12 +15,11 @@ from typing import Any
 from prefopt.errors import Problem
 from prefopt.recipe.layout import closest
 from prefopt.recipe.references import AFTER, DATA_ROLES, SCORER_ROLES, cycles, graph_of, names_in, split_round
-from prefopt.recipe.schema import AnyStage, CollectSpec, Recipe
+from prefopt.recipe.schema import POLICY_KINDS, AnyStage, CollectSpec, Recipe
 from prefopt.recipe.scorers import ScorerSpec, SourceSpec
 from prefopt.recipe.yaml import KeyPath, Places
 
-ADAPTER_KINDS = ("sft", "dpo", "ppo")
-MODEL_KINDS = ("pretrain", *ADAPTER_KINDS)
+MODEL_KINDS = ("pretrain", *POLICY_KINDS)
 _CARRIED_ROLES = ("init", "policies", "baseline")
 MAX_COUNT = 100  # as the schema says
 _LONGEST_NAME = 64  # of a folder in the run folder
@@ -171,7 +170,7 @@ class _Checker:
             self._add(path, f"'{name}' makes no model", _suggest("", usable, "stages with a model are"))
 
     def _inner(self, path: KeyPath, name: str) -> None:
-        usable = [stage for stage in self._repeated.stages if self._kind(stage) in ADAPTER_KINDS]
+        usable = [stage for stage in self._repeated.stages if self._kind(stage) in POLICY_KINDS]
         if name not in self._repeated.stages:
             said = "is not repeated" if name in self._stages else "is no stage"
             self._add(path, f"'{name}' {said}", _suggest(name, usable, "stages of a round with a model are"))

@@ -7,9 +7,9 @@ from typing import Any
 from prefopt.errors import Problem
 from prefopt.recipe.layout import stage_specs
 from prefopt.recipe.parts import Fault, Part
-from prefopt.recipe.preference_rules import dpo_faults
+from prefopt.recipe.preference_rules import dpo_faults, kto_faults
 from prefopt.recipe.references import DATA_ROLES, names_in
-from prefopt.recipe.sampled import ppo_steps, rules_of
+from prefopt.recipe.sampled import ONLINE_KINDS, online_steps, rules_of
 from prefopt.recipe.schema import DataSpec
 from prefopt.recipe.yaml import KeyPath, Places
 
@@ -22,22 +22,24 @@ _FORMAT_ROWS = {
     "implicit": "pairs",
     "hh": "pairs",
     "saferlhf": "pairs",
+    "unpaired": "unpaired",
 }
-_PROMPTED = ("completions", "pairs", "prompts")
+_PROMPTED = ("completions", "pairs", "unpaired", "prompts")
 _ACCEPTS: dict[tuple[str, str], tuple[tuple[str, ...], str]] = {
     ("pretrain", "data"): (("text", "completions", "pairs"), "pretraining learns from whole texts"),
     ("sft", "data"): (("completions", "pairs"), "sft learns from completions"),
     ("dpo", "data"): (("pairs",), "dpo learns from pairs"),
+    ("kto", "data"): (("pairs", "unpaired"), "kto learns from pairs, or from completions with a `label`"),
     ("reward", "data"): (("pairs",), "a reward model learns from pairs"),
     ("collect", "prompts"): (_PROMPTED, "plain text has no prompts"),
-    ("ppo", "prompts"): (_PROMPTED, "plain text has no prompts"),
+    **{(kind, "prompts"): (_PROMPTED, "plain text has no prompts") for kind in ONLINE_KINDS},
     ("ppo", "demonstrations"): (("completions", "pairs"), "what is imitated are completions"),
     ("evaluate", "data"): (("pairs",), "preference accuracy is measured on pairs; name it in 'prompts' instead"),
     ("evaluate", "ood"): (("pairs",), "a reward's accuracy is measured on pairs"),
     ("evaluate", "prompts"): (_PROMPTED, "plain text has no prompts"),
 }
 _FOR_FILES = ("data_dir", "revision", "split", "format", "columns")
-_PREFERENCE_RULES = {"dpo": (dpo_faults,)}
+_PREFERENCE_RULES = {"dpo": (dpo_faults,), "kto": (kto_faults,)}
 _GROUPED = "a step's loss is the mean over its tokens, so tokens of short rows would weigh more: answers get shorter"
 
 
@@ -164,7 +166,7 @@ class Rules:
             self._add(part, "max_new_tokens", message, "raise 'max_length' or lower 'max_new_tokens'")
 
     def _schedule(self, part: Part, kind: str) -> None:
-        steps = ppo_steps(part) if kind == "ppo" else part.get("max_steps")
+        steps = online_steps(part) if kind in ONLINE_KINDS else part.get("max_steps")
         warmup = part.get("warmup_steps")
         if 0 < steps < warmup:
             self._warn(part, "warmup_steps", f"{warmup:g} warm-up steps of {steps}: learning_rate is never reached")
@@ -189,6 +191,7 @@ _ROW_WORDS = {
     "text": "text without prompts",
     "completions": "completions, no pairs",
     "pairs": "pairs",
+    "unpaired": "completions marked as good or bad",
     "prompts": "prompts alone",
 }
 

@@ -20,10 +20,14 @@ def rules_of(kind: str) -> tuple[Rule, ...]:
     return _RULES.get(kind, ())
 
 
-def ppo_steps(part: Part) -> int:
-    """Optimiser steps of a ppo stage."""
+ONLINE_KINDS = ("ppo", "grpo", "rloo")
+
+
+def online_steps(part: Part) -> int:
+    """Optimiser steps of a stage that samples from its policy."""
     rollouts = part.get("total_episodes") // part.get("rollout_batch_size")
-    return int(rollouts * part.get("num_ppo_epochs") * part.get("num_mini_batches"))
+    uses = part.get("num_ppo_epochs" if part.has("num_ppo_epochs") else "num_iterations")
+    return int(rollouts * uses * part.get("num_mini_batches"))
 
 
 def _batches(part: Part) -> Iterator[Fault]:
@@ -120,6 +124,8 @@ def _inner(value: Any, key: str) -> Any:
 _RULES: dict[str, tuple[Rule, ...]] = {
     "collect": (_pairs, _greedy),
     "evaluate": (_suites, _headroom, _greedy),
+    "grpo": (_batches, _pull),
     "ppo": (_batches, _pull, _second_opinion),
     "reward": REWARD_RULES,
+    "rloo": (_batches, _pull),
 }

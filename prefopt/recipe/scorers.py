@@ -167,12 +167,6 @@ class PPORewardSpec(ScorerSpec):
     missing_eos_penalty: float = Field(
         1.0, ge=0, description="subtracted from the normalised reward of completions that do not end themselves"
     )
-    prefixes: int = when_set(
-        0,
-        ge=0,
-        description="beginnings of a completion that are scored as well, evenly spaced: tokens are then paid for what "
-        "they add to the score (Ng et al. 1999), and not all at the end",
-    )
     missing_eos_score: float | None = Field(
         None, description="is the reward of such completions instead, whatever their score (arXiv 2403.17031)"
     )

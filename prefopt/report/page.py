@@ -24,9 +24,7 @@ from prefopt.tracking.metrics import METRICS, Metric, describe
 from prefopt.tracking.redaction import redact
 
 _HEADLINES = (
-    "ppo/score",
-    "ppo/kl",
-    "ppo/entropy",
+    *(f"{method}/{name}" for method in ("ppo", "grpo", "rloo") for name in ("score", "kl", "entropy")),
     "reward/accuracy/mean",
     "collect/pairs",
     "collect/reward",
@@ -36,6 +34,8 @@ _HEADLINES = (
     "eval/dpo/margin",
     "train/loss",
     "dpo/accuracy",
+    "eval/kto/margin",
+    "kto/margin",
     "eval/perplexity",
 )
 _MOST_HEADLINES = 3

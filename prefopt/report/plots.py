@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from prefopt.report.curves import Curves, sketch_of
 from prefopt.report.drawing import SERIES, Plot, Sketch, legend, plain, plot_of
 from prefopt.report.evidence_plots import evidence_sketches
-from prefopt.report.ppo_plots import GROUP_OF_ANSWERS, PPO_CURVES
+from prefopt.report.ppo_plots import GROUP_OF_ANSWERS, online_curves
 from prefopt.report.rundata import RunData, StageData, reward_of
 
 if TYPE_CHECKING:
@@ -65,6 +65,22 @@ _CURVES = (
         (("dpo/chosen_reward", "chosen"), ("dpo/rejected_reward", "rejected")),
         0.0,
     ),
+    Curves(
+        "kto-rewards",
+        "Implicit rewards",
+        "Good completions should become likelier than under the reference, and bad ones less likely.",
+        "nats × beta",
+        (("kto/desirable_reward", "good"), ("kto/undesirable_reward", "bad"), ("eval/kto/margin", "margin, held out")),
+        0.0,
+    ),
+    Curves(
+        "kto-kl",
+        "Distance from the reference",
+        "What a completion's implicit reward is compared with; at 0 it is compared with the reference alone.",
+        "nats per completion",
+        (("kto/kl", "estimate"),),
+        0.0,
+    ),
 )
 
 
@@ -75,16 +91,16 @@ def draw(run: RunData) -> list[Plot]:
 
 
 def _sketches(stage: StageData) -> Iterator[Sketch]:
-    is_ppo = any(name.startswith("ppo/") for name in stage.series)
-    # The parts of ppo's loss pull in opposite directions, and neither need fall.
-    for curves in PPO_CURVES if is_ppo else _CURVES:
+    online = online_curves(stage)
+    # The parts of their losses pull in opposite directions, and neither need fall.
+    for curves in online or _CURVES:
         sketch = sketch_of(curves, stage)
         if sketch is not None:
             yield sketch
     scores = _scores(stage)
     if scores:
         caption = "How often each policy's answers get which reward; the dashed lines are the averages."
-        group = GROUP_OF_ANSWERS if is_ppo else ""
+        group = GROUP_OF_ANSWERS if online else ""
         yield Sketch("reward", stage.name, "Reward of the answers", caption, _distributions(scores), group=group)
     yield from evidence_sketches(stage)
 

@@ -1,4 +1,4 @@
-"""The curves of ppo, with the ranges that healthy runs stay in.
+"""The curves of ppo, grpo and rloo, with the ranges that healthy runs stay in.
 
 Ranges are rules of thumb; where the recipe sets a limit, or a guard watches, that is shown.
 """
@@ -6,6 +6,7 @@ Ranges are rules of thumb; where the recipe sets a limit, or a guard watches, th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from prefopt.recipe.ppo import GuardsSpec
 from prefopt.report.curves import Curves, Mark
@@ -206,3 +207,16 @@ PPO_CURVES = (
         group=_LEARNS,
     ),
 )
+
+ONLINE_METHODS = ("ppo", "grpo", "rloo")
+
+
+def online_curves(stage: StageData) -> tuple[Curves, ...]:
+    """The curves of a stage that samples from its policy, under its own metrics; none of any other stage."""
+    method = next((each for each in ONLINE_METHODS if any(name.startswith(f"{each}/") for name in stage.series)), None)
+    if method is None:
+        return ()
+    return tuple(
+        replace(each, metrics=tuple((name.replace("ppo/", f"{method}/"), label) for name, label in each.metrics))
+        for each in PPO_CURVES
+    )

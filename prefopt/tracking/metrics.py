@@ -152,6 +152,43 @@ _PPO: tuple[tuple[str, str, str, Better | None], ...] = (
     ("ppo/update_seconds", "Wall time of one forward and backward pass of the update.", "s", "lower"),
 )
 
+_GROUP = frozenset(
+    "score score_finished score_truncated disagreement kl entropy length eos_rate repetition episodes "
+    "rollout_seconds".split()
+)
+"""Names that mean the same for all that learn from groups of completions as for ppo."""
+
+_GRPO: tuple[tuple[str, str, str, Better | None], ...] = (
+    *((f"grpo/{row[0][4:]}", *row[1:]) for row in _PPO if row[0][4:] in _GROUP),
+    ("grpo/reward", "What an episode earns: the scaled reward; the KL is a loss of its own.", "", "higher"),
+    ("grpo/clip_fraction", "Share of tokens whose ratio is clipped, so that they pull no further.", "", None),
+    ("grpo/tie_rate", "Share of prompts whose completions all earn the same, which teaches nothing.", "", "lower"),
+)
+
+_RLOO: tuple[tuple[str, str, str, Better | None], ...] = (
+    *((f"rloo/{row[0][4:]}", *row[1:]) for row in _PPO if row[0][4:] in _GROUP),
+    ("rloo/reward", "What an episode earns: the scaled reward minus the price of its KL.", "", "higher"),
+    ("rloo/clip_fraction", "Share of completions whose ratio is clipped, so that they pull no further.", "", None),
+    ("rloo/tie_rate", "Share of prompts whose completions all earn the same, which teaches nothing.", "", "lower"),
+)
+
+_KTO: tuple[tuple[str, str, str, Better | None], ...] = (
+    (
+        "kto/desirable_reward",
+        "Implicit reward of good completions: beta times how much likelier they are than under the reference.",
+        "nats × beta",
+        "higher",
+    ),
+    ("kto/undesirable_reward", "Implicit reward of bad completions.", "nats × beta", "lower"),
+    ("kto/margin", "Implicit reward of good completions minus that of bad ones.", "nats × beta", "higher"),
+    ("kto/desirable_logp", "Log-probability the policy gives to a whole good completion.", "nats", None),
+    ("kto/undesirable_logp", "Log-probability the policy gives to a whole bad completion.", "nats", None),
+    ("kto/kl", "Estimate of the KL that a completion is compared with, on mismatched completions.", "nats", None),
+    ("kto/entropy", "How undecided the policy is about the next token of the rows' completions.", "nats", None),
+)
+
+_ONLINE = (*_PPO, *_GRPO, *_RLOO)
+
 _COLLECT: tuple[tuple[str, str, str, Better | None], ...] = (
     ("collect/prompts", "Prompts that were answered.", "", None),
     ("collect/samples", "Completions that were sampled.", "", None),
@@ -309,7 +346,7 @@ def _estimates(rows: Iterable[tuple[str, str, str, Better | None]]) -> Iterator[
 
 
 def _table() -> dict[str, Metric]:
-    metrics = [Metric(*row) for row in (*_TRAINING, *_DPO, *_PPO, *_COLLECT, *_EVALUATE)]
+    metrics = [Metric(*row) for row in (*_TRAINING, *_DPO, *_KTO, *_ONLINE, *_COLLECT, *_EVALUATE)]
     metrics.extend(_estimates((*_ESTIMATES, *_REWARD_PROBES)))
     metrics.extend(Metric(*row) for row in _REWARD)  # what training logs as `reward/accuracy`, over its own rows
     return {metric.name: metric for metric in metrics}

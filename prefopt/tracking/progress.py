@@ -35,9 +35,7 @@ _OTHER = ("!", "yellow")
 # What says most about a stage in few characters, in this order.
 # Held-out numbers first where they exist: they say more than those of the last training batches.
 _SHOWN = (
-    "ppo/score",
-    "ppo/kl",
-    "ppo/length",
+    *(f"{method}/{name}" for method in ("ppo", "grpo", "rloo") for name in ("score", "kl", "length")),
     "collect/pairs",
     "collect/reward",
     "reward/accuracy/mean",
@@ -47,6 +45,8 @@ _SHOWN = (
     "dpo/accuracy",
     "reward/accuracy",
     "dpo/margin",
+    "eval/kto/margin",
+    "kto/margin",
     "train/tokens_per_second",
 )
 _MOST_SHOWN = 3

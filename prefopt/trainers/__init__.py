@@ -16,14 +16,26 @@ if TYPE_CHECKING:
     from prefopt.trainers.pretrain import PretrainTrainer as PretrainTrainer
     from prefopt.trainers.reward import RewardTrainer as RewardTrainer
     from prefopt.trainers.reward_config import RewardConfig as RewardConfig
+    from prefopt.trainers.trl import GRPOConfig as GRPOConfig
+    from prefopt.trainers.trl import GRPOTrainer as GRPOTrainer
+    from prefopt.trainers.trl import KTOConfig as KTOConfig
+    from prefopt.trainers.trl import KTOTrainer as KTOTrainer
+    from prefopt.trainers.trl import RLOOConfig as RLOOConfig
+    from prefopt.trainers.trl import RLOOTrainer as RLOOTrainer
     from prefopt.trainers.trl import SFTTrainer as SFTTrainer
 
 _HOME = {
     "DPOConfig": "dpo",
     "DPOTrainer": "dpo",
+    "GRPOConfig": "trl",
+    "GRPOTrainer": "trl",
+    "KTOConfig": "trl",
+    "KTOTrainer": "trl",
     "PPOConfig": "ppo_config",
     "PPOTrainer": "ppo",
     "PretrainTrainer": "pretrain",
+    "RLOOConfig": "trl",
+    "RLOOTrainer": "trl",
     "RewardConfig": "reward_config",
     "RewardTrainer": "reward",
     "SFTTrainer": "trl",
@@ -31,9 +43,15 @@ _HOME = {
 __all__ = [
     "DPOConfig",
     "DPOTrainer",
+    "GRPOConfig",
+    "GRPOTrainer",
+    "KTOConfig",
+    "KTOTrainer",
     "PPOConfig",
     "PPOTrainer",
     "PretrainTrainer",
+    "RLOOConfig",
+    "RLOOTrainer",
     "RewardConfig",
     "RewardTrainer",
     "SFTTrainer",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -18,6 +18,14 @@ class Averages:
         """Count a value, which may be an average itself, with the weight of what it is an average of."""
         pair = torch.tensor([float(value) * weight, weight], dtype=torch.float64)
         self._sums[name] = self._sums[name] + pair if name in self._sums else pair
+
+    def snapshot(self) -> Mapping[str, Tensor]:
+        """What is counted now, to go back to."""
+        return dict(self._sums)
+
+    def go_back(self, snapshot: Mapping[str, Tensor]) -> None:
+        """Forget what was counted since."""
+        self._sums = dict(snapshot)
 
     def take(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """The averages by name, and begin anew; what nothing has weighed in has none.

@@ -1,14 +1,11 @@
-"""Makes the episodes of PPO: samples completions, has them scored, and asks every role about every token.
-
-Ranks share the work, and all of them get all of it.
+"""Asks every role of PPO about every token of its episodes; ranks share the work, and all of them get all of it.
 
 Shape suffixes: N episodes, L completion positions (padded on the right).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -16,35 +13,21 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from prefopt.errors import DataError, InputError
+from prefopt.errors import InputError
 from prefopt.models.actor_critic import ActorCritic, Ask
-from prefopt.models.generate import Sampled, SamplingOptions, beginning, sample
+from prefopt.models.generate import Sampled, beginning
 from prefopt.models.modes import evaluating
-from prefopt.records import Prompt, Score
+from prefopt.trainers.answers import Answerer, RewardFunction, scores_of
 from prefopt.trainers.ppo_config import PPOConfig
 from prefopt.trainers.ranks import shared_out
 from prefopt.trainers.rollouts import Rollouts
 
-RewardFunction = Callable[[Sequence[Prompt], Sequence[str]], Sequence[float | Score]]
 SAME = 1e-4
 """How far a token's log-probability may be from that of the training forward, in nats, to be taken for it."""
 APART = 0.5
 """Mean distance, in nats, at which sampling and training cannot be the same model."""
 CHECKED = 8
 """Every so manieth episode is looked at twice."""
-
-
-@dataclass(frozen=True)
-class Scores:
-    """What episodes were given, [N] each.
-
-    Attributes:
-        values: Raw, in the reward's own unit.
-        stds: Disagreement between the members of an ensemble, in the same unit; 0 of one.
-    """
-
-    values: Tensor
-    stds: Tensor
 
 
 class Said(NamedTuple):
@@ -69,7 +52,7 @@ class Said(NamedTuple):
     mismatch: float
 
 
-class Explorer:
+class Explorer(Answerer):
     """Samples and looks.
 
     Args:
@@ -80,6 +63,8 @@ class Explorer:
         reward: Takes N prompts and N completions and gives N numbers, or scores.
     """
 
+    _args: PPOConfig
+
     def __init__(
         self,
         model: ActorCritic,
@@ -88,29 +73,12 @@ class Explorer:
         accelerator: Accelerator,
         reward: RewardFunction,
     ) -> None:
+        super().__init__(model.peft, tokenizer, args, accelerator, reward)
         self._model = model
-        self._tokenizer = tokenizer
-        self._args = args
-        self._accelerator = accelerator
-        self._reward = reward
 
-    # -- sampling ------------------------------------------------------------------------------------------------------
-
-    def answers(self, rows: Sequence[Mapping[str, Any]], seed: int) -> tuple[list[Sampled], Scores]:
-        """Completions of prompts and their raw scores.
-
-        The random numbers belong to the prompt's place, so it makes no difference how many ranks share them.
-        """
-        uniforms = self._uniforms(len(rows), seed)
-
-        def answer(indices: Sequence[int]) -> list[tuple[Sampled, Score]]:
-            mine = [rows[index] for index in indices]
-            samples = self._sample(mine, uniforms[list(indices)])
-            return list(zip(samples, score_texts(self._reward, mine, samples), strict=True))
-
-        samples, scores = zip(*shared_out(len(rows), answer), strict=True)
-        numbers = torch.tensor([(score.value, score.std) for score in scores], dtype=torch.float64).float()
-        return list(samples), Scores(numbers[:, 0], numbers[:, 1])
+    def activate(self) -> None:
+        """Compute with the policy from now on."""
+        self._model.activate("policy")
 
     def potentials(self, rows: Sequence[Mapping[str, Any]], samples: Sequence[Sampled]) -> Tensor:
         """What the reward says of the text before each token, raw, [N, L]; 0 after a completion's end.
@@ -124,36 +92,11 @@ class Explorer:
             places = [range(0, len(samples[index].ids), step) for index in indices]
             asked = [(index, place) for index, each in zip(indices, places, strict=True) for place in each]
             texts = [beginning(self._tokenizer, samples[index], place) for index, place in asked]
-            found = iter(scores_of(self._reward, [rows[index]["prompt"] for index, _ in asked], texts))
-            return [[next(found).value for _ in each for _ in range(step)] for each in places]
+            scores = iter(scores_of(self._reward, [rows[index]["prompt"] for index, _ in asked], texts))
+            return [[value for _ in each for value in [next(scores).value] * step] for each in places]
 
         known = shared_out(len(rows), score)
         return _padded([each[: len(sample.ids)] for each, sample in zip(known, samples, strict=True)])
-
-    def samples(self, rows: Sequence[Mapping[str, Any]], seed: int) -> list[Sampled]:
-        """Completions alone."""
-        uniforms = self._uniforms(len(rows), seed)
-        return shared_out(
-            len(rows), lambda indices: self._sample([rows[index] for index in indices], uniforms[list(indices)])
-        )
-
-    def _uniforms(self, rows: int, seed: int) -> Tensor:
-        generator = torch.Generator().manual_seed(seed)
-        return torch.rand(rows, self._args.max_new_tokens, dtype=torch.float64, generator=generator)
-
-    def _sample(self, rows: Sequence[Mapping[str, Any]], uniforms: Tensor) -> list[Sampled]:
-        options = SamplingOptions(
-            max_new_tokens=self._args.max_new_tokens,
-            min_new_tokens=self._args.min_new_tokens,
-            temperature=self._args.temperature,
-            batch_size=self._args.per_device_eval_batch_size,
-            stop=self._args.stop,
-            say=True,
-        )
-        self._model.activate("policy")
-        prompts = [row["prompt_ids"] for row in rows]
-        with self._accelerator.autocast():
-            return sample(self._model.peft, self._tokenizer, prompts, options, uniforms=uniforms)
 
     # -- looking -------------------------------------------------------------------------------------------------------
 
@@ -212,27 +155,6 @@ class Explorer:
         said = (logps, reference.logps, values, entropy, reference.divergence)
         mask = batch.mask
         return torch.stack([nothing if each is None else each.float() * mask for each in said]).cpu()
-
-
-def score_texts(reward: RewardFunction, rows: Sequence[Mapping[str, Any]], samples: Sequence[Sampled]) -> list[Score]:
-    """Raw rewards of the decoded texts; see `scores_of`."""
-    return scores_of(reward, [row["prompt"] for row in rows], [sample.text for sample in samples])
-
-
-def scores_of(reward: RewardFunction, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[Score]:
-    """Raw rewards of texts.
-
-    Raises:
-        DataError: When they are not as many finite numbers, or scores.
-    """
-    values = reward(prompts, texts)
-    try:
-        scores = [each if isinstance(each, Score) else Score(float(each)) for each in values]
-    except (TypeError, ValueError) as error:
-        raise DataError(f"the reward must give {len(texts)} finite numbers, and gave {values!r:.200}") from error
-    if len(scores) != len(texts):
-        raise DataError(f"the reward must give {len(texts)} finite numbers, and gave {values!r:.200}")
-    return scores
 
 
 def _padded(rows: Sequence[Sequence[float]]) -> Tensor:

@@ -48,8 +48,7 @@ class MicroRowsTrainer(Trainer):  # type: ignore[misc]
             loss: Tensor = whole_step(model, part, num_items_in_batch)
             return loss
 
-        # Where nothing is known of the whole step, the loss is a mean over the pass, and parts would not add up.
-        adds_up = num_items_in_batch is not None and self.rows_add_up
+        adds_up = self.parts_add_up(num_items_in_batch)
         spans = self.spans(inputs) if adds_up and self.args.world_size == 1 else [(0, rows)]
         losses = []
         for first, last in spans:
@@ -59,6 +58,13 @@ class MicroRowsTrainer(Trainer):  # type: ignore[misc]
 
             losses += self.in_micro_rows(last - first, of_span) if adds_up else [one_pass(first, last)]
         return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+
+    def parts_add_up(self, num_items_in_batch: Tensor | int | None) -> bool:
+        """Whether the losses of a pass's parts sum to its own.
+
+        Where nothing is known of the whole step, the loss is a mean over the pass, and those of parts do not.
+        """
+        return num_items_in_batch is not None and self.rows_add_up
 
     @property
     def rows_add_up(self) -> bool:

@@ -37,14 +37,16 @@ from prefopt.models.roles import POLICY
 from prefopt.rewards.controllers import KLController
 from prefopt.rewards.scale import RewardScale
 from prefopt.store.files import read_json, write_json
+from prefopt.trainers.answers import RewardFunction
 from prefopt.trainers.averages import Averages
 from prefopt.trainers.checkpoints import CheckpointedTrainer
 from prefopt.trainers.demonstrations import Demonstrations, nll_tokens
-from prefopt.trainers.explorer import Explorer, RewardFunction
+from prefopt.trainers.explorer import Explorer
 from prefopt.trainers.opening import open_adapted, pad_token_of
-from prefopt.trainers.ppo_config import BetweenRollouts, PPOConfig, Slots
+from prefopt.trainers.ppo_config import PPOConfig
 from prefopt.trainers.ppo_metrics import Rollout
-from prefopt.trainers.rollouts import MicroBatch, Rollouts, episodes, micro_batches, prompt_indices, seed_of
+from prefopt.trainers.rollout_loop import BetweenRollouts, Slots
+from prefopt.trainers.rollouts import MicroBatch, Rollouts, episodes, micro_batches, prompts_of_rollout, seed_of
 from prefopt.trainers.rows import tokenised_prompts
 from prefopt.trainers.watch import Judge, Watch
 
@@ -158,10 +160,7 @@ class PPOTrainer(CheckpointedTrainer):
         return Rollout(rows, samples, scores, terms, said, kl, rewards, coefficient, batch)
 
     def _prompts_of(self, number: int, size: int, seed: int) -> list[Mapping[str, Any]]:
-        """Prompts of a rollout's episodes; those that answer the same one stand beside each other."""
-        each = self.args.samples_per_prompt
-        chosen = prompt_indices(number, -(-size // each), len(self.prompts), seed)
-        return [self.prompts[index] for index in chosen for _ in range(each)][:size]
+        return prompts_of_rollout(self.prompts, number, size, self.args.samples_per_prompt, seed)
 
     def _normalise_by_reference(self) -> None:
         """Centre and scale scores by those of the reference's own completions; the policy still equals it."""

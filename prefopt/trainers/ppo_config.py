@@ -1,19 +1,18 @@
-"""Options of PPO, and what fits its rollouts into the loop of `transformers.Trainer`."""
+"""Options of PPO."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from torch.utils.data import Dataset
-from transformers import TrainerCallback, TrainingArguments
+from transformers import TrainingArguments
 
 from prefopt.errors import InputError
 from prefopt.losses.ppo import KLEstimator, PPOOptions
 from prefopt.recipe.ppo import RIGHT_ESTIMATORS
 from prefopt.rewards.scale import Normalisation
 from prefopt.trainers.guards import GuardLimits, Selection
+from prefopt.trainers.rollout_loop import cut_rollout
 
 
 @dataclass
@@ -79,22 +78,11 @@ class PPOConfig(TrainingArguments):  # type: ignore[misc]
                 f"{self.kl_estimator} has the wrong gradient in the {self.kl_apply} (arXiv 2506.09477)",
                 f"use {' or '.join(RIGHT_ESTIMATORS[self.kl_apply])}",
             )
-        if self.rollout_batch_size % self.samples_per_prompt:
-            raise InputError(
-                f"a rollout of {self.rollout_batch_size} episodes has no whole prompts of {self.samples_per_prompt}",
-                "choose a rollout_batch_size that samples_per_prompt divides",
-            )
-        rows = self.rollout_batch_size // self.world_size
-        mini_batch, rest = divmod(rows, self.num_mini_batches)
         wanted: int = self.per_device_train_batch_size
-        self.per_device_train_batch_size: int = min(wanted, max(mini_batch, 1))
-        if rest or rows * self.world_size != self.rollout_batch_size or mini_batch % self.per_device_train_batch_size:
-            raise InputError(
-                f"a rollout of {self.rollout_batch_size} episodes on {self.world_size} ranks cannot be cut into "
-                f"{self.num_mini_batches} minibatches of passes of {self.per_device_train_batch_size}",
-                "choose sizes that divide each other",
-            )
-        self.gradient_accumulation_steps = mini_batch // self.per_device_train_batch_size
+        rows, self.gradient_accumulation_steps = cut_rollout(
+            self.rollout_batch_size, self.samples_per_prompt, self.num_mini_batches, rows=wanted, ranks=self.world_size
+        )
+        self.per_device_train_batch_size: int = rows
         self.mini_batch_size = self.rollout_batch_size // self.num_mini_batches
         self.steps_per_rollout = self.num_ppo_epochs * self.num_mini_batches
         self.max_steps = -(-self.total_episodes // self.rollout_batch_size) * self.steps_per_rollout
@@ -116,48 +104,3 @@ class PPOConfig(TrainingArguments):  # type: ignore[misc]
             kl_coef=kl_coefficient if self.kl_apply == "loss" else 0.0,
             kl_estimator=self.kl_estimator,
         )
-
-
-class Slots(Dataset[int]):
-    """As many rows as the loop needs to take its steps; they hold nothing."""
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-
-    def __len__(self) -> int:
-        return self._size
-
-    def __getitem__(self, index: int) -> int:
-        return index
-
-
-class BetweenRollouts(TrainerCallback):  # type: ignore[misc]
-    """Puts off saving and stopping until a rollout is used up.
-
-    Args:
-        steps_per_rollout: Optimiser steps of a rollout.
-        ended: Asked after every rollout whether training should end.
-
-    Attributes:
-        asked_to_stop: Whether training ends because it was asked to, and will go on later.
-    """
-
-    def __init__(self, steps_per_rollout: int, ended: Callable[[], bool]) -> None:
-        self._steps = steps_per_rollout
-        self._ended = ended
-        self._save = self._stop = False
-        self.asked_to_stop = False
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Runs after every other callback, as it was added last."""
-        self._save |= control.should_save
-        self._stop |= control.should_training_stop
-        if state.global_step % self._steps:
-            control.should_save = control.should_training_stop = False
-            return
-        if self._ended():
-            self._save = self._stop = True
-        elif self._stop and state.global_step < state.max_steps:
-            self.asked_to_stop = True
-        control.should_save, control.should_training_stop = self._save, self._stop
-        self._save = self._stop = False

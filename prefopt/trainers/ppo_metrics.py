@@ -14,7 +14,8 @@ from prefopt.losses import ppo
 from prefopt.models.generate import Sampled
 from prefopt.records import conversation
 from prefopt.rewards.scale import RewardTerms
-from prefopt.trainers.explorer import Said, Scores
+from prefopt.trainers.answers import Scores
+from prefopt.trainers.explorer import Said
 from prefopt.trainers.guards import Health
 from prefopt.trainers.rollouts import Rollouts
 
@@ -108,19 +109,27 @@ def averages(rollout: Rollout, seen: Health) -> dict[str, float]:
     return found
 
 
-def samples_of(rollout: Rollout) -> list[dict[str, Any]]:
-    """Prompt, completion, finished, tokens, reward (raw) and kl of every episode."""
-    kl = rollout.kl.sum(1)
+def samples_of(
+    rows: Sequence[Mapping[str, Any]], samples: Sequence[Sampled], scores: Tensor, kl: Tensor
+) -> list[dict[str, Any]]:
+    """Prompt, completion, finished, tokens, reward (raw) and kl of every episode.
+
+    Args:
+        rows: Their prompts.
+        samples: Their completions.
+        scores: [N], raw.
+        kl: [N], nats.
+    """
     return [
         {
             "prompt": conversation(row["prompt"]),
             "completion": sampled.text,
             "finished": sampled.finished,
             "tokens": len(sampled.ids),
-            "reward": float(rollout.scores.values[index]),
-            "kl": float(kl[index]),
+            "reward": reward,
+            "kl": nats,
         }
-        for index, (row, sampled) in enumerate(zip(rollout.rows, rollout.samples, strict=True))
+        for row, sampled, reward, nats in zip(rows, samples, scores.tolist(), kl.tolist(), strict=True)
     ]
 
 

@@ -8,8 +8,9 @@ Shape suffixes: N episodes, P prompt positions (padded on the left), L completio
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -111,6 +112,22 @@ def prompt_indices(number: int, size: int, prompts: int, seed: int) -> list[int]
             orders[turn] = torch.randperm(prompts, generator=generator).tolist()
         chosen.append(orders[turn][index])
     return chosen
+
+
+def prompts_of_rollout(
+    prompts: Sequence[Mapping[str, Any]], number: int, size: int, each: int, seed: int
+) -> list[Mapping[str, Any]]:
+    """Prompts of a rollout's episodes; those that answer the same one stand beside each other.
+
+    Args:
+        prompts: All there are.
+        number: Of the rollout, from 0.
+        size: Its episodes.
+        each: Episodes that answer the same prompt.
+        seed: Of the orders.
+    """
+    chosen = prompt_indices(number, -(-size // each), len(prompts), seed)
+    return [prompts[index] for index in chosen for _ in range(each)][:size]
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from prefopt.data.prompts import row_prompt
 from prefopt.data.sources import SourceRow
 from prefopt.data.templates import Encoder, ensure_chat_template
 from prefopt.errors import DataError
-from prefopt.records import PreferencePair
+from prefopt.records import PreferencePair, Unpaired, unpaired
 
 TOKENISED = ("prompt_ids", "chosen_ids", "rejected_ids")
 
@@ -62,6 +62,48 @@ def tokenised_pairs(
         reasons["too long"] += encoder.counts["dropped_too_long"]
         raise DataError(f"0 of {len(rows)} rows are usable: {dict(reasons)}")
     return tokenised
+
+
+def tokenised_unpaired(
+    rows: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, max_length: int | None
+) -> Sequence[Mapping[str, Any]]:
+    """Tokenise completions marked as good or bad; rows that are tokenised already are returned as they are.
+
+    Over-long prompts lose their oldest turns; rows that cannot be used (empty, too long, ties) are left out.
+
+    Args:
+        rows: With `prompt_ids`, `completion_ids` and `label`, or `prompt`, `completion` and `label`, or pairs in any
+            format of docs/concepts.md.
+        tokenizer: Gets the `transcript` chat template when it has none.
+        max_length: Tokens of prompt and completion together.
+
+    Raises:
+        DataError: When a row is wrong, or none is usable; with the reasons.
+    """
+    if len(rows) == 0 or "completion_ids" in rows[0]:
+        return rows
+    ensure_chat_template(tokenizer, "auto")
+    encoder = Encoder(tokenizer, max_length or tokenizer.model_max_length)
+    reasons: Counter[str] = Counter()
+    numbered = (SourceRow(number, dict(row), f"row {number}") for number, row in enumerate(rows, 1))
+    item_format, all_rows = formats.choose(numbered, "auto", formats.UNPAIRED)
+    tokenised: list[Mapping[str, Any]] = []
+    for _, item in formats.convert(all_rows, item_format, lambda reason: reasons.update([reason.value])):
+        assert isinstance(item, PreferencePair | Unpaired)  # every format of UNPAIRED gives one of them
+        tokenised += unpaired_ids(unpaired(item), encoder)
+    if not tokenised:
+        reasons["too long"] += encoder.counts["dropped_too_long"]
+        raise DataError(f"0 of {len(rows)} rows are usable: {dict(reasons)}")
+    return tokenised
+
+
+def unpaired_ids(rows: Sequence[Unpaired], encoder: Encoder) -> list[dict[str, Any]]:
+    """Token ids of prompts and completions, and the labels; those that are too long are left out."""
+    return [
+        {"prompt_ids": ids.prompt_ids, "completion_ids": ids.completion_ids, "label": row.label}
+        for row in rows
+        if (ids := encoder.encode_answer(row.prompt, row.completion)) is not None
+    ]
 
 
 def tokenised_prompts(

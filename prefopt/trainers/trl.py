@@ -1,28 +1,43 @@
 """The only door to TRL: its trainers with this project's checkpoints.
 
-Rows arrive tokenised, so that TRL neither re-tokenises, truncates nor drops anything silently.
+Rows arrive tokenised, so that TRL neither re-tokenises, truncates nor drops anything silently. What `grpo` and `rloo`
+share is in `prefopt.trainers.group`, what `kto` adds in `prefopt.trainers.unpaired`.
 """
 
 from __future__ import annotations
 
 import mmap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import trl
 from datasets import Dataset
 from trl import SFTConfig
-from trl import SFTTrainer as TRLSFTTrainer
 
 from prefopt.trainers.checkpoints import CheckpointedTrainer
+from prefopt.trainers.group import GroupTrainer
+from prefopt.trainers.group_config import GroupConfig
+from prefopt.trainers.unpaired import UnpairedTrainer
 
 # The tile of `trl.trainer.utils.add_fused_lm_head`.
 _TILE_TOKENS, _TILE_WIDTH = 4096, 32768
 
-__all__ = ["HeadTile", "SFTConfig", "SFTTrainer", "language_modeling_rows"]
+__all__ = [
+    "GRPOConfig",
+    "GRPOTrainer",
+    "HeadTile",
+    "KTOConfig",
+    "KTOTrainer",
+    "RLOOConfig",
+    "RLOOTrainer",
+    "SFTConfig",
+    "SFTTrainer",
+    "language_modeling_rows",
+]
 
 
-class SFTTrainer(CheckpointedTrainer, TRLSFTTrainer):  # type: ignore[misc]
+class SFTTrainer(CheckpointedTrainer, trl.SFTTrainer):  # type: ignore[misc]
     """TRL's SFTTrainer with checkpoints that survive a kill, and runs that stop at NaN and go on without memory."""
 
     def counted(self) -> tuple[dict[str, int], float]:
@@ -34,6 +49,53 @@ class SFTTrainer(CheckpointedTrainer, TRLSFTTrainer):  # type: ignore[misc]
         lengths, self._total_train_tokens = counted
         for name, values in self._metrics["train"].items():
             del values[lengths.get(name, 0) :]
+
+
+@dataclass
+class GRPOConfig(GroupConfig, trl.GRPOConfig):  # type: ignore[misc]
+    """TRL's `GRPOConfig`, and how rollouts are sampled, scored and cut."""
+
+
+class GRPOTrainer(GroupTrainer, trl.GRPOTrainer):  # type: ignore[misc]
+    """Group relative policy optimisation (arXiv 2402.03300); see `GroupTrainer`."""
+
+    method = "grpo"
+    pays_in_reward = False
+    ratio_per_token = True
+
+    def _generate_single_turn(self, *asked: object, **also_asked: object) -> tuple[list[list[int]], None]:
+        return self.sampled_ids(), None
+
+
+@dataclass
+class RLOOConfig(GroupConfig, trl.RLOOConfig):  # type: ignore[misc]
+    """TRL's `RLOOConfig`, and how rollouts are sampled, scored and cut."""
+
+
+class RLOOTrainer(GroupTrainer, trl.RLOOTrainer):  # type: ignore[misc]
+    """REINFORCE with a leave-one-out baseline (arXiv 2402.14740); see `GroupTrainer`."""
+
+    method = "rloo"
+    pays_in_reward = True
+    ratio_per_token = False
+
+    def _generate_single_turn(self, *asked: object, **also_asked: object) -> list[list[int]]:
+        return self.sampled_ids()
+
+
+@dataclass
+class KTOConfig(trl.KTOConfig):  # type: ignore[misc]
+    """TRL's `KTOConfig` with this package's defaults."""
+
+    gradient_checkpointing: bool = field(default=False)
+    bf16: bool | None = field(default=False)
+    learning_rate: float = field(default=5e-5)
+    train_sampling_strategy: str = field(default="random")
+    logging_nan_inf_filter: bool = field(default=False)
+
+
+class KTOTrainer(UnpairedTrainer, trl.KTOTrainer):  # type: ignore[misc]
+    """Kahneman-Tversky optimisation (arXiv 2402.01306); see `UnpairedTrainer`."""
 
 
 def language_modeling_rows(rows: Sequence[Mapping[str, Any]]) -> Dataset:
@@ -67,9 +129,9 @@ class HeadTile:
     item_size: int
     on_cpu: bool
 
-    def tokens(self, row: Mapping[str, Any]) -> int:
-        """Positions of a row of `prompt_ids` and `completion_ids` that go through the head."""
-        return len(row["completion_ids"]) + (len(row["prompt_ids"]) - 1 if self.on_cpu else 0)
+    def tokens(self, prompt: int, completion: int) -> int:
+        """Positions of a row of so many tokens that go through the head."""
+        return completion + (prompt - 1 if self.on_cpu else 0)
 
     def allocated(self, tokens: int) -> int:
         """Bytes for a number of positions."""

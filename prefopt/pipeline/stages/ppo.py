@@ -10,16 +10,15 @@ from typing import Any, cast
 
 from peft import PeftModel
 
-from prefopt.data.load import load_prompts
-from prefopt.errors import DataError
 from prefopt.feedback.judges import label
 from prefopt.models.actor_critic import save_value
 from prefopt.models.reward_artefact import RewardArtefact, read_artefact
 from prefopt.models.roles import POLICY, save_adapter
-from prefopt.pipeline.adapters import Job, Opened, Rows, Tokenised, demonstration_rows, open_trained_policy
-from prefopt.pipeline.base_model import OpenBase, data_of, data_policy, open_base
+from prefopt.pipeline.adapters import Job, Opened, Tokenised, demonstration_rows, open_trained_policy
+from prefopt.pipeline.base_model import OpenBase, open_base
 from prefopt.pipeline.context import Inputs, StageContext, StageResult
 from prefopt.pipeline.cost import ppo_cost
+from prefopt.pipeline.online import SAMPLES_TRACKED, prompt_rows, reward_passes
 from prefopt.pipeline.scoring import open_scorer
 from prefopt.pipeline.training import final_metrics, kept_outputs, train
 from prefopt.recipe.schema import PPOSpec
@@ -58,7 +57,6 @@ _SAME = (
     "whiten_advantages",
 )
 _LIMITS = tuple(each.name for each in fields(GuardLimits) if each.name != "max_kl")  # that one is `kl.stop_above`
-SAMPLES_TRACKED = 100
 
 
 def run(spec: PPOSpec, inputs: Inputs, context: StageContext) -> StageResult:
@@ -82,9 +80,7 @@ def run(spec: PPOSpec, inputs: Inputs, context: StageContext) -> StageResult:
     for name, lines in (("samples.jsonl", samples), ("microscope.jsonl", trained.watch.close_ups)):
         write_json_lines(context.directory / name, lines, sort_keys=True)
     outputs = ["adapter", "value", "tokenizer", "samples.jsonl", "microscope.jsonl", *kept_outputs(spec)]
-    named = [part.model for part in spec.reward.parts if part.model in inputs]
-    passes = sum(len(read_artefact(inputs[name].directory).adapters) for name in named if name is not None)
-    cost = ppo_cost(trained, reward_passes=passes)
+    cost = ppo_cost(trained, reward_passes=reward_passes(spec, inputs))
     details = stage.rows.details | {
         "guards": {"ended_by": trained.watch.guards.reason, "kept_rollout": trained.watch.guards.best}
     }
@@ -96,7 +92,7 @@ def run(spec: PPOSpec, inputs: Inputs, context: StageContext) -> StageResult:
 def opened(spec: PPOSpec, inputs: Inputs, context: StageContext) -> Opened:
     """The stage, ready to be trained; its rows are prompts."""
     base = open_base(inputs, context)
-    rows, details = _prompts(spec, inputs, context, base)
+    rows = prompt_rows(spec, inputs, context, base)
     imitated: Tokenised = ()
     if spec.demonstrations:
         imitated = demonstration_rows(spec.demonstrations, spec.max_length, inputs, context, base).train
@@ -122,7 +118,7 @@ def opened(spec: PPOSpec, inputs: Inputs, context: StageContext) -> Opened:
             callbacks=job.callbacks,
         )
 
-    return Opened(base.tokenizer, base.location.name, Rows(rows, (), details), load, trainer)
+    return Opened(base.tokenizer, base.location.name, rows, load, trainer)
 
 
 def _arguments(spec: PPOSpec, base: OpenBase, context: StageContext) -> PPOConfig:
@@ -179,22 +175,3 @@ def _reward_model(spec: PPOSpec, inputs: Inputs) -> tuple[Path, RewardArtefact] 
     if source is None or source not in inputs:
         return None
     return inputs[source].directory, read_artefact(inputs[source].directory)
-
-
-def _prompts(
-    spec: PPOSpec, inputs: Inputs, context: StageContext, base: OpenBase
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    data = data_of(inputs, context)
-    loaded = load_prompts(spec.prompts, data, context.recipe.seed)
-    overlong, max_dropped = data_policy(spec.prompts, data)
-    encoder = base.encoder(spec.max_length, overlong)
-    rows: list[dict[str, Any]] = []
-    for prompt in loaded.train:
-        ids = encoder.encode_prompt(prompt, spec.max_new_tokens)
-        if ids is not None:
-            rows.append({"prompt": prompt, "prompt_ids": ids})
-    encoder.check_drop_share(max_dropped)
-    if not rows:
-        raise DataError(f"stage {context.stage}: no prompts to train on in {', '.join(spec.prompts)}")
-    details = {"data": loaded.report.to_json(), "encoding": {"chat_template": base.template, **dict(encoder.counts)}}
-    return rows, details

@@ -47,7 +47,9 @@ def tilted(rewards: Tensor, log_weights: Tensor, tilt: float) -> tuple[Tensor, T
     return mean, tilt * mean - log_normaliser, 1 / weights.square().sum(1)
 
 
-def drawn(bench: PolicyBench, adapters: list[str | None], ids: list[int], each: int, seed: int) -> tuple[Tensor, Tensor]:
+def drawn(
+    bench: PolicyBench, adapters: list[str | None], ids: list[int], each: int, seed: int
+) -> tuple[Tensor, Tensor]:
     """Rewards and log-weights [N] of a prompt's completions, `each` from every policy."""
     judge, found = world.scorer(), []
     for number, adapter in enumerate(adapters):

@@ -12,11 +12,30 @@ from transformers import LlamaForCausalLM, TrainingArguments
 from prefopt.models.flops import flops_model
 from prefopt.models.generate import Sampled
 from prefopt.models.heads import new_reward_model
-from prefopt.pipeline.cost import answering_cost, completion_share, mean_context, sampling_cost, total, training_cost
+from prefopt.pipeline.cost import (
+    answering_cost,
+    completion_share,
+    group_cost,
+    kto_cost,
+    mean_context,
+    sampling_cost,
+    total,
+    training_cost,
+)
 from prefopt.trainers.dpo import DPOConfig, DPOTrainer
 from prefopt.trainers.pretrain import LanguageModelingCollator, PretrainTrainer
 from prefopt.trainers.reward import RewardConfig, RewardTrainer
-from prefopt.trainers.trl import SFTConfig, SFTTrainer, language_modeling_rows
+from prefopt.trainers.trl import (
+    GRPOConfig,
+    GRPOTrainer,
+    KTOConfig,
+    KTOTrainer,
+    RLOOConfig,
+    RLOOTrainer,
+    SFTConfig,
+    SFTTrainer,
+    language_modeling_rows,
+)
 from tests.tiny import tiny_llama, tiny_tokenizer
 
 LORA = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
@@ -114,10 +133,50 @@ def dpo(folder: Path) -> tuple[float, dict[str, float]]:
     return found, training_cost(trainer, head=completion_share(pairs()), reference=True)
 
 
-@pytest.mark.parametrize("method", [pretrain, sft, reward, dpo])
+def kto(folder: Path) -> tuple[float, dict[str, float]]:
+    rows = [
+        {"prompt_ids": pair["prompt_ids"], "completion_ids": pair["chosen_ids"], "label": number % 2 == 0}
+        for number, pair in enumerate(pairs())
+    ]
+    trainer = KTOTrainer(
+        get_peft_model(base(), LORA, adapter_name="policy"),
+        KTOConfig(output_dir=str(folder), max_length=None, **SHARED),
+        train_dataset=rows,
+        processing_class=tiny_tokenizer(),
+    )
+    return counted(trainer), kto_cost(trainer, estimates_kl=True)
+
+
+def groups(config: Any, build: Any, folder: Path) -> tuple[float, dict[str, float]]:
+    shared = {
+        name: value for name, value in SHARED.items() if name not in ("num_train_epochs", "remove_unused_columns")
+    }
+    args = config(
+        output_dir=str(folder), total_episodes=64, rollout_batch_size=16, num_generations=4, num_iterations=2,
+        max_completion_length=40, min_new_tokens=40, normalise="none", max_length=128,
+        **{**shared, "include_num_input_tokens_seen": "no"},
+    )  # fmt: skip
+    trainer = build(
+        get_peft_model(base(), LORA, adapter_name="policy"), args, reward=lambda prompts, texts: [1.0] * len(texts),
+        train_dataset=[{"prompt": (), "prompt_ids": ids(60, number)} for number in range(4)],
+        processing_class=tiny_tokenizer(),
+    )  # fmt: skip
+    return counted(trainer), group_cost(trainer, reward_passes=0)
+
+
+def grpo(folder: Path) -> tuple[float, dict[str, float]]:
+    return groups(GRPOConfig, GRPOTrainer, folder)
+
+
+def rloo(folder: Path) -> tuple[float, dict[str, float]]:
+    return groups(RLOOConfig, RLOOTrainer, folder)
+
+
+@pytest.mark.parametrize("method", [pretrain, sft, reward, dpo, kto, grpo, rloo])
 def test_what_training_costs_is_what_torch_counts(tmp_path: Path, method: Any) -> None:
     found, cost = method(tmp_path)
-    assert cost["tokens"] == 8 * {pretrain: 600, sft: 2880}.get(method, 3360)
+    tokens = {pretrain: 4800, sft: 23040, kto: 23040, grpo: 6400, rloo: 6400}
+    assert cost["tokens"] == tokens.get(method, 26880)
     assert cost["flops"] == pytest.approx(found, rel=0.1)
 
 

@@ -52,7 +52,7 @@ def test_specs_and_mappings_say_the_same_scorer(write, chain):
         ("reward: rm", "reward: a/words.txt", "stages.policy.reward", "no stage", "reward: {lexicon: a/words.txt}"),
         ("judge: gold", "judge: sft", "stages.pairs.judge", "scores nothing", "{lexicon: FILE}"),
         ("judge: gold", "judge: {model: godl}", "stages.pairs.judge.model", "unknown judge", "'gold'"),
-        ("init: sft, prompts", "init: rm, prompts", "stages.policy.init", "scores answers", "sft, dpo or ppo"),
+        ("init: sft, prompts", "init: rm, prompts", "stages.policy.init", "scores answers", "sft, dpo, kto, ppo"),
         ("init: sft, data: [pairs]", "init: pairs, data: [pairs]", "stages.rm.init", "makes no model", ""),
         ("policies: [sft]", "policies: [rm]", "stages.pairs.policies[0]", "scores answers", ""),
         ("policies: [sft]", "policies: [stf]", "stages.pairs.policies[0]", "no stage 'stf'", "'sft'"),

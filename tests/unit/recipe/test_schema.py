@@ -52,7 +52,7 @@ def test_lora_targets_take_a_list_or_a_word():
 
 def test_layout_is_the_schema():
     assert {home.level for home in homes()["lora_r"]} == {"model.lora", "stages.NAME.lora"}
-    assert homes()["beta"][0].kinds == ("dpo",)
+    assert homes()["beta"][0].kinds == ("dpo", "kto")
     tree = {"stages": {"x": {"kind": "dpo"}}}
     assert spec_at((), tree) is Recipe
     assert spec_at(("stages", "x"), tree) is DPOSpec

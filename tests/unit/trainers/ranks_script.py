@@ -32,7 +32,17 @@ from prefopt.trainers.ppo_config import PPOConfig
 from prefopt.trainers.pretrain import LanguageModelingCollator, PretrainTrainer
 from prefopt.trainers.ranks import gathered, rank, ranks
 from prefopt.trainers.reward import RewardConfig, RewardTrainer
-from prefopt.trainers.trl import SFTConfig, SFTTrainer, language_modeling_rows
+from prefopt.trainers.trl import (
+    GRPOConfig,
+    GRPOTrainer,
+    KTOConfig,
+    KTOTrainer,
+    RLOOConfig,
+    RLOOTrainer,
+    SFTConfig,
+    SFTTrainer,
+    language_modeling_rows,
+)
 from tests.tiny import random_rows, tiny_llama, tiny_policy, tiny_tokenizer
 
 ROOT = Path(__file__).parents[3]
@@ -201,6 +211,47 @@ def full_shared_ppo(folder: Path, callbacks: list[Any]) -> PPOTrainer:
     return full_ppo(folder, callbacks, "shared")
 
 
+def grpo(folder: Path, callbacks: list[Any]) -> GRPOTrainer:
+    return groups(GRPOConfig, GRPOTrainer, folder, callbacks, scale_rewards="batch", beta=0.2)
+
+
+def rloo(folder: Path, callbacks: list[Any]) -> RLOOTrainer:
+    return groups(RLOOConfig, RLOOTrainer, folder, callbacks, normalise="running", normalize_advantages=True)
+
+
+def groups(config: Any, build: Any, folder: Path, callbacks: list[Any], **options: Any) -> Any:
+    """Groups of 8 of which each of two ranks has a half, and the rows of a step in two passes."""
+    fields = common(
+        folder, total_episodes=48, rollout_batch_size=16, num_generations=8, num_iterations=2, num_mini_batches=1,
+        max_completion_length=6, max_length=64, per_device_eval_batch_size=3, eval_strategy="no", **options,
+    )  # fmt: skip
+    del fields["num_train_epochs"], fields["gradient_accumulation_steps"]
+    prompts = [{"prompt": text} for text in ("the lamp", "the chair costs", "is", "nine euro", "red lamp is the")]
+    return build(
+        tiny_policy(), config(**fields), reward=words, train_dataset=prompts, processing_class=tiny_tokenizer(),
+        callbacks=callbacks,
+    )  # fmt: skip
+
+
+def kto(folder: Path, callbacks: list[Any], loss_type: str = "apo_zero_unpaired") -> KTOTrainer:
+    return KTOTrainer(
+        tiny_policy(), KTOConfig(**common(folder, loss_type=loss_type)), train_dataset=marked(ROWS),
+        eval_dataset=marked(HELD_OUT, 9), processing_class=tiny_tokenizer(), callbacks=callbacks,
+    )  # fmt: skip
+
+
+def estimated_kto(folder: Path, callbacks: list[Any]) -> KTOTrainer:
+    """Where mismatched completions are those of the same rank, so that one process has others."""
+    return kto(folder, callbacks, "kto")
+
+
+def marked(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    return [
+        {"prompt_ids": row["prompt_ids"], "completion_ids": row["chosen_ids"], "label": number % 3 > 0}
+        for number, row in enumerate(random_rows(count, seed))
+    ]
+
+
 def pretrain(folder: Path, callbacks: list[Any]) -> PretrainTrainer:
     return PretrainTrainer(
         model=tiny_llama().requires_grad_(True), args=TrainingArguments(**common(folder)),
@@ -236,6 +287,7 @@ def resumed(folder: Path, callbacks: list[Any]) -> SFTTrainer:
 BUILD: dict[str, Callable[[Path, list[Any]], CheckpointedTrainer]] = {
     "sft": sft, "reward": reward, "dpo": dpo, "ppo": ppo, "shared_ppo": shared_ppo, "full_ppo": full_ppo,
     "full_shared_ppo": full_shared_ppo, "pretrain": pretrain,
+    "grpo": grpo, "rloo": rloo, "kto": kto, "estimated_kto": estimated_kto,
     "bypassed": bypassed, "dropped": dropped, "killed": killed, "resumed": resumed,
 }  # fmt: skip
 

@@ -14,7 +14,19 @@ from prefopt.trainers.order import TrainingOrder
 from prefopt.trainers.ranks import FilledCollator, FilledOrder, FilledRows, any_rank, from_first, gathered, shared_out
 from tests.unit.trainers.ranks_script import difference, launch, logged_difference, logs, ppo, run, sft, weights
 
-METHODS = ("sft", "reward", "dpo", "ppo", "shared_ppo", "full_ppo", "full_shared_ppo", "pretrain")
+METHODS = (
+    "sft",
+    "reward",
+    "dpo",
+    "ppo",
+    "shared_ppo",
+    "full_ppo",
+    "full_shared_ppo",
+    "pretrain",
+    "grpo",
+    "rloo",
+    "kto",
+)
 
 
 def test_one_process_is_the_only_rank() -> None:
@@ -57,7 +69,7 @@ def test_weights_that_are_cut_up_are_refused(tmp_path: Path) -> None:
 def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Where one process trained, and where two ranks did."""
     one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
-    done = launch(two, *METHODS, "bypassed", "dropped")
+    done = launch(two, *METHODS, "bypassed", "dropped", "estimated_kto")
     assert done.returncode == 0, done.stderr
     for method in METHODS:
         run(one, method)
@@ -76,6 +88,14 @@ def test_two_ranks_equal_one_process_with_the_joined_batch(folders: tuple[Path, 
     for checkpoint in checkpoints(two / method):
         names = {output.path for output in read_checkpoint(checkpoint).outputs}
         assert {"rng_state_0.pth", "rng_state_1.pth", "optimizer.pt"} <= names
+
+
+@pytest.mark.slow
+def test_ranks_estimate_one_distance_together(folders: tuple[Path, Path]) -> None:
+    _, two = folders
+    assert difference(weights(two, "estimated_kto", 0), weights(two, "estimated_kto", 1)) == 0
+    assert logs(two, "estimated_kto", 0) == logs(two, "estimated_kto", 1)
+    assert any(row.get("kto/kl", 0) > 0 for row in logs(two, "estimated_kto"))
 
 
 @pytest.mark.slow
