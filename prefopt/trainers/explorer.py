@@ -83,10 +83,10 @@ class Explorer(Answerer):
     def potentials(self, rows: Sequence[Mapping[str, Any]], samples: Sequence[Sampled]) -> Tensor:
         """What the reward says of the text before each token, raw, [N, L]; 0 after a completion's end.
 
-        `prefixes` beginnings of the longest completion are scored, and as much of shorter ones, evenly spaced by
+        `score_prefixes` beginnings of the longest completion are scored, and as much of shorter ones, evenly spaced by
         tokens; between two the score is taken to be that of the first.
         """
-        step = -(-self._args.max_new_tokens // self._args.prefixes)
+        step = -(-self._args.max_new_tokens // self._args.score_prefixes)
 
         def score(indices: Sequence[int]) -> list[list[float]]:
             places = [range(0, len(samples[index].ids), step) for index in indices]

@@ -132,7 +132,7 @@ class PPOTrainer(CheckpointedTrainer):
         args = self.args
         rows = self._prompts_of(number, args.rollout_batch_size, args.seed)
         samples, scores = self.explorer.answers(rows, seed_of(args.seed, "rollout", number))
-        potentials = self.explorer.potentials(rows, samples) if args.prefixes else None
+        potentials = self.explorer.potentials(rows, samples) if args.score_prefixes else None
         finished = torch.tensor([sample.finished for sample in samples])
         terms = self.scale.terms(scores.values, finished)
 

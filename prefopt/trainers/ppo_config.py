@@ -38,7 +38,7 @@ class PPOConfig(TrainingArguments):  # type: ignore[misc]
     kl_bounds: tuple[float, float] = field(default=(1e-4, 10.0), metadata={"help": "of the price"})
     kl_stop_above: float | None = field(default=None, metadata={"help": "nats per completion at which training ends"})
     normalise: Normalisation = field(default="reference", metadata={"help": "'reference', 'running' or 'none'"})
-    prefixes: int = field(
+    score_prefixes: int = field(
         default=0,
         metadata={"help": "beginnings of a completion that are scored as well, so that rewards come on the way"},
     )

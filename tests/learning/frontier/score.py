@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -26,7 +27,7 @@ def reward_at(path: Sequence[Point], kl: float) -> float | None:
         kl: Nats.
     """
     found = None
-    for (before, low), (after, high) in zip(path, path[1:], strict=False):
+    for (before, low), (after, high) in itertools.pairwise(path):
         if min(before, after) <= kl <= max(before, after) and before != after:
             start, end = (math.sqrt(max(value, 0.0)) for value in (before, after))
             found = low + (high - low) * (math.sqrt(kl) - start) / (end - start)
