@@ -73,7 +73,7 @@ def ppo_cost(trainer: PPOTrainer, *, reward_passes: int) -> dict[str, float]:
     """Tokens and operations of PPO: sampling, scoring, the passes over a rollout, and the update.
 
     Every episode is sampled once, passed through policy and reference (and value, where that is another adapter),
-    scored by the reward model where there is one, and trained on `num_ppo_epochs` times. How much of an episode is
+    scored by the reward model where there is one (its beginnings as well, if asked for), and trained on `num_ppo_epochs` times. How much of an episode is
     completion is taken from the last rollout.
 
     Args:
@@ -91,7 +91,9 @@ def ppo_cost(trainer: PPOTrainer, *, reward_passes: int) -> dict[str, float]:
     towers = 1 if trainer.model.shared else 2
     sampled = episodes * replace(flops, adapters=0).sample(row - new, new)
     passes = (1 + towers) * flops.forward(tokens, row, head)
-    scored = reward_passes * flops.forward(tokens, row, 0.0)
+    # Beginnings are evenly spaced, so the mean one has the prompt and half of the completion.
+    beginnings = min(args.score_prefixes, new) * flops.forward(episodes * (row - new / 2), row - new / 2, 0.0)
+    scored = reward_passes * (flops.forward(tokens, row, 0.0) + beginnings)
     update = args.num_ppo_epochs * towers * flops.train(tokens, row, False, False, head)
     return {"tokens": tokens, "flops": sampled + passes + scored + update}
 

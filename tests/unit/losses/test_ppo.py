@@ -1,5 +1,6 @@
 """Known answers and invariants of PPO's arithmetic (docs/algorithms/ppo.md)."""
 
+import itertools
 import math
 
 import pytest
@@ -198,3 +199,49 @@ def test_ranks_that_share_their_sums_whiten_as_one() -> None:
     mean = values.mean()
     sums = iter([torch.tensor([10.0, float(second.sum())]), (second - mean).square().sum()])
     assert torch.allclose(ppo.masked_whiten(first, mask[:2], reduce=lambda x: x + next(sums)), whole[:2], atol=1e-6)
+
+
+def test_potentials_change_when_a_row_is_paid_and_not_how_much() -> None:
+    generator = torch.Generator().manual_seed(3)
+    kl, potentials = torch.randn(2, 3, 4, generator=generator)
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 0, 0, 0]])
+    scores = torch.tensor([2.0, -1.0, 0.5])
+    at_the_end = ppo.token_rewards(scores, kl, 0.3, mask)
+    on_the_way = ppo.token_rewards(scores, kl, 0.3, mask, potentials)
+    torch.testing.assert_close(on_the_way.sum(1), at_the_end.sum(1))
+    assert bool((on_the_way[mask == 0] == 0).all())
+    gained = on_the_way - torch.where(mask.bool(), -0.3 * kl, 0.0)
+    assert gained[0, 1] == pytest.approx(float(potentials[0, 2] - potentials[0, 1]), abs=1e-6)
+    assert gained[1, 1] == pytest.approx(-1.0 - float(potentials[1, 1]), abs=1e-6)
+    torch.testing.assert_close(ppo.token_rewards(scores, kl, 0.3, mask, torch.zeros(3, 4)), at_the_end)
+
+
+def test_potentials_leave_the_expected_gradient_and_take_from_its_variance() -> None:
+    """All completions of three tokens out of three, and a score that is the sum of what tokens are worth."""
+    generator = torch.Generator().manual_seed(4)
+    worth = torch.tensor([1.0, 0.0, -2.0], dtype=torch.double)
+    logits = torch.randn(13, 3, dtype=torch.double, generator=generator).requires_grad_()  # a row for each beginning
+
+    def row(start: tuple[int, ...]) -> int:
+        return sum(3**n for n in range(len(start))) + sum(token * 3**n for n, token in enumerate(start))
+
+    completions = list(itertools.product(range(3), repeat=3))
+    logps = torch.stack([torch.stack([logits[row(c[:t])].log_softmax(0)[c[t]] for t in range(3)]) for c in completions])
+    mask, nothing = torch.ones(27, 3), torch.zeros(27, 3, dtype=torch.double)
+    scores = worth[torch.tensor(completions)].sum(1)
+    known = torch.cat([nothing[:, :1], worth[torch.tensor(completions)].cumsum(1)[:, :2]], 1)
+    means, spreads = [], []
+    for potentials in (None, known):
+        rewards = ppo.token_rewards(scores, nothing, 0.0, mask, potentials)
+        advantages, _ = ppo.gae(rewards, nothing, mask, 1.0, 1.0)
+        each = torch.stack(
+            [
+                torch.autograd.grad((a * p).sum(), logits, retain_graph=True)[0]
+                for a, p in zip(advantages, logps, strict=True)
+            ]
+        )
+        chance = logps.detach().sum(1).exp()[:, None, None]
+        means.append((chance * each).sum(0))
+        spreads.append(float((chance * (each - means[-1]).square()).sum()))
+    torch.testing.assert_close(means[0], means[1], atol=1e-12, rtol=0)
+    assert spreads[1] < 0.8 * spreads[0]

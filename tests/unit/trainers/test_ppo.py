@@ -257,6 +257,14 @@ def test_it_learns_and_a_dearer_kl_keeps_it_nearer(tmp_path: Path) -> None:
     assert ends[0.0][1] > ends[1.0][1] >= -0.5, ends
 
 
+def test_it_learns_from_scores_of_beginnings(tmp_path: Path) -> None:
+    recorder = Recorder()
+    options = {"kl_coefficient": 0.0, "total_episodes": 16 * 16, "missing_eos_penalty": 0.0}
+    trainer(tmp_path, callbacks=[recorder], score_prefixes=6, **options).train()
+    scores = [row["ppo/score"] for row in recorder.logs if "ppo/score" in row]
+    assert scores[-1] > scores[0] + 1.0, scores
+
+
 def test_training_ends_where_the_policy_has_gone_too_far(tmp_path: Path) -> None:
     trained = trainer(tmp_path, kl_coefficient=0.0, kl_stop_above=1e-4, total_episodes=160)
     trained.train()

@@ -301,3 +301,40 @@ def test_arguments_can_be_written_as_json(tmp_path: Path) -> None:
     """Trackers of transformers do it."""
     args: Any = config(tmp_path, guards=GuardLimits(max_kl=3.0))
     assert "max_kl" in args.to_json_string()
+
+
+@pytest.mark.parametrize(("prefixes", "step"), [(6, 1), (2, 3), (100, 1)])
+def test_beginnings_are_scored_where_they_were_asked_for(tmp_path: Path, prefixes: int, step: int) -> None:
+    asked: list[tuple[object, str]] = []
+
+    def letters(prompts: Any, texts: Any) -> list[float]:
+        asked.extend(zip(prompts, texts, strict=True))
+        return [float(len(text)) for text in texts]
+
+    trained = trainer(tmp_path, with_reference(tmp_path), reward=letters, score_prefixes=prefixes)
+    rows = [trained.prompts[number % len(trained.prompts)] for number in range(5)]
+    samples, _ = trained.explorer.answers(rows, 3)
+    asked.clear()
+    potentials = trained.explorer.potentials(rows, samples)
+    assert potentials.shape == (5, max(len(sample.ids) for sample in samples))
+    expected = []
+    for number, (row, sample) in enumerate(zip(rows, samples, strict=True)):
+        for t in range(len(sample.ids)):
+            text = trained.processing_class.decode(sample.ids[: t - t % step], skip_special_tokens=True)
+            assert float(potentials[number, t]) == len(text)
+            if t % step == 0:
+                expected.append((row["prompt"], text))
+        assert bool((potentials[number, len(sample.ids) :] == 0).all())
+    assert asked == expected
+
+
+def test_with_beginnings_scored_an_episode_has_the_same_reward(tmp_path: Path) -> None:
+    sums = []
+    for prefixes in (0, 6):
+        folder = tmp_path / f"{prefixes}"
+        options = {"kl_coefficient": 0.05, "reward_clip": 1.0, "score_prefixes": prefixes}
+        trained = trainer(folder, with_reference(folder), **options)
+        trained._normalise_by_reference()
+        move_policy(trained)
+        sums.append(trained.collect_rollout(0).rewards.sum(1))
+    torch.testing.assert_close(sums[0], sums[1], atol=1e-5, rtol=1e-5)
