@@ -13,7 +13,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from prefopt.recipe.base import Name, Names, Seed, Spec, Texts, list_as_tuple, quiet
+from prefopt.recipe.base import Name, Names, Seed, Spec, Texts, list_as_tuple, quiet, when_set
+from prefopt.recipe.options.costs import Costs
 from prefopt.recipe.options.dpo import DPOLossOptions
 from prefopt.recipe.options.reward import RewardOptions
 from prefopt.recipe.options.suites import Suite
@@ -343,6 +344,7 @@ class EvaluateSpec(SamplingSpec):
     judge: Judge | None = Field(
         None, description="who also compares every answer with the baseline's, in both orders; as in collect"
     )
+    costs: Costs = when_set((), description="violation rates of every policy: costs as in the penalties of ppo")
     checkpoints: bool = Field(
         False,
         description="also measure what the policies' stages kept with `keep_adapters`, for the curve over training",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from prefopt.report.curves import Curves, sketch_of
 from prefopt.report.drawing import SERIES, Plot, Sketch, legend, plain, plot_of
 from prefopt.report.evidence_plots import evidence_sketches
+from prefopt.report.penalty_plots import penalty_curves
 from prefopt.report.ppo_plots import GROUP_OF_ANSWERS, PPO_CURVES
 from prefopt.report.rundata import RunData, StageData, reward_of
 
@@ -77,7 +78,7 @@ def draw(run: RunData) -> list[Plot]:
 def _sketches(stage: StageData) -> Iterator[Sketch]:
     is_ppo = any(name.startswith("ppo/") for name in stage.series)
     # The parts of ppo's loss pull in opposite directions, and neither need fall.
-    for curves in PPO_CURVES if is_ppo else _CURVES:
+    for curves in (*PPO_CURVES, *penalty_curves(stage)) if is_ppo else _CURVES:
         sketch = sketch_of(curves, stage)
         if sketch is not None:
             yield sketch

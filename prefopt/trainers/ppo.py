@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,13 @@ from transformers.trainer import TRAINER_STATE_NAME
 from prefopt.errors import DataError, InputError
 from prefopt.losses import ppo
 from prefopt.models.actor_critic import HEAD, ActorCritic, Ask, actor_critic, fold_normaliser, save_value_head
+from prefopt.models.generate import Sampled
 from prefopt.models.roles import POLICY
+from prefopt.models.token_offsets import token_offsets
 from prefopt.rewards.controllers import KLController
-from prefopt.rewards.scale import RewardScale
+from prefopt.rewards.costs.sample import Sample
+from prefopt.rewards.penalties import Penalty
+from prefopt.rewards.shaper import Shaper, lazy_offsets
 from prefopt.store.files import read_json, write_json
 from prefopt.trainers.averages import Averages
 from prefopt.trainers.checkpoints import CheckpointedTrainer
@@ -44,6 +49,7 @@ from prefopt.trainers.explorer import Explorer, RewardFunction
 from prefopt.trainers.opening import open_adapted, pad_token_of
 from prefopt.trainers.ppo_config import BetweenRollouts, PPOConfig, Slots
 from prefopt.trainers.ppo_metrics import Rollout
+from prefopt.trainers.ranks import shared_out
 from prefopt.trainers.rollouts import MicroBatch, Rollouts, episodes, micro_batches, prompt_indices, seed_of
 from prefopt.trainers.rows import tokenised_prompts
 from prefopt.trainers.watch import Judge, Watch
@@ -63,6 +69,7 @@ class PPOTrainer(CheckpointedTrainer):
         processing_class: The tokenizer; loaded with the model when that is a name.
         peft_config: Shape of the policy's adapter, where `model` has none yet.
         reward_model: Artefact of a reward model that the value starts as; for `value: adapter`.
+        penalties: What is taken off rewards besides; see `prefopt.rewards.shaper`.
         judge: Takes N prompts, N completions and N others and gives the probabilities that the first are preferred. It
             is not trained on: the guards ask it now and then whether rewards mean anything.
         demonstrations: Rows with `prompt_ids` and `completion_ids` whose likelihood is kept up (PTX).
@@ -71,6 +78,7 @@ class PPOTrainer(CheckpointedTrainer):
     Attributes:
         watch: Why training ended early, if it did, whose policy was kept, and the samples of the last rollout.
         scale: Of the rewards.
+        shaper: Makes rewards of scores.
         kl: The price of the KL.
 
     Raises:
@@ -90,6 +98,7 @@ class PPOTrainer(CheckpointedTrainer):
         processing_class: PreTrainedTokenizerBase | None = None,
         peft_config: PeftConfig | None = None,
         reward_model: Path | None = None,
+        penalties: Sequence[Penalty] = (),
         judge: Judge | None = None,
         demonstrations: Sequence[Mapping[str, Any]] = (),
         **kwargs: Any,
@@ -109,7 +118,8 @@ class PPOTrainer(CheckpointedTrainer):
             **kwargs,
         )
         self.explorer = Explorer(self.model, tokenizer, args, self.accelerator, reward)
-        self.scale = RewardScale(args.normalise, args.reward_clip, args.missing_eos_penalty, args.missing_eos_score)
+        self.scale = args.scale()
+        self.shaper = Shaper(penalties, scale=self.scale, total_clip=args.total_clip)
         self.kl = KLController(args.kl_coefficient, args.kl_target, args.kl_horizon, args.kl_bounds)
         self.watch = Watch(args, self.explorer, judge, self.prompts, tokenizer)
         self._demonstrations = Demonstrations(demonstrations, args.mini_batch_size, args.seed, pad_token_of(tokenizer))
@@ -131,14 +141,15 @@ class PPOTrainer(CheckpointedTrainer):
         rows = self._prompts_of(number, args.rollout_batch_size, args.seed)
         samples, scores = self.explorer.answers(rows, seed_of(args.seed, "rollout", number))
         finished = torch.tensor([sample.finished for sample in samples])
-        terms = self.scale.terms(scores.values, finished)
+        texts = self._texts(rows, samples)
+        shaped = self.shaper.shape(scores.values, scores.stds, finished, texts, shared_out)
 
         batch = episodes([row["prompt_ids"] for row in rows], samples, pad_token_of(self.processing_class))
         said = self.explorer.look(batch, samples)
         kl = ppo.kl_tokens(said.logps, said.reference_logps, batch.mask, for_reward=True)
         coefficient = self.kl.coefficient
         price = coefficient if args.kl_apply == "reward" else 0.0
-        rewards = ppo.token_rewards(terms.total, kl, price, batch.mask)
+        rewards = ppo.token_rewards(shaped.total, kl, price, batch.mask)
         whitened = ppo.masked_whiten(rewards, batch.mask, shift_mean=False) if args.whiten_rewards else rewards
 
         advantages, returns = ppo.gae(whitened, said.values, batch.mask, args.gamma, args.lam)
@@ -153,7 +164,15 @@ class PPOTrainer(CheckpointedTrainer):
             advantages=advantages,
             returns=returns,
         )
-        return Rollout(rows, samples, scores, terms, said, kl, rewards, coefficient, batch)
+        return Rollout(rows, samples, scores, shaped, said, kl, rewards, coefficient, batch)
+
+    def _texts(self, rows: Sequence[Mapping[str, Any]], samples: Sequence[Sampled]) -> list[Sample]:
+        """Completions as costs see them."""
+        where = partial(token_offsets, self.processing_class)
+        return [
+            Sample(row["prompt"], said.text, said.ids, said.finished, offsets=lazy_offsets(where, said.ids, said.text))
+            for row, said in zip(rows, samples, strict=True)
+        ]
 
     def _prompts_of(self, number: int, size: int, seed: int) -> list[Mapping[str, Any]]:
         """Prompts of a rollout's episodes; those that answer the same one stand beside each other."""
@@ -163,8 +182,10 @@ class PPOTrainer(CheckpointedTrainer):
 
     def _normalise_by_reference(self) -> None:
         """Centre and scale scores by those of the reference's own completions; the policy still equals it."""
-        rows = self._prompts_of(0, max(256, self.args.rollout_batch_size), seed_of(self.args.seed, "scale"))
-        self.scale.see(self.explorer.answers(rows, seed_of(self.args.seed, "normaliser"))[1].values)
+        size = max(self.args.reference_samples, self.args.rollout_batch_size)
+        rows = self._prompts_of(0, size, seed_of(self.args.seed, "scale"))
+        samples, scores = self.explorer.answers(rows, seed_of(self.args.seed, "normaliser"))
+        self.shaper.see(scores.values, scores.stds, self._texts(rows, samples), shared_out)
         if self._value_starts_as_reward:
             fold_normaliser(self.model.value_head, self.scale.mean, self.scale.std)
 
@@ -261,6 +282,7 @@ class PPOTrainer(CheckpointedTrainer):
             self._require_policy_equals_reference(rollout.kl)
         for name, value in self.watch.see(number, rollout, self.scale.unit, self.model).items():
             self._averages.add(name, value)
+        self.shaper.update(rollout.shaped, learning=number >= self.args.value_warmup_rollouts)
         if number > self.args.value_warmup_rollouts:  # before, the policy is the reference, and its KL says nothing
             self.kl.update(float(rollout.kl.sum(1).mean()), len(rollout.rows))
         self._rollouts, self._kl_price = rollout.episodes, rollout.coefficient
@@ -285,7 +307,7 @@ class PPOTrainer(CheckpointedTrainer):
             # Its engine takes a step with every backward pass, and here each role has one of its own.
             raise InputError("PPO does not train under DeepSpeed", "use recipes/accelerate/ddp.yaml")
         checkpoint = self.checkpoint_of(resume_from_checkpoint)
-        if checkpoint is None and self.args.normalise != "none":
+        if checkpoint is None and self.args.normalise in ("reference", "running"):
             self._normalise_by_reference()
         output = super().train(resume_from_checkpoint=checkpoint, **kwargs)
         if not self._between_rollouts.asked_to_stop:
@@ -329,7 +351,8 @@ class PPOTrainer(CheckpointedTrainer):
 
     @property
     def _stateful(self) -> dict[str, Any]:
-        return {"scale": self.scale, "kl": self.kl, "watch": self.watch}
+        found = {"scale": self.scale, "kl": self.kl, "watch": self.watch}
+        return {**found, "penalties": self.shaper} if self.shaper.penalties else found
 
     # -- metrics -------------------------------------------------------------------------------------------------------
 

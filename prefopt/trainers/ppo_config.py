@@ -12,7 +12,7 @@ from transformers import TrainerCallback, TrainingArguments
 from prefopt.errors import InputError
 from prefopt.losses.ppo import KLEstimator, PPOOptions
 from prefopt.recipe.ppo import RIGHT_ESTIMATORS
-from prefopt.rewards.scale import Normalisation
+from prefopt.rewards.scale import Bound, BoundKind, Normalisation, RewardScale
 from prefopt.trainers.guards import GuardLimits, Selection
 
 
@@ -38,8 +38,12 @@ class PPOConfig(TrainingArguments):  # type: ignore[misc]
     kl_horizon: int = field(default=10_000, metadata={"help": "episodes over which the price follows"})
     kl_bounds: tuple[float, float] = field(default=(1e-4, 10.0), metadata={"help": "of the price"})
     kl_stop_above: float | None = field(default=None, metadata={"help": "nats per completion at which training ends"})
-    normalise: Normalisation = field(default="reference", metadata={"help": "'reference', 'running' or 'none'"})
+    normalise: Normalisation = field(default="reference", metadata={"help": "'reference', 'running', 'batch', 'none'"})
+    reference_samples: int = field(default=256, metadata={"help": "completions that 'reference' looks at"})
+    reward_bound: BoundKind | None = field(default=None, metadata={"help": "'sigmoid' or 'par'"})
+    reward_slope: float = field(default=1.0, metadata={"help": "of the bound"})
     reward_clip: float | None = field(default=None, metadata={"help": "normalised rewards are cut to [-x, x]"})
+    total_clip: float | None = field(default=None, metadata={"help": "rewards, with penalties, are cut to [-x, x]"})
     missing_eos_penalty: float = field(default=1.0, metadata={"help": "subtracted where a completion does not end"})
     missing_eos_score: float | None = field(default=None, metadata={"help": "is the reward there instead"})
     whiten_rewards: bool = field(default=False, metadata={"help": "divide token rewards by their deviation"})
@@ -99,6 +103,11 @@ class PPOConfig(TrainingArguments):  # type: ignore[misc]
     def to_dict(self) -> dict[str, Any]:
         """Plain values alone, as trackers write them."""
         return {**super().to_dict(), "guards": asdict(self.guards)}
+
+    def scale(self) -> RewardScale:
+        """A new scale of rewards."""
+        bound = None if self.reward_bound is None else Bound(self.reward_bound, self.reward_slope)
+        return RewardScale(self.normalise, self.reward_clip, self.missing_eos_penalty, self.missing_eos_score, bound)
 
     def loss_options(self, kl_coefficient: float) -> PPOOptions:
         """Scalars of the loss, with the KL's price of now where it is a loss."""
