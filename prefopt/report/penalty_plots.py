@@ -27,8 +27,8 @@ def penalty_curves(stage: StageData) -> tuple[Curves, ...]:
         Curves(
             "penalty-rate",
             "Violations",
-            "Share of the rollout's answers whose cost is above its threshold. A learned weight brings it to its target, "
-            "which is dashed.",
+            "Share of the rollout's answers whose cost is above its threshold. A learned weight brings it to its "
+            "target, which is dashed.",
             "share of answers",
             of("rate"),
             marks=_targets,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from prefopt.recipe.options.penalties import PriceSpec
+from prefopt.rewards.costs.lexicon import Banned
 from prefopt.rewards.costs.sample import Cost, Measured
 
 LEAST_WINDOW = 256
@@ -215,15 +216,18 @@ class Penalty:
     Attributes:
         cost: What is measured.
         price: What it is priced at.
+        watched: Words whose probability is asked for while completions are sampled, for a rate that is expected.
     """
 
     cost: Cost
     price: Price
+    watched: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, spec: PriceSpec, cost: Cost) -> Penalty:
         """The penalty that options say, for the cost that they name."""
-        return cls(cost, price_of(spec, cost.threshold))
+        watched = cost.words if spec.estimate == "expected" and isinstance(cost, Banned) else ()
+        return cls(cost, price_of(spec, cost.threshold), watched)
 
     @property
     def label(self) -> str:

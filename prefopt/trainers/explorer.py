@@ -20,6 +20,7 @@ from prefopt.errors import DataError, InputError
 from prefopt.models.actor_critic import ActorCritic, Ask
 from prefopt.models.generate import Sampled, SamplingOptions, sample
 from prefopt.models.modes import evaluating
+from prefopt.models.token_watch import TokenWatch
 from prefopt.records import Prompt, Score
 from prefopt.trainers.ppo_config import PPOConfig
 from prefopt.trainers.ranks import shared_out
@@ -78,6 +79,7 @@ class Explorer:
         args: Options.
         accelerator: Of the trainer.
         reward: Takes N prompts and N completions and gives N numbers, or scores.
+        watch: Words whose probability is added up while completions are sampled.
     """
 
     def __init__(
@@ -87,12 +89,14 @@ class Explorer:
         args: PPOConfig,
         accelerator: Accelerator,
         reward: RewardFunction,
+        watch: tuple[TokenWatch, ...] = (),
     ) -> None:
         self._model = model
         self._tokenizer = tokenizer
         self._args = args
         self._accelerator = accelerator
         self._reward = reward
+        self._watch = watch
 
     # -- sampling ------------------------------------------------------------------------------------------------------
 
@@ -131,6 +135,7 @@ class Explorer:
             batch_size=self._args.per_device_eval_batch_size,
             stop=self._args.stop,
             say=True,
+            watch=self._watch,
         )
         self._model.activate("policy")
         prompts = [row["prompt_ids"] for row in rows]

@@ -37,9 +37,11 @@ from prefopt.models.actor_critic import HEAD, ActorCritic, Ask, actor_critic, fo
 from prefopt.models.generate import Sampled
 from prefopt.models.roles import POLICY
 from prefopt.models.token_offsets import token_offsets
+from prefopt.models.token_watch import TokenWatch
 from prefopt.rewards.controllers import KLController
 from prefopt.rewards.costs.sample import Sample
 from prefopt.rewards.penalties import Penalty
+from prefopt.rewards.scale import RewardScale
 from prefopt.rewards.shaper import Shaper, lazy_offsets
 from prefopt.store.files import read_json, write_json
 from prefopt.trainers.averages import Averages
@@ -77,7 +79,6 @@ class PPOTrainer(CheckpointedTrainer):
 
     Attributes:
         watch: Why training ended early, if it did, whose policy was kept, and the samples of the last rollout.
-        scale: Of the rewards.
         shaper: Makes rewards of scores.
         kl: The price of the KL.
 
@@ -117,9 +118,9 @@ class PPOTrainer(CheckpointedTrainer):
             processing_class=tokenizer,
             **kwargs,
         )
-        self.explorer = Explorer(self.model, tokenizer, args, self.accelerator, reward)
-        self.scale = args.scale()
-        self.shaper = Shaper(penalties, scale=self.scale, total_clip=args.total_clip)
+        self.shaper = Shaper(penalties, scale=args.scale(), total_clip=args.total_clip)
+        self._watched = {each.label: TokenWatch(each.watched, tokenizer) for each in penalties if each.watched}
+        self.explorer = Explorer(self.model, tokenizer, args, self.accelerator, reward, tuple(self._watched.values()))
         self.kl = KLController(args.kl_coefficient, args.kl_target, args.kl_horizon, args.kl_bounds)
         self.watch = Watch(args, self.explorer, judge, self.prompts, tokenizer)
         self._demonstrations = Demonstrations(demonstrations, args.mini_batch_size, args.seed, pad_token_of(tokenizer))
@@ -170,7 +171,14 @@ class PPOTrainer(CheckpointedTrainer):
         """Completions as costs see them."""
         where = partial(token_offsets, self.processing_class)
         return [
-            Sample(row["prompt"], said.text, said.ids, said.finished, offsets=lazy_offsets(where, said.ids, said.text))
+            Sample(
+                row["prompt"],
+                said.text,
+                said.ids,
+                said.finished,
+                offsets=lazy_offsets(where, said.ids, said.text),
+                expected=dict(zip(self._watched, said.expected, strict=True)),
+            )
             for row, said in zip(rows, samples, strict=True)
         ]
 
@@ -348,6 +356,11 @@ class PPOTrainer(CheckpointedTrainer):
         state = read_json(directory / STATE_FILE)
         for name, part in self._stateful.items():
             part.load_state_dict(state[name])
+
+    @property
+    def scale(self) -> RewardScale:
+        """Of the rewards."""
+        return self.shaper.scale
 
     @property
     def _stateful(self) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 import unicodedata
 from collections import Counter
@@ -10,7 +9,7 @@ from functools import lru_cache
 
 from prefopt.recipe.options.costs import PromptCopyCost, ScriptCost
 from prefopt.records import Prompt
-from prefopt.rewards.costs.lexicon import words_of
+from prefopt.rewards.costs.lexicon import texts_of, words_of
 from prefopt.rewards.costs.sample import NOTHING, Measured, RuleCost, Sample, merged
 
 _LEAST = 0.1
@@ -42,10 +41,10 @@ class Script(RuleCost):
         allowed |= self._more
         if sample.text.isascii() and "LATIN" in allowed:
             return NOTHING
-        counts = {character: count for character, count in Counter(sample.text).items() if script_of(character)}
-        foreign = {character for character in counts if script_of(character) not in allowed}
+        foreign = {character for character in set(sample.text) if script_of(character) not in ("", *allowed)}
         if not foreign:
             return NOTHING
+        counts = {character: count for character, count in Counter(sample.text).items() if script_of(character)}
         value = sum(counts[character] for character in foreign) / sum(counts.values())
         places = [(place, place + 1) for place, character in enumerate(sample.text) if character in foreign]
         return Measured(value, merged(places))
@@ -65,10 +64,10 @@ class PromptCopy(RuleCost):
     def of(self, sample: Sample) -> Measured:
         """The measurement, with what was copied as spans."""
         said = _grams(_said(sample.prompt), self._size)
-        words = words_of(sample.text)
-        grams = _rows([word.group().lower() for word in words], self._size)
+        grams = _rows(_lower(sample.text), self._size)
         if said.isdisjoint(grams):
             return NOTHING
+        words = words_of(sample.text)
         copied = [place for place, gram in enumerate(grams) if gram in said]
         spans = [(words[place].start(), words[place + self._size - 1].end()) for place in copied]
         return Measured(len(copied) / len(grams), merged(spans))
@@ -78,13 +77,18 @@ def _said(prompt: Prompt) -> str:
     return "\n".join(message.content for message in prompt)
 
 
+def _lower(text: str) -> list[str]:
+    """Words in lower case; elsewhere than in ASCII that may give a word another number of characters."""
+    return texts_of(text.lower()) if text.isascii() else [word.lower() for word in texts_of(text)]
+
+
 def _rows(words: list[str], size: int) -> list[tuple[str, ...]]:
-    return list(zip(*(itertools.islice(words, start, None) for start in range(size)), strict=False))
+    return list(zip(*(words[start:] for start in range(size)), strict=False))
 
 
 @lru_cache(maxsize=_KEPT)
 def _grams(text: str, size: int) -> frozenset[tuple[str, ...]]:
-    return frozenset(_rows([word.group().lower() for word in words_of(text)], size))
+    return frozenset(_rows(_lower(text), size))
 
 
 @lru_cache(maxsize=_KEPT)

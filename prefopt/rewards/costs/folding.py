@@ -37,6 +37,8 @@ _LOOKS_LIKE = {
     # Signs
     "׀": "l", "ⅼ": "l", "∣": "l", "ǀ": "l", "∨": "v", "∪": "u",
 }  # fmt: skip
+_CAPITALS = {"Η": "h", "Μ": "m", "Ν": "n", "Υ": "y"}
+"""Greek capitals that look like another Latin letter than their lower case does."""
 _LEET = {"0": "o", "1": "l", "3": "e", "4": "a", "5": "s", "7": "t", "@": "a", "$": "s"}
 _ZERO_WIDTH = {"\u00ad", "\u034f", "\u115f", "\u1160", "\u17b4", "\u17b5", "\u3164", "\uffa0"}
 """Invisible, and not of the categories of format characters."""
@@ -92,6 +94,7 @@ class _Table(dict[int, str]):
     def __init__(self, confusables: bool, leetspeak: bool, ignore_marks: bool) -> None:
         super().__init__()
         self._like = _LOOKS_LIKE if confusables else {}
+        self._capitals = _CAPITALS if confusables else {}
         self._leet = _LEET if leetspeak else {}
         self._ignore_marks = ignore_marks
 
@@ -103,6 +106,8 @@ class _Table(dict[int, str]):
     def _fold(self, character: str) -> str:
         if _is_invisible(character):
             return ""
+        if character in self._capitals:
+            return self._capitals[character]
         # Twice: the compatibility form of some characters has a case, and some foldings have a compatibility form.
         plain = character
         for _ in range(2):

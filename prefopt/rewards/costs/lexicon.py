@@ -15,7 +15,9 @@ from prefopt.recipe.options.costs import BannedCost, RefusalCost
 from prefopt.rewards.costs.folding import Folding
 from prefopt.rewards.costs.sample import NOTHING, Measured, RuleCost, Sample, Span, merged
 
-_ASCII_WORD = re.compile(r"[^\W_]+")
+_ASCII_WORD = re.compile(r"[A-Za-z0-9]+")
+_EUROPEAN_WORD = re.compile(r"[^\W_]+")
+_FROM_MARKS = re.compile("[\u0300-\u036f\u0483-\u1dff\u20d0-\u20ff\u2c00-\U0010ffff]")
 _ANY_WORD = regex.compile(r"[\p{L}\p{M}\p{N}]+")
 BETWEEN = re.compile(r"[\s\-_'’,]{1,3}")
 """What may stand between the words of a phrase."""
@@ -64,8 +66,8 @@ class Words:
     def __init__(self, phrases: Sequence[str], folding: Folding) -> None:
         self._by_word: dict[str, list[tuple[str, ...]]] = {}
         self._by_sign: dict[str, list[str]] = {}
-        for phrase in phrases:
-            folded = folding(phrase).strip()
+        cased = (form for phrase in phrases for form in (phrase, phrase.lower(), phrase.upper(), phrase.capitalize()))
+        for folded, phrase in {folding(form).strip(): form for form in cased}.items():
             if not folded:
                 raise InputError(f"the phrase {phrase!r:.40} has no character that could be seen", "delete it")
             words = [word.group() for word in words_of(folded)]
@@ -76,28 +78,25 @@ class Words:
 
     def find(self, folded: str) -> list[Span]:
         """Spans of a folded text, each hit once, the longest phrase where several begin."""
-        found: list[Span] = []
-        if self._by_word and not self._by_word.keys().isdisjoint(_pattern(folded).findall(folded)):
-            found += self._phrases(folded)
+        found = list(self._phrases(folded)) if self._by_word else []
         if self._by_sign and not self._by_sign.keys().isdisjoint(folded):
             found += self._signs(folded)
         return found
 
     def _phrases(self, folded: str) -> Iterator[Span]:
-        words = words_of(folded)
-        texts = [word.group() for word in words]
-        for place, text in enumerate(texts):
-            fitting = [
-                phrase
-                for phrase in self._by_word.get(text, ())
-                if tuple(texts[place : place + len(phrase)]) == phrase
-                and all(
-                    BETWEEN.fullmatch(folded, one.end(), other.start())
-                    for one, other in itertools.pairwise(words[place : place + len(phrase)])
-                )
-            ]
-            if fitting:
-                yield words[place].start(), words[place + max(map(len, fitting)) - 1].end()
+        texts = texts_of(folded)
+        if self._by_word.keys().isdisjoint(texts):
+            return
+        said = [
+            (place, len(phrase))
+            for place, text in enumerate(texts)
+            for phrase in self._by_word.get(text, ())
+            if len(phrase) == 1 or tuple(texts[place : place + len(phrase)]) == phrase
+        ]
+        words = words_of(folded) if said else []
+        fitting = {place: length for place, length in sorted(said) if _joined(folded, words[place : place + length])}
+        for place, length in fitting.items():
+            yield words[place].start(), words[place + length - 1].end()
 
     def _signs(self, folded: str) -> Iterator[Span]:
         for place, character in enumerate(folded):
@@ -115,9 +114,17 @@ def words_of(text: str) -> list[re.Match[str]]:
     return list(_pattern(text).finditer(text))
 
 
+def texts_of(text: str) -> list[str]:
+    """As `words_of`, the texts alone, which takes a fraction of the time."""
+    found: list[str] = _pattern(text).findall(text)
+    return found
+
+
 def _pattern(text: str) -> re.Pattern[str]:
-    # In Python's own patterns the marks of Indic words are no letters.
-    return _ASCII_WORD if text.isascii() else _ANY_WORD
+    if text.isascii():
+        return _ASCII_WORD
+    # In Python's own patterns, which are quicker, marks are no letters; they, and all Indic words, are from here on.
+    return _ANY_WORD if _FROM_MARKS.search(text) else _EUROPEAN_WORD
 
 
 def _is_plain(phrase: str) -> bool:
@@ -125,7 +132,12 @@ def _is_plain(phrase: str) -> bool:
     words = words_of(phrase)
     if not words or words[0].start() > 0 or words[-1].end() < len(phrase):
         return False
-    return all(BETWEEN.fullmatch(phrase, one.end(), other.start()) for one, other in itertools.pairwise(words))
+    return _joined(phrase, words)
+
+
+def _joined(text: str, words: Sequence[re.Match[str]]) -> bool:
+    """Whether nothing stands between words that would part a phrase."""
+    return all(BETWEEN.fullmatch(text, one.end(), other.start()) for one, other in itertools.pairwise(words))
 
 
 def _stands_alone(text: str, start: int, end: int) -> bool:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Hashable, Sequence
 
 from prefopt.recipe.options.costs import RepetitionCost
 from prefopt.rewards.costs.length import WORD
 from prefopt.rewards.costs.sample import NOTHING, Measured, RuleCost, Sample, Span, merged
+
+_SHORT = 1024
+"""Units up to which sorting is quicker than the automaton."""
 
 
 class Repetition(RuleCost):
@@ -54,8 +58,31 @@ def _again(grams: Sequence[Hashable], size: int) -> tuple[Span, ...]:
 def longest_repeated(units: Sequence[Hashable]) -> tuple[int, int]:
     """The longest run of units that occurs twice, overlaps allowed: (its length, where its second occurrence ends).
 
-    By a suffix automaton (Blumer et al. 1985), in time linear in the number of units.
+    Where several are as long, it is the one that ends first.
     """
+    return _by_sorting(units) if len(units) <= _SHORT else _by_automaton(units)
+
+
+def _by_sorting(units: Sequence[Hashable]) -> tuple[int, int]:
+    """By sorting the suffixes as strings: quadratic at worst, and quick where there are few units."""
+    numbers: dict[Hashable, str] = {}
+    text = "".join([numbers.setdefault(unit, chr(len(numbers))) for unit in units])
+    suffixes = sorted([text[start:] for start in range(len(text))])
+    best = 0
+    for one, other in itertools.pairwise(suffixes):
+        while len(one) > best and one[: best + 1] == other[: best + 1]:
+            best += 1
+    seen: set[str] = set()
+    for start in range(len(text) - best + 1) if best else ():
+        run = text[start : start + best]
+        if run in seen:
+            return best, start + best
+        seen.add(run)
+    return 0, 0
+
+
+def _by_automaton(units: Sequence[Hashable]) -> tuple[int, int]:
+    """By a suffix automaton (Blumer et al. 1985), in time linear in the number of units."""
     lengths, links = [0], [-1]
     steps: list[dict[Hashable, int]] = [{}]
     last, best, end = 0, 0, 0
