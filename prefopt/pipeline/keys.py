@@ -223,6 +223,9 @@ def changes(directory: Path, key: StageKey) -> list[str]:
 
 
 def _flat(value: object, prefix: str) -> dict[str, object]:
+    if isinstance(value, list) and value and all(isinstance(part, dict) for part in value):
+        # Scorers and costs: by the name of the cost, or else by their place.
+        value = {str(part.get("name") or part.get("cost") or place): part for place, part in enumerate(value, 1)}
     if not isinstance(value, dict):
         return {prefix.removeprefix("spec."): value}
     flat: dict[str, object] = {}
