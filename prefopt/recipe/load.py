@@ -176,7 +176,7 @@ def _path(location: tuple[int | str, ...], tree: Mapping[str, Any]) -> KeyPath:
             node = node[part] if part < len(node) else None
             if not isinstance(node, list | dict | str | int | float | None):
                 break
-        elif not (index == last and isinstance(node, dict) and part != "[key]"):
+        elif not (index == last and isinstance(node, dict) and part not in ("[key]", node.get("cost"))):
             continue
         path.append(part)
     return tuple(path)
