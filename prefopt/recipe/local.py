@@ -88,7 +88,7 @@ def resolve_paths(
         if path in skip or not isinstance(value, str) or not value:
             continue
         local = Path(os.path.abspath(folder / os.path.expanduser(value)))
-        if local.exists():
+        if os.path.exists(local):  # unlike Path's, no error for a name that no file can have
             holder[key] = str(local)
             problem = _unfit(local, path)
         elif path in written or _looks_local(value, suffixes, path):
@@ -176,7 +176,7 @@ def _missing(value: str, local: Path) -> tuple[str, str]:
     if "://" in value:
         return f"'{value}' is an address, and prefopt reads local files and Hub ids", "download it first"
     parent = local.parent
-    if not parent.is_dir():
+    if not os.path.isdir(parent):
         return f"there is no folder {parent}", "relative paths start at the recipe's folder"
     try:
         near = closest(local.name, sorted(entry.name for entry in parent.iterdir()))

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from prefopt.recipe.options.penalties import PriceSpec
+from prefopt.recipe.options.penalties import PenaltySpec
 from prefopt.rewards.costs.lexicon import Banned
 from prefopt.rewards.costs.sample import Cost, Measured
 
@@ -167,14 +167,14 @@ class Multiplier:
         self._window.extend(float(value) for value in state["window"])
 
 
-def window_of(spec: PriceSpec) -> int:
+def window_of(spec: PenaltySpec) -> int:
     """Episodes that a rate is measured on."""
     if spec.window_episodes is not None or spec.target is None:
         return spec.window_episodes or LEAST_WINDOW
     return LEAST_WINDOW if spec.target_rate is None else max(LEAST_WINDOW, math.ceil(_TARGETS / spec.target))
 
 
-def price_of(spec: PriceSpec, threshold: float) -> Price:
+def price_of(spec: PenaltySpec, threshold: float) -> Price:
     """The price that options say.
 
     Args:
@@ -224,7 +224,7 @@ class Penalty:
     watched: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, spec: PriceSpec, cost: Cost) -> Penalty:
+    def of(cls, spec: PenaltySpec, cost: Cost) -> Penalty:
         """The penalty that options say, for the cost that they name."""
         watched = cost.words if spec.estimate == "expected" and isinstance(cost, Banned) else ()
         return cls(cost, price_of(spec, cost.threshold), watched)

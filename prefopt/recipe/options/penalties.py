@@ -23,7 +23,7 @@ _EXPECTED = ("banned", "classifier")
 """Costs that know how likely a completion was to violate, and not only whether it did."""
 
 
-class PriceSpec(Spec):
+class PenaltySpec(Spec):
     """The price of a cost: a weight that is written, or one that is learned against a target (arXiv 2310.12773)."""
 
     weight: float | None = Field(
@@ -93,15 +93,15 @@ class PriceSpec(Spec):
             raise ValueError("`estimate: expected` estimates a rate: write 'target_rate'")
 
 
-class LengthPenalty(PriceSpec, costs.LengthCost):
+class LengthPenalty(PenaltySpec, costs.LengthCost):
     """Length, priced."""
 
 
-class RepetitionPenalty(PriceSpec, costs.RepetitionCost):
+class RepetitionPenalty(PenaltySpec, costs.RepetitionCost):
     """Repetition, priced."""
 
 
-class BannedPenalty(PriceSpec, costs.BannedCost):
+class BannedPenalty(PenaltySpec, costs.BannedCost):
     """Banned words, priced."""
 
     @model_validator(mode="after")
@@ -113,35 +113,35 @@ class BannedPenalty(PriceSpec, costs.BannedCost):
         return self
 
 
-class FormatPenalty(PriceSpec, costs.FormatCost):
+class FormatPenalty(PenaltySpec, costs.FormatCost):
     """A wrong form, priced."""
 
 
-class MissingEosPenalty(PriceSpec, costs.MissingEosCost):
+class MissingEosPenalty(PenaltySpec, costs.MissingEosCost):
     """A missing end, priced."""
 
 
-class EnsembleStdPenalty(PriceSpec, costs.EnsembleStdCost):
+class EnsembleStdPenalty(PenaltySpec, costs.EnsembleStdCost):
     """Disagreement, priced (UWO, arXiv 2310.02743)."""
 
 
-class ScriptPenalty(PriceSpec, costs.ScriptCost):
+class ScriptPenalty(PenaltySpec, costs.ScriptCost):
     """Another script, priced."""
 
 
-class PromptCopyPenalty(PriceSpec, costs.PromptCopyCost):
+class PromptCopyPenalty(PenaltySpec, costs.PromptCopyCost):
     """Copies of the prompt, priced."""
 
 
-class RefusalPenalty(PriceSpec, costs.RefusalCost):
+class RefusalPenalty(PenaltySpec, costs.RefusalCost):
     """Refusals, priced."""
 
 
-class ClassifierPenalty(PriceSpec, costs.ClassifierCost):
+class ClassifierPenalty(PenaltySpec, costs.ClassifierCost):
     """What a classifier says, priced."""
 
 
-class PluginPenalty(PriceSpec, costs.PluginCost):
+class PluginPenalty(PenaltySpec, costs.PluginCost):
     """A cost of somebody's own, priced."""
 
 

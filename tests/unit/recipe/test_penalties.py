@@ -12,7 +12,7 @@ import yaml
 from prefopt.recipe.keys import spec_for_key
 from prefopt.recipe.load import load
 from prefopt.recipe.options.costs import NAMES, AnyCost
-from prefopt.recipe.options.penalties import AnyPenalty, PriceSpec
+from prefopt.recipe.options.penalties import AnyPenalty, PenaltySpec
 from prefopt.recipe.schema import EvaluateSpec, Recipe
 from prefopt.recipe.scorers import PPORewardSpec
 from prefopt.rewards.costs.registry import OPENED, RULES
@@ -64,7 +64,7 @@ def test_every_cost_can_be_priced_and_measured(write, chain: str, tmp_path: Path
     assert {penalty.cost for penalty in penalties} == set(NAMES)
     assert penalties[2].lexicon == str(tmp_path / "banned.txt")
     assert Recipe.model_validate(recipe.model_dump(mode="json")) == recipe
-    prices = set(PriceSpec.model_fields)
+    prices = set(PenaltySpec.model_fields)
     costs = [
         {key: value for key, value in each.items() if key not in prices}
         for each in yaml.safe_load(EVERY)

@@ -12,14 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from prefopt.recipe.options.penalties import Penalties, PriceSpec
+from prefopt.recipe.options.penalties import Penalties, PenaltySpec
 from prefopt.rewards.costs.sample import Measured
 from prefopt.rewards.penalties import LEAST_WINDOW, Multiplier, ScheduledPrice, price_of, window_of
 
 NOTHING, HIT = Measured(0.0), Measured(1.0)
 
 
-def spec(cost: str = "missing_eos", **options: Any) -> PriceSpec:
+def spec(cost: str = "missing_eos", **options: Any) -> PenaltySpec:
     ((found,),) = [TypeAdapter(Penalties).validate_python([{"cost": cost, **options}])]
     return found
 
