@@ -41,10 +41,11 @@ class Script(RuleCost):
         allowed |= self._more
         if sample.text.isascii() and "LATIN" in allowed:
             return NOTHING
-        foreign = {character for character in set(sample.text) if script_of(character) not in ("", *allowed)}
+        known = allowed | {""}
+        foreign = {character for character in set(sample.text) if _SCRIPTS[character] not in known}
         if not foreign:
             return NOTHING
-        counts = {character: count for character, count in Counter(sample.text).items() if script_of(character)}
+        counts = {character: count for character, count in Counter(sample.text).items() if _SCRIPTS[character]}
         value = sum(counts[character] for character in foreign) / sum(counts.values())
         places = [(place, place + 1) for place, character in enumerate(sample.text) if character in foreign]
         return Measured(value, merged(places))
@@ -60,11 +61,15 @@ class PromptCopy(RuleCost):
     def __init__(self, spec: PromptCopyCost) -> None:
         super().__init__(spec)
         self._size = spec.ngram
+        self._run = bytes([True] * spec.ngram)
 
     def of(self, sample: Sample) -> Measured:
         """The measurement, with what was copied as spans."""
-        said = _grams(_said(sample.prompt), self._size)
-        grams = _rows(_lower(sample.text), self._size)
+        asked, spoken = _said(sample.prompt), _lower(sample.text)
+        # Most completions have no n words in a row that are the prompt's at all, which is quickly seen.
+        if self._run not in bytes(map(_vocabulary(asked).__contains__, spoken)):
+            return NOTHING
+        said, grams = _grams(asked, self._size), _rows(spoken, self._size)
         if said.isdisjoint(grams):
             return NOTHING
         words = words_of(sample.text)
@@ -78,12 +83,18 @@ def _said(prompt: Prompt) -> str:
 
 
 def _lower(text: str) -> list[str]:
-    """Words in lower case; elsewhere than in ASCII that may give a word another number of characters."""
-    return texts_of(text.lower()) if text.isascii() else [word.lower() for word in texts_of(text)]
+    """Words in lower case, as many as there are: a letter whose lower case is two characters may come apart."""
+    lower = text.lower()
+    return texts_of(lower) if len(lower) == len(text) else [word.lower() for word in texts_of(text)]
 
 
 def _rows(words: list[str], size: int) -> list[tuple[str, ...]]:
     return list(zip(*(words[start:] for start in range(size)), strict=False))
+
+
+@lru_cache(maxsize=_KEPT)
+def _vocabulary(text: str) -> frozenset[str]:
+    return frozenset(_lower(text))
 
 
 @lru_cache(maxsize=_KEPT)
@@ -95,14 +106,13 @@ def _grams(text: str, size: int) -> frozenset[tuple[str, ...]]:
 def _scripts_of(text: str) -> frozenset[str]:
     counts: Counter[str] = Counter()
     for character, count in Counter(text).items():
-        if script := script_of(character):
+        if script := _SCRIPTS[character]:
             counts[script] += count
     least = _LEAST * sum(counts.values())
     found = frozenset(script for script, count in counts.items() if count >= least)
     return found | _JAPANESE | {"CJK"} if found & _JAPANESE else found
 
 
-@lru_cache(maxsize=65536)
 def script_of(character: str) -> str:
     """The script of a letter by its Unicode name, such as LATIN or CYRILLIC; empty for what is no letter."""
     if not character.isalpha():
@@ -111,3 +121,14 @@ def script_of(character: str) -> str:
     name = _NAME.match(unicodedata.name(plain, ""))
     script = name.group() if name else ""
     return {"IDEOGRAPHIC": "CJK", "MODIFIER": ""}.get(script, script)
+
+
+class _Scripts(dict[str, str]):
+    """Character → script; filled where it is asked."""
+
+    def __missing__(self, character: str) -> str:
+        script = self[character] = script_of(character)
+        return script
+
+
+_SCRIPTS = _Scripts()

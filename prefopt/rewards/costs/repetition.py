@@ -47,12 +47,9 @@ class Repetition(RuleCost):
 def _again(grams: Sequence[Hashable], size: int) -> tuple[Span, ...]:
     """Units that belong to an n-gram that was there before."""
     seen: set[Hashable] = set()
-    found = []
-    for place, gram in enumerate(grams):
-        if gram in seen:
-            found.append((place, place + size))
-        seen.add(gram)
-    return merged(found)
+    remember = seen.add
+    # What is new is remembered, which gives None.
+    return merged([(place, place + size) for place, gram in enumerate(grams) if gram in seen or remember(gram)])
 
 
 def longest_repeated(units: Sequence[Hashable]) -> tuple[int, int]:
