@@ -224,5 +224,5 @@ def _short(spec: OptimisationSpec, batch: int, evaluation: int, steps: int, pass
     few: dict[str, Any] = {"rollout_batch_size": rollout, "total_episodes": steps * rollout, "num_ppo_epochs": 1}
     # Completions as long as they may be, of a policy that is trained from the first step.
     few |= {"samples_per_prompt": 1, "stop": (), "value_warmup_rollouts": 0, "mask_truncated_completions": False}
-    reward = spec.reward.model_copy(update={"normalise": "none"})
+    reward = spec.reward.model_copy(update={"normalise": "none", "bound": "none"})
     return spec.model_copy(update={**same, **few, "num_mini_batches": 1, "reward": reward})
