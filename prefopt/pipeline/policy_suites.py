@@ -227,12 +227,17 @@ class PolicySuites:
         )
         return found
 
-    def result(self, name: str, answered: Answered, many: Mapping[Hashable, Many]) -> PolicyResult:
-        """What the metrics of a policy are made from."""
+    def result(
+        self,
+        name: str,
+        answered: Answered,
+        many: Mapping[Hashable, Many],
+        measured: Mapping[str, Sequence[Measured]],
+    ) -> PolicyResult:
+        """What the metrics of a policy are made from; `measured` is what its answers cost."""
         bench, adapters = self._opened.bench, self._opened.adapters
         wanted = name != self.baseline and bool(self._task.pairs)
         texts = [sample.text for sample in answered.samples]
-        measured = list(zip(self._costs_measured, self.measured(answered).values(), strict=True))
         return PolicyResult(
             policy=name,
             prompts=self._task.groups,
@@ -243,8 +248,11 @@ class PolicySuites:
             texts=texts,
             scores=answered.rewards,
             violated=[bool(found) for found in self.violations(texts)],
-            costs={cost.label: [each.value for each in found] for cost, found in measured},
-            violations={cost.label: [each.value > cost.threshold for each in found] for cost, found in measured},
+            costs={name: [each.value for each in found] for name, found in measured.items()},
+            violations={
+                cost.label: [each.value > cost.threshold for each in measured[cost.label]]
+                for cost in self._costs_measured
+            },
             margins=bench.preference_margins(adapters[name], adapters[self.baseline], self._task.pairs)
             if wanted
             else [],

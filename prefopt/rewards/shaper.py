@@ -268,10 +268,12 @@ class Shaper:
 
         placed: list[Sample | None] = [None] * len(everyone)
         placed[start : start + len(samples)] = samples
-        values = everyone.float()
+        values, training, before = everyone.float(), self.training(), self.scale.state_dict()
         shaped = self.shape(values[:, 0], values[:, 1], everyone[:, 2].bool(), placed, by_rank)
-        if self.training():
+        if training:
             self.update(shaped)
+        else:
+            self.scale.load_state_dict(before)  # which `running` has moved
         part = shaped.part(start, start + len(samples))
         _tell(shaped, part, more)
         return part

@@ -76,9 +76,10 @@ def _policies(
         if name in suite.checkpoints:
             continue
         many = many or suite.many()
-        results[name] = suite.result(name, answered, many)
+        costs_of = suite.measured(answered)
+        results[name] = suite.result(name, answered, many, costs_of)
         rows = _rows(name, task, answered, suite.violations([s.text for s in answered.samples]), scorers)
-        measured.samples += _with_costs(rows, suite.measured(answered))
+        measured.samples += _with_costs(rows, costs_of)
     metrics = {name: policy_metrics(results[name], results[suite.baseline], score_name, wanted) for name in suite.names}
     measured.table = policy_table(metrics, suite.baseline)
     findings = measured.findings
