@@ -47,6 +47,7 @@ class TokenWatch:
         self._tokenizer = tokenizer
         self._forms = _forms(words, tokenizer)
         self._ends_in_word: dict[int, bool] = {}
+        self._indices: dict[tuple[torch.device, tuple[int, ...]], Tensor] = {}
 
     def masses(self, probabilities: Tensor, written: Sequence[Sequence[int]]) -> Tensor:
         """What the next token completes a word with, [B].
@@ -58,16 +59,23 @@ class TokenWatch:
         found = torch.zeros(len(probabilities), dtype=probabilities.dtype, device=probabilities.device)
         at_start = self._forms.last.get(())
         if at_start is not None:
-            found += _sum(probabilities, at_start.spaced)
+            found += self._sum(probabilities, at_start.spaced)
             alone = torch.tensor([not self._goes_on(row) for row in written], device=found.device)
-            found += torch.where(alone, _sum(probabilities, at_start.bare), 0.0)
+            found += torch.where(alone, self._sum(probabilities, at_start.bare), 0.0)
         for place, row in enumerate(written):
             for length in range(1, min(self._forms.longest, len(row) + 1)):
                 last = self._forms.last.get(tuple(row[-length:]))
                 if last is not None:
                     tokens = last.spaced if self._goes_on(row[:-length]) else (*last.spaced, *last.bare)
-                    found[place] += _sum(probabilities[place], tokens)
+                    found[place] += self._sum(probabilities[place], tokens)
         return found
+
+    def _sum(self, probabilities: Tensor, tokens: tuple[int, ...]) -> Tensor:
+        """Of the probabilities of some tokens, each once."""
+        key = (probabilities.device, tokens)
+        if key not in self._indices:
+            self._indices[key] = torch.tensor(sorted(set(tokens)), dtype=torch.long, device=probabilities.device)
+        return probabilities[..., self._indices[key]].sum(-1)
 
     def _goes_on(self, row: Sequence[int]) -> bool:
         """Whether a row ends inside a word."""
@@ -76,10 +84,6 @@ class TokenWatch:
         if row[-1] not in self._ends_in_word:
             self._ends_in_word[row[-1]] = self._tokenizer.decode([row[-1]])[-1:].isalnum()
         return self._ends_in_word[row[-1]]
-
-
-def _sum(probabilities: Tensor, tokens: Sequence[int]) -> Tensor:
-    return probabilities[..., list(dict.fromkeys(tokens))].sum(-1)
 
 
 def _forms(words: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> _Forms:
