@@ -180,7 +180,9 @@ class RewardScale:
         if self._bound is not None:
             scaled = self._bounded(scores.double(), self._bound).float()
         if self._instead is None:
-            change = torch.full_like(scaled, -self._penalty)
+            # Bounded scores lie within 1 of each other: there it is in units of their own deviation.
+            unit = 1.0 if self._bounded_unit is None else self._bounded_unit
+            change = torch.full_like(scaled, -self._penalty * unit)
         else:
             change = self._instead - scaled
         return RewardTerms(scaled, torch.where(finished, torch.zeros_like(scaled), change))

@@ -161,6 +161,13 @@ def test_par_compares_with_the_references_own_scores() -> None:
     assert torch.equal(again.terms(scores, torch.ones(2).bool()).score, found) and again.price_unit == scale.price_unit
 
 
+def test_a_missing_end_costs_deviations_of_a_bounded_reward() -> None:
+    scale = RewardScale("reference", missing_eos_penalty=2.0, bound=Bound("sigmoid"))
+    scale.see(SCORES)
+    found = scale.terms(SCORES, ENDED)
+    assert found.missing_eos.tolist() == pytest.approx([0, 0, -2 * deviation(found.score), 0])
+
+
 def test_bounds_that_do_not_go_together_are_refused() -> None:
     for options in ({"normalise": "none", "bound": Bound("par")}, {"clip": 1.0, "bound": Bound("sigmoid")}):
         with pytest.raises(ValueError, match="does not go with"):

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from trl.rewards import get_soft_overlong_punishment
 
 from prefopt.errors import DataError
 from prefopt.rewards.costs.repetition import _by_automaton, _by_sorting, longest_repeated
@@ -45,8 +46,7 @@ def test_longer_is_never_cheaper_above_the_minimum(limit: int, count: int) -> No
 
 
 def test_dapo_is_what_trl_punishes_with_the_sign_changed() -> None:
-    trl = pytest.importorskip("trl.rewards")
-    punished = trl.get_soft_overlong_punishment(max_completion_len=20, soft_punish_cache=5)
+    punished = get_soft_overlong_punishment(max_completion_len=20, soft_punish_cache=5)
     cost = opened("length", limit=20, shape="soft", buffer=5)
     counts = range(0, 31)
     theirs = punished(completion_ids=[list(range(count)) for count in counts])
