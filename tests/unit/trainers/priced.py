@@ -11,7 +11,7 @@ from prefopt.rewards.costs.registry import rule_cost
 from prefopt.rewards.penalties import Penalty
 
 OPTIONS: list[dict[str, Any]] = [
-    {"cost": "length", "limit": 5, "target_rate": 0.5, "window_episodes": 40},
+    {"cost": "length", "limit": 8, "unit": "characters", "target_rate": 0.02, "window_episodes": 40},
     {"cost": "repetition", "ngram": 1, "weight": 0.5, "schedule": "cosine", "schedule_episodes": 60},
     {"cost": "ensemble_std", "target_mean": 0.1, "step": "log", "min_weight": 0.01, "initial_weight": 0.1},
     {"cost": "banned", "words": ["e", "the"], "target_rate": 0.01, "estimate": "expected"},
