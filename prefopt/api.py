@@ -6,16 +6,17 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from prefopt.pipeline.provenance import recipe_text
 from prefopt.pipeline.runner import run_folder, run_recipe
 from prefopt.pipeline.summary import RunOptions, RunSummary
 from prefopt.recipe.base import Spec
 from prefopt.recipe.load import LoadedRecipe, load
+from prefopt.recipe.options.costs import CostSpec
 from prefopt.recipe.references import SCORER_ROLES
-from prefopt.recipe.schema import AnyStage, Recipe
-from prefopt.recipe.scorers import ScorerSpec, SourceSpec
+from prefopt.recipe.schema import AnyStage, EvaluateSpec, Recipe
+from prefopt.recipe.scorers import PPORewardSpec, ScorerSpec, SourceSpec
 from prefopt.tracking.progress import Display
 
 __all__ = ["RunOptions", "RunSummary", "run"]
@@ -77,12 +78,23 @@ def _judged(recipe: Recipe, options: RunOptions) -> LoadedRecipe:
 
 def _with_files(stage: AnyStage) -> AnyStage:
     scorers = {role: getattr(stage, role, None) for role in SCORER_ROLES}
-    changed = {role: scorer.changed(_files_of) for role, scorer in scorers.items() if isinstance(scorer, ScorerSpec)}
+    changed: dict[str, Any] = {
+        role: scorer.changed(_files_of) for role, scorer in scorers.items() if isinstance(scorer, ScorerSpec)
+    }
+    reward = changed.get("reward")
+    if isinstance(reward, PPORewardSpec):
+        changed["reward"] = reward.model_copy(update={"penalties": _costs_with_files(reward.penalties)})
+    if isinstance(stage, EvaluateSpec):
+        changed["costs"] = _costs_with_files(stage.costs)
     return stage.model_copy(update=changed)
 
 
-def _files_of(source: SourceSpec) -> dict[str, object]:
-    named = [name for name in ("lexicon", "pretrained") if getattr(source, name) is not None]
+def _costs_with_files(costs: Sequence[CostSpec]) -> tuple[CostSpec, ...]:
+    return tuple(cost.model_copy(update=_files_of(cost)) for cost in costs)
+
+
+def _files_of(source: SourceSpec | CostSpec) -> dict[str, object]:
+    named = [name for name in ("lexicon", "pretrained") if getattr(source, name, None) is not None]
     return {name: getattr(_absolute(source, name), name) for name in named}
 
 

@@ -7,12 +7,22 @@ from pathlib import Path
 BREVITY = "def reward(prompts, completions):\n    return [-float(len(text)) for text in completions]\n"
 
 
-def install(site: Path, functions: dict[str, str], *, package: str = "my_rewards", version: str = "1.2.0") -> Path:
+def install(
+    site: Path,
+    functions: dict[str, str],
+    *,
+    package: str = "my_rewards",
+    version: str = "1.2.0",
+    group: str = "prefopt.rewards",
+    function: str = "reward",
+) -> Path:
     """Writes a package into a folder that is, or will be, on Python's path.
 
     Args:
         site: The folder.
-        functions: Name → source of a module with a function `reward`.
+        functions: Name → source of a module with a function.
+        group: Of entry points.
+        function: Its name.
         package: Name of the package and of the distribution.
         version: Of the distribution.
 
@@ -27,6 +37,6 @@ def install(site: Path, functions: dict[str, str], *, package: str = "my_rewards
     info = site / f"{package}-{version}.dist-info"
     info.mkdir(exist_ok=True)
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n")
-    entries = "".join(f"{name} = {package}.{name}:reward\n" for name in functions)
-    (info / "entry_points.txt").write_text(f"[prefopt.rewards]\n{entries}")
+    entries = "".join(f"{name} = {package}.{name}:{function}\n" for name in functions)
+    (info / "entry_points.txt").write_text(f"[{group}]\n{entries}")
     return folder

@@ -24,6 +24,8 @@ class PolicyResult:
         kl: Divergence of each sample from the baseline in nats; empty for the baseline itself.
         scores: Reward of each sample; empty without a reward.
         violated: Whether each sample has forbidden content; empty where nothing is forbidden.
+        costs: Of each sample, by the name of the cost.
+        violations: Whether each sample's cost is above its threshold, by the name of the cost.
         margins: ρ(chosen) - ρ(rejected) of held-out pairs; empty for the baseline or without pairs.
         entropy: Of the next token, averaged over each sample, in nats.
         texts: The samples as text.
@@ -43,6 +45,8 @@ class PolicyResult:
     entropy: Sequence[float] = ()
     texts: Sequence[str] = ()
     judged: Judged | None = None
+    costs: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    violations: Mapping[str, Sequence[bool]] = field(default_factory=dict)
 
 
 def win_scores(scores: Sequence[float], baseline: Sequence[float]) -> list[float]:
@@ -75,6 +79,10 @@ def policy_metrics(
         _describe(metrics, result)
     if result.violated and "violations" in suites:
         _rate(metrics, "violation_rate", result.violated, len(set(result.prompts)))
+    if "violations" in suites:
+        for name, hits in result.violations.items():
+            _rate(metrics, f"violation_rate/{name}", hits, len(set(result.prompts)))
+            _put(metrics, f"cost/{name}", bootstrap_mean(result.costs[name], result.prompts))
     return metrics
 
 
@@ -168,6 +176,10 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (
 )
 
 
+def _is_of_a_cost(name: str) -> bool:
+    return name.startswith("violation_rate/")
+
+
 def policy_table(metrics: Mapping[str, Mapping[str, float]], baseline: str) -> dict[str, object]:
     """The table a person reads: a row per policy, an estimate with its 95 % interval per cell.
 
@@ -178,7 +190,10 @@ def policy_table(metrics: Mapping[str, Mapping[str, float]], baseline: str) -> d
     Returns:
         `columns` and `rows`, all text.
     """
-    used = [column for column in COLUMNS if any(f"{column[0]}/mean" in values for values in metrics.values())]
+    costs = dict.fromkeys(name.rpartition("/")[0] for values in metrics.values() for name in values)
+    named = [(name, name.replace("violation_rate/", "violates "), "{:.1%}") for name in costs if _is_of_a_cost(name)]
+    known = [column for column in COLUMNS if any(f"{column[0]}/mean" in values for values in metrics.values())]
+    used = [*known, *named]
     rows = []
     for policy, values in metrics.items():
         row = [f"{policy} (baseline)" if policy == baseline else policy]

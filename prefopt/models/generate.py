@@ -5,8 +5,9 @@ Shape suffixes: B prompts of a batch, T positions, V vocabulary entries.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from transformers import (
 
 from prefopt.models.batches import pad_rows
 from prefopt.models.modes import evaluating, merged, plain_sampling
+from prefopt.models.token_watch import TokenWatch
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class SamplingOptions:
         stop: A completion ends with the token that completes one of these strings, which its text leaves out.
         say: Whether to say how likely each token was, and how open the choice, before `min_new_tokens` and `top_p`
             forbid anything.
+        watch: Words whose probability is added up along every completion, at the temperature of sampling.
         seed: Completions depend on it, the weights, the prompts and the batch size alone. Not used where the caller
             brings the random numbers.
     """
@@ -50,6 +53,7 @@ class SamplingOptions:
     batch_size: int = 64
     stop: tuple[str, ...] = ()
     say: bool = False
+    watch: tuple[TokenWatch, ...] = ()
     seed: int = 0
 
 
@@ -63,6 +67,7 @@ class Sampled:
         finished: Whether the policy ended by itself, with an end token or a stop string.
         logps: The policy's log-probability of each token at the temperature of sampling, nats; empty unless asked for.
         entropies: Of the policy's distribution of each token at that temperature, nats; empty unless asked for.
+        expected: How often the words of each watch were to be expected in it; see `prefopt.models.token_watch`.
     """
 
     ids: tuple[int, ...]
@@ -70,6 +75,7 @@ class Sampled:
     finished: bool
     logps: tuple[float, ...] = ()
     entropies: tuple[float, ...] = ()
+    expected: tuple[float, ...] = ()
 
 
 def end_token_ids(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -122,8 +128,10 @@ def sample(
             numbers = None if uniforms is None else uniforms[indices].to(device)
             draw = _Draw(options, torch.tensor(ends, device=device), len(rows), numbers)
             written = complete(model, input_ids, mask, _Ends(ends, stops), draw, options)
-            for index, row, said in zip(indices, written, draw.said, strict=True):
-                results[index] = _cut(row, said, ends, tokenizer, options.stop)
+            for index, row, said, masses in zip(indices, written, draw.said, draw.masses, strict=True):
+                cut = _cut(row, said, ends, tokenizer, options.stop)
+                expected = tuple(map(math.fsum, zip(*masses[: len(cut.ids)], strict=True)))
+                results[index] = replace(cut, expected=expected) if options.watch else cut
             progress(len(results))
     return [results[i] for i in range(len(prompts))]
 
@@ -145,6 +153,7 @@ class _Draw:
 
     Attributes:
         said: Of every row, (log-probability, entropy) of each of its tokens.
+        masses: Of every row and token, how likely the token completed a word of each watch.
     """
 
     def __init__(self, options: SamplingOptions, ends: Tensor, rows: int, uniforms: Tensor | None) -> None:
@@ -152,6 +161,8 @@ class _Draw:
         self._ends = ends
         self._uniforms = uniforms
         self.said: list[list[tuple[float, float]]] = [[] for _ in range(rows)]
+        self.masses: list[list[list[float]]] = [[] for _ in range(rows)]
+        self._written: list[list[int]] = [[] for _ in range(rows)]
 
     def __call__(self, logits: Tensor, step: int, rows: Tensor) -> Tensor:
         """Tokens [b] for logits [b, V], the number of the token and the rows [b] that they belong to."""
@@ -164,7 +175,17 @@ class _Draw:
             chosen = logps.gather(1, tokens[:, None]).squeeze(1)
             for row, *numbers in zip(rows.tolist(), chosen.tolist(), entropies.tolist(), strict=True):
                 self.said[row].append((numbers[0], numbers[1]))
+        if self._options.watch:
+            self._watch(logits, tokens, rows)
         return tokens
+
+    def _watch(self, logits: Tensor, tokens: Tensor, rows: Tensor) -> None:
+        probabilities = (logits / (self._options.temperature or 1.0)).softmax(-1)
+        written = [self._written[row] for row in rows.tolist()]
+        masses = torch.stack([watch.masses(probabilities, written) for watch in self._options.watch], 1)
+        for row, token, mass in zip(rows.tolist(), tokens.tolist(), masses.tolist(), strict=True):
+            self.masses[row].append(mass)
+            self._written[row].append(token)
 
 
 class _Ends:

@@ -73,8 +73,8 @@ def ppo_cost(trainer: PPOTrainer, *, reward_passes: int) -> dict[str, float]:
     """Tokens and operations of PPO: sampling, scoring, the passes over a rollout, and the update.
 
     Every episode is sampled once, passed through policy and reference (and value, where that is another adapter),
-    scored by the reward model where there is one (its beginnings as well, if asked for), and trained on `num_ppo_epochs` times. How much of an episode is
-    completion is taken from the last rollout.
+    scored by the reward model where there is one, as its beginnings are if that is asked for, and trained on
+    `num_ppo_epochs` times. How much of an episode is completion is taken from the last rollout.
 
     Args:
         trainer: After training.

@@ -244,5 +244,5 @@ def _short(spec: OptimisationSpec, batch: int, evaluation: int, steps: int, pass
         rollout = max(rollout, 2)
         few |= {"num_iterations": 1, "samples_per_prompt": rollout}
     few |= {"rollout_batch_size": rollout, "total_episodes": steps * rollout}
-    reward = spec.reward.model_copy(update={"normalise": "none"})
+    reward = spec.reward.model_copy(update={"normalise": "none", "bound": "none"})
     return spec.model_copy(update={**same, **few, "num_mini_batches": 1, "reward": reward})

@@ -13,7 +13,8 @@ from prefopt.pipeline.adapters import Job, Opened, open_trained_policy
 from prefopt.pipeline.base_model import OpenBase, open_base
 from prefopt.pipeline.context import Inputs, StageContext, StageResult
 from prefopt.pipeline.cost import group_cost
-from prefopt.pipeline.online import SAMPLES_TRACKED, prompt_rows, reward_passes
+from prefopt.pipeline.costs import open_penalty
+from prefopt.pipeline.online import SAMPLES_TRACKED, prompt_rows, reward_passes, scaling
 from prefopt.pipeline.scoring import open_scorer
 from prefopt.pipeline.training import final_metrics, kept_outputs, train
 from prefopt.recipe.schema import GroupSpec
@@ -85,6 +86,7 @@ def open_group_stage(spec: GroupSpec, inputs: Inputs, context: StageContext, met
             job.model,
             _arguments(job.spec, base, context, method),
             reward=reward.score,
+            penalties=[open_penalty(penalty, inputs, context) for penalty in job.spec.reward.penalties],
             train_dataset=job.train,
             processing_class=base.tokenizer,
             callbacks=job.callbacks,
@@ -107,9 +109,6 @@ def _arguments(spec: GroupSpec, base: OpenBase, context: StageContext, method: G
         beta=spec.kl.coefficient,
         epsilon=spec.cliprange,
         epsilon_high=spec.cliprange_high,
-        normalise=spec.reward.normalise,
-        reward_clip=spec.reward.clip,
-        missing_eos_penalty=spec.reward.missing_eos_penalty,
-        missing_eos_score=spec.reward.missing_eos_score,
+        **scaling(spec.reward),
         **{name: getattr(spec, name) for name in (*_SAME, *method.own)},
     )

@@ -22,7 +22,7 @@ from prefopt.pipeline.revisions import KEYED_LIBRARIES, USES_MODEL
 from prefopt.pipeline.stages import Registry
 from prefopt.recipe.keys import spec_for_key
 from prefopt.recipe.references import DATA_ROLES, SCORER_ROLES
-from prefopt.recipe.registered import registered
+from prefopt.recipe.registered import COSTS, REWARDS, registered
 from prefopt.recipe.schema import DataSpec, Recipe
 from prefopt.store.files import disk_faults, read_json, sha256_json, write_json
 from prefopt.store.hashing import HashCache
@@ -123,14 +123,19 @@ class Keys:
             spec[role] = self._scorer(scorer)
             if "weighted" in scorer:
                 spec[role]["weighted"] = [self._scorer(part) for part in scorer["weighted"]]
+            if "penalties" in scorer:
+                spec[role]["penalties"] = [self._scorer(cost, COSTS) for cost in scorer["penalties"]]
+        if "costs" in spec:
+            spec["costs"] = [self._scorer(cost, COSTS) for cost in spec["costs"]]
 
-    def _scorer(self, scorer: dict[str, Any]) -> dict[str, Any]:
-        if scorer["lexicon"] is not None:
+    def _scorer(self, scorer: dict[str, Any], group: str = REWARDS) -> dict[str, Any]:
+        """A scorer, or a cost, with what it is made of."""
+        if scorer.get("lexicon") is not None:
             path = Path(scorer["lexicon"])
             with disk_faults(path):
                 return {**scorer, "lexicon": self._cache.file(path)}
         if "function" in scorer:
-            function = registered(scorer["function"])
+            function = registered(scorer["function"], group)
             with disk_faults(function.file):
                 content = self._cache.file(function.file)
             return {**scorer, "package": [function.distribution, function.version], "function_content": content}
@@ -218,6 +223,9 @@ def changes(directory: Path, key: StageKey) -> list[str]:
 
 
 def _flat(value: object, prefix: str) -> dict[str, object]:
+    if isinstance(value, list) and value and all(isinstance(part, dict) for part in value):
+        # Scorers and costs: by the name of the cost, or else by their place.
+        value = {str(part.get("name") or part.get("cost") or place): part for place, part in enumerate(value, 1)}
     if not isinstance(value, dict):
         return {prefix.removeprefix("spec."): value}
     flat: dict[str, object] = {}

@@ -11,6 +11,7 @@ from prefopt.pipeline.adapters import Rows
 from prefopt.pipeline.base_model import OpenBase, data_of, data_policy
 from prefopt.pipeline.context import Inputs, StageContext
 from prefopt.recipe.schema import OnlineSpec
+from prefopt.recipe.scorers import PPORewardSpec
 
 SAMPLES_TRACKED = 100
 
@@ -41,3 +42,17 @@ def reward_passes(spec: OnlineSpec, inputs: Inputs) -> int:
     """Forward passes of reward models on the stage's own base that give an episode its reward."""
     named = [part.model for part in spec.reward.parts if part.model in inputs]
     return sum(len(read_artefact(inputs[name].directory).adapters) for name in named if name is not None)
+
+
+def scaling(reward: PPORewardSpec) -> dict[str, Any]:
+    """How scores become rewards, in the names of `prefopt.trainers.reward_scaling`."""
+    return {
+        "normalise": reward.normalise,
+        "reference_samples": reward.reference_samples,
+        "reward_bound": None if reward.bound == "none" else reward.bound,
+        "reward_slope": reward.slope,
+        "reward_clip": reward.clip,
+        "total_clip": reward.total_clip,
+        "missing_eos_penalty": reward.missing_eos_penalty,
+        "missing_eos_score": reward.missing_eos_score,
+    }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from prefopt.evaluation.policy import PairIds
 from prefopt.evaluation.summary import PolicyResult
 from prefopt.models.flops import flops_model
 from prefopt.models.generate import Sampled
+from prefopt.models.token_offsets import token_offsets
 from prefopt.pipeline.base_model import OpenBase, adapter_of, data_of, data_policy
 from prefopt.pipeline.context import Inputs, StageContext
 from prefopt.pipeline.cost import answering_cost, total
@@ -27,6 +29,7 @@ from prefopt.pipeline.scoring import scorer_identity
 from prefopt.recipe.schema import DataSpec, EvaluateSpec
 from prefopt.recipe.scorers import ScorerSpec
 from prefopt.records import Prompt
+from prefopt.rewards.costs.sample import Cost, Measured, Sample
 from prefopt.rewards.scorers import GoldScorer, Scorer
 from prefopt.store.files import read_json, sha256_file, sha256_json
 
@@ -129,9 +132,10 @@ class PolicySuites:
         base: The recipe's base.
         task: What is answered.
         scorers: The stage's `reward`, `proxy` and `judge`, where it has them.
+        costs: That are measured on every answer.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  (keyword-only)
         self,
         spec: EvaluateSpec,
         inputs: Inputs,
@@ -140,12 +144,15 @@ class PolicySuites:
         base: OpenBase,
         task: Task,
         scorers: Mapping[str, Scorer],
+        costs: Sequence[Cost] = (),
     ) -> None:
         self._spec = spec
         self._inputs = inputs
         self._context = context
         self._task = task
         self._scorers = scorers
+        self._costs_measured = tuple(costs)
+        self._offsets = partial(token_offsets, base.tokenizer)
         self.baseline = spec.baseline or spec.policies[0]
         self.names = [self.baseline, *(name for name in spec.policies if name != self.baseline)]
         folders = {name: adapter_of(name, inputs) for name in self.names}
@@ -220,8 +227,14 @@ class PolicySuites:
         )
         return found
 
-    def result(self, name: str, answered: Answered, many: Mapping[Hashable, Many]) -> PolicyResult:
-        """What the metrics of a policy are made from."""
+    def result(
+        self,
+        name: str,
+        answered: Answered,
+        many: Mapping[Hashable, Many],
+        measured: Mapping[str, Sequence[Measured]],
+    ) -> PolicyResult:
+        """What the metrics of a policy are made from; `measured` is what its answers cost."""
         bench, adapters = self._opened.bench, self._opened.adapters
         wanted = name != self.baseline and bool(self._task.pairs)
         texts = [sample.text for sample in answered.samples]
@@ -235,6 +248,11 @@ class PolicySuites:
             texts=texts,
             scores=answered.rewards,
             violated=[bool(found) for found in self.violations(texts)],
+            costs={name: [each.value for each in found] for name, found in measured.items()},
+            violations={
+                cost.label: [each.value > cost.threshold for each in measured[cost.label]]
+                for cost in self._costs_measured
+            },
             margins=bench.preference_margins(adapters[name], adapters[self.baseline], self._task.pairs)
             if wanted
             else [],
@@ -253,6 +271,20 @@ class PolicySuites:
         """Forbidden content of completions; empty where nothing is known to be forbidden."""
         scorer = self._scorers.get("reward")
         return scorer.violations(texts) if isinstance(scorer, GoldScorer) else []
+
+    def measured(self, answered: Answered) -> dict[str, list[Measured]]:
+        """What every cost says of the answers, by its name."""
+        samples = [
+            Sample(
+                prompt,
+                said.text,
+                said.ids,
+                said.finished,
+                offsets=lambda said=said: self._offsets(said.ids, said.text),  # type: ignore[misc]
+            )
+            for prompt, said in zip(self._task.prompts, answered.samples, strict=True)
+        ]
+        return {cost.label: cost.measure(samples) for cost in self._costs_measured}
 
     def many(self) -> dict[Hashable, Many]:
         """For the first prompts, many further answers of the baseline; empty where the stage asks for none."""

@@ -262,7 +262,7 @@ FOREIGN: dict[str, Foreign] = {
 }  # fmt: skip
 
 LATER_KEYS = frozenset(
-    "penalties ensemble calibrate axis base_url pref_ftx rpo_alpha "
+    "ensemble calibrate axis base_url pref_ftx rpo_alpha "
     "sft_loss_weight nll_loss_coef simpo_gamma orpo_alpha loss_weights precompute_ref_log_probs reference_free".split()
 )
 

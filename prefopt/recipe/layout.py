@@ -71,9 +71,11 @@ def spec_at(path: KeyPath, tree: Mapping[str, Any]) -> type[BaseModel] | None:
     spec: type[BaseModel] | None = Recipe
     node: Any = tree
     named: list[type[BaseModel]] | None = None
+    below: list[type[BaseModel]] = []
     for part in path:
-        if isinstance(part, int):  # the model is that of every item
+        if isinstance(part, int):  # the model is that of every item, or of its cost
             node = node[part] if isinstance(node, list) and part < len(node) else None
+            spec = _of_cost(below, node) or spec
             continue
         node = node.get(part) if isinstance(node, dict) else None
         if named is not None:
@@ -85,6 +87,13 @@ def spec_at(path: KeyPath, tree: Mapping[str, Any]) -> type[BaseModel] | None:
             below = specs_in(annotation)
             named, spec = (below, None) if _is_named(annotation) else (None, below[0] if below else None)
     return spec
+
+
+def _of_cost(candidates: list[type[BaseModel]], node: Any) -> type[BaseModel] | None:
+    """The model of a mapping that says which cost it is."""
+    cost = node.get("cost") if isinstance(node, dict) else None
+    holders = (spec for spec in candidates if "cost" in spec.model_fields)
+    return next((spec for spec in holders if cost in get_args(spec.model_fields["cost"].annotation)), None)
 
 
 def _pick(candidates: list[type[BaseModel]], node: Any) -> type[BaseModel] | None:

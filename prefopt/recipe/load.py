@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from prefopt.recipe.layout import closest, spec_at
 from prefopt.recipe.linking import check_references
 from prefopt.recipe.local import fill_variables, find_functions, resolve_paths
 from prefopt.recipe.names import explain_kind, explain_unknown, framework_of
+from prefopt.recipe.options.costs import NAMES as COST_NAMES
 from prefopt.recipe.overrides import apply
 from prefopt.recipe.references import SCORER_ROLES
 from prefopt.recipe.rounds import check_rounds, unroll
@@ -174,7 +176,7 @@ def _path(location: tuple[int | str, ...], tree: Mapping[str, Any]) -> KeyPath:
             node = node[part] if part < len(node) else None
             if not isinstance(node, list | dict | str | int | float | None):
                 break
-        elif not (index == last and isinstance(node, dict) and part != "[key]"):
+        elif not (index == last and isinstance(node, dict) and part not in ("[key]", node.get("cost"))):
             continue
         path.append(part)
     return tuple(path)
@@ -195,10 +197,29 @@ def _words(
         return f"'stages' must be a mapping, not {say(item.get('input'))}", "as in `stages: {sft: {kind: sft, …}}`"
     if kind in ("model_type", "model_attributes_type") and path[-1] in SCORER_ROLES:
         return f"must be one name or a mapping, not {say(item.get('input'))}", f"as in `{path[-1]}: {{lexicon: FILE}}`"
+    if kind.startswith("union_tag"):
+        return _no_cost(item)
+    if kind == "tuple_type" and path[-1] in ("penalties", "costs"):
+        return f"must be a list, not {say(item.get('input'))}", f"as in `{path[-1]}: [{{cost: length, limit: 128}}]`"
     if kind == "tuple_type" and path[-1] == "weighted":
         remedy = "as in `{weighted: [{model: NAME, weight: 1.0}, {function: NAME, weight: 0.5}]}`"
         return f"must be a list of scorers, not {say(item.get('input'))}", remedy
     return explain(item, written)
+
+
+def _no_cost(item: Mapping[str, Any]) -> tuple[str, str] | None:
+    """What to say of a mapping that should say which cost it is; None for those that say which stage they are."""
+    context = item.get("ctx", {})
+    if context.get("discriminator") != "'cost'":
+        return explain(item)
+    known = re.findall(r"'(\w+)'", str(context.get("expected_tags", ""))) or sorted(COST_NAMES)
+    if item["type"] == "union_tag_not_found":
+        return "'cost' is missing", f"write one of {', '.join(known)}"
+    near = closest(str(context["tag"]), known)
+    return (
+        f"there is no cost '{context['tag']}'",
+        f"did you mean '{near}'?" if near else f"costs are {', '.join(known)}",
+    )
 
 
 def _missing(path: KeyPath, tree: dict[str, Any], unknown: set[KeyPath]) -> tuple[str, str] | None:

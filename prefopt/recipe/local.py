@@ -11,7 +11,7 @@ from typing import Any
 from prefopt.errors import Problem
 from prefopt.recipe.layout import closest
 from prefopt.recipe.references import SCORER_ROLES
-from prefopt.recipe.registered import is_registered, unknown
+from prefopt.recipe.registered import COSTS, REWARDS, is_registered, unknown
 from prefopt.recipe.yaml import KeyPath, Places
 
 _VARIABLE = re.compile(r"\$\{([^}]*)\}?")
@@ -88,7 +88,7 @@ def resolve_paths(
         if path in skip or not isinstance(value, str) or not value:
             continue
         local = Path(os.path.abspath(folder / os.path.expanduser(value)))
-        if local.exists():
+        if os.path.exists(local):  # unlike Path's, no error for a name that no file can have
             holder[key] = str(local)
             problem = _unfit(local, path)
         elif path in written or _looks_local(value, suffixes, path):
@@ -119,7 +119,7 @@ def _holders(tree: dict[str, Any]) -> list[tuple[dict[str, Any], KeyPath, tuple[
         holder = stage.get("accelerate") if isinstance(stage, dict) else None
         if isinstance(holder, dict) and "config_file" in holder:
             found.append((holder, ("stages", name, "accelerate", "config_file"), ()))
-    for source, at in _sources(names):
+    for source, at in (*_sources(names), *_costs(names)):
         found += [(source, (*at, key), ()) for key in ("lexicon", "pretrained") if key in source]
     return found
 
@@ -138,15 +138,30 @@ def _sources(stages: dict[str, Any]) -> Iterator[tuple[dict[str, Any], KeyPath]]
                     yield part, ("stages", name, role, "weighted", index)
 
 
+def _costs(stages: dict[str, Any]) -> Iterator[tuple[dict[str, Any], KeyPath]]:
+    """Every cost, priced or not, and where it is."""
+    for name, stage in stages.items():
+        if not isinstance(stage, dict):
+            continue
+        reward = stage.get("reward")
+        priced = reward.get("penalties") if isinstance(reward, dict) else None
+        for listed, at in ((priced, ("reward", "penalties")), (stage.get("costs"), ("costs",))):
+            for index, cost in enumerate(listed) if isinstance(listed, list) else ():
+                if isinstance(cost, dict):
+                    yield cost, ("stages", name, *at, index)
+
+
 def find_functions(tree: dict[str, Any], places: Places) -> Found:
-    """Reward functions that no installed package registers."""
+    """Reward functions and costs that no installed package registers."""
     stages = tree.get("stages")
+    names = stages if isinstance(stages, dict) else {}
     found: Found = []
-    for source, at in _sources(stages if isinstance(stages, dict) else {}):
-        name = source.get("function")
-        if isinstance(name, str) and not is_registered(name):
-            path = (*at, "function")
-            found.append((path, places.problem(path, *unknown(name))))
+    for holders, group in ((_sources(names), REWARDS), (_costs(names), COSTS)):
+        for source, at in holders:
+            name = source.get("function")
+            if isinstance(name, str) and not is_registered(name, group):
+                path = (*at, "function")
+                found.append((path, places.problem(path, *unknown(name, group))))
     return found
 
 
@@ -161,7 +176,7 @@ def _missing(value: str, local: Path) -> tuple[str, str]:
     if "://" in value:
         return f"'{value}' is an address, and prefopt reads local files and Hub ids", "download it first"
     parent = local.parent
-    if not parent.is_dir():
+    if not os.path.isdir(parent):
         return f"there is no folder {parent}", "relative paths start at the recipe's folder"
     try:
         near = closest(local.name, sorted(entry.name for entry in parent.iterdir()))

@@ -1,9 +1,12 @@
-"""Reward functions that installed packages register, found without importing them: recipes hold no code.
+"""Functions that installed packages register, found without importing them: recipes hold no code.
 
 A package says in its own pyproject.toml::
 
     [project.entry-points."prefopt.rewards"]
     brevity = "my_rewards.brevity:reward"
+
+    [project.entry-points."prefopt.costs"]
+    shouting = "my_rewards.shouting:cost"
 """
 
 from __future__ import annotations
@@ -19,7 +22,9 @@ from pathlib import Path
 from prefopt.errors import InputError
 from prefopt.recipe.layout import closest
 
-GROUP = "prefopt.rewards"
+REWARDS = "prefopt.rewards"
+COSTS = "prefopt.costs"
+_CALLED = {REWARDS: "reward function", COSTS: "cost"}
 
 
 @dataclass(frozen=True)
@@ -44,50 +49,51 @@ class Registered:
         return self.entry.name
 
 
-def registered(name: str) -> Registered:
-    """The reward function of a name.
+def registered(name: str, group: str = REWARDS) -> Registered:
+    """The function of a name in a group of entry points, `REWARDS` or `COSTS`.
 
     Raises:
         InputError: When no installed package registers it, or two do, or its module has no file.
     """
-    found = [entry for entry in _entries() if entry.name == name]
+    found = [entry for entry in _entries(group) if entry.name == name]
     if not found:
-        raise InputError(*unknown(name))
+        raise InputError(*unknown(name, group))
+    called = _CALLED[group]
     # A folder that is on the path twice is not a second package.
     sources = {(entry.value, *_package(entry)): entry for entry in found}
     if len(sources) > 1:
         packages = ", ".join(sorted({package for _, package, _ in sources}))
-        raise InputError(f"the reward function '{name}' is registered more than once: {packages}", "uninstall one")
+        raise InputError(f"the {called} '{name}' is registered more than once: {packages}", "uninstall one")
     ((_, package, version), entry), *_ = sources.items()
     file = _file_of(entry.module)
     if file is None:
         raise InputError(
-            f"the reward function '{name}' of {package} is to be in {entry.module}, and there is no such file",
+            f"the {called} '{name}' of {package} is to be in {entry.module}, and there is no such file",
             "install the package again",
         )
     return Registered(entry, package, version, file)
 
 
-def unknown(name: str) -> tuple[str, str]:
+def unknown(name: str, group: str = REWARDS) -> tuple[str, str]:
     """Message and remedy for a name that nobody registers."""
-    names = sorted({entry.name for entry in _entries()})
+    names = sorted({entry.name for entry in _entries(group)})
     near = closest(name, names)
     if near:
         remedy = f"did you mean '{near}'?"
     elif names:
         remedy = f"registered are {', '.join(names)}"
     else:
-        remedy = f"none is: a package registers functions under the entry-point group '{GROUP}'"
-    return f"no installed package registers a reward function '{name}'", remedy
+        remedy = f"none is: a package registers functions under the entry-point group '{group}'"
+    return f"no installed package registers a {_CALLED[group]} '{name}'", remedy
 
 
-def is_registered(name: str) -> bool:
+def is_registered(name: str, group: str = REWARDS) -> bool:
     """Whether some installed package registers a function of this name."""
-    return any(entry.name == name for entry in _entries())
+    return any(entry.name == name for entry in _entries(group))
 
 
-def _entries() -> Sequence[EntryPoint]:
-    return tuple(importlib.metadata.entry_points(group=GROUP))
+def _entries(group: str) -> Sequence[EntryPoint]:
+    return tuple(importlib.metadata.entry_points(group=group))
 
 
 def _package(entry: EntryPoint) -> tuple[str, str]:

@@ -100,6 +100,21 @@ def _suites(part: Part) -> Iterator[Fault]:
         )
 
 
+def _costs(part: Part) -> Iterator[Fault]:
+    """Costs are measured on what policies answer."""
+    if not part.written("costs"):
+        return
+    if not part.written("policies"):
+        yield Fault("costs", "costs are measured on answers, and the stage names no policies", "add 'policies'")
+    elif part.get("suites") and "violations" not in part.get("suites"):
+        yield Fault("costs", "costs are measured for 'violations', which 'suites' leaves out", wrong=False)
+    listed = part.get("costs")
+    for cost in listed if isinstance(listed, list | tuple) else ():
+        if _inner(cost, "cost") == "ensemble_std":
+            remedy = "its disagreement is in the metrics of the ppo stage"
+            yield Fault("costs", "'ensemble_std' is measured where a reward is trained on", remedy)
+
+
 def _headroom(part: Part) -> Iterator[Fault]:
     """The best of many is the best by a reward."""
     if part.given("best_of") and not part.written("reward"):
@@ -123,7 +138,7 @@ def _inner(value: Any, key: str) -> Any:
 
 _RULES: dict[str, tuple[Rule, ...]] = {
     "collect": (_pairs, _greedy),
-    "evaluate": (_suites, _headroom, _greedy),
+    "evaluate": (_suites, _costs, _headroom, _greedy),
     "grpo": (_batches, _pull),
     "ppo": (_batches, _pull, _second_opinion),
     "reward": REWARD_RULES,

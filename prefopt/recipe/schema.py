@@ -13,12 +13,13 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from prefopt.recipe.base import Name, Names, Seed, Spec, list_as_tuple, quiet
+from prefopt.recipe.base import Name, Names, Seed, Spec, list_as_tuple, quiet, when_set
 from prefopt.recipe.online import GroupSpec as GroupSpec
 from prefopt.recipe.online import GRPOSpec as GRPOSpec
 from prefopt.recipe.online import OnlineSpec as OnlineSpec
 from prefopt.recipe.online import PPOSpec as PPOSpec
 from prefopt.recipe.online import RLOOSpec as RLOOSpec
+from prefopt.recipe.options.costs import Costs
 from prefopt.recipe.options.dpo import DPOLossOptions
 from prefopt.recipe.options.kto import KTOLossOptions
 from prefopt.recipe.options.reward import RewardOptions
@@ -206,6 +207,7 @@ class EvaluateSpec(SamplingSpec):
     judge: Judge | None = Field(
         None, description="who also compares every answer with the baseline's, in both orders; as in collect"
     )
+    costs: Costs = when_set((), description="violation rates of every policy: costs as in the penalties of ppo")
     checkpoints: bool = Field(
         False,
         description="also measure what the policies' stages kept with `keep_adapters`, for the curve over training",

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from prefopt.recipe.base import Name, Spec, list_as_tuple, quiet, when_set
+from prefopt.recipe.options.penalties import Penalties
 
 SOURCES = ("model", "lexicon", "function", "url", "pretrained", "weighted")
 """The keys that say who scores; a scorer has one of them."""
@@ -158,11 +159,18 @@ Judge = Annotated[JudgeSpec, BeforeValidator(_as_scorer, json_schema_input_type=
 class PPORewardSpec(ScorerSpec):
     """The reward that PPO maximises."""
 
-    normalise: Literal["none", "reference", "running"] = Field(
+    normalise: Literal["none", "reference", "running", "batch"] = Field(
         "reference",
         description="centred and scaled: 'reference' by the rewards of the reference's own completions, 'running' by "
-        "all so far",
+        "all so far, 'batch' by those of the rollout",
     )
+    reference_samples: int = when_set(256, ge=2, description="completions of the reference that 'reference' looks at")
+    bound: Literal["none", "sigmoid", "par"] = when_set(
+        "none",
+        description="the normalised reward as σ(slope · z), or as the share of the reference's rewards that it beats, "
+        "softly (arXiv 2502.18770)",
+    )
+    slope: float = when_set(1.0, gt=0, description="of `bound`")
     clip: float | None = Field(None, gt=0, description="normalised rewards are cut to [-clip, clip]")
     missing_eos_penalty: float = Field(
         1.0, ge=0, description="subtracted from the normalised reward of completions that do not end themselves"
@@ -170,6 +178,25 @@ class PPORewardSpec(ScorerSpec):
     missing_eos_score: float | None = Field(
         None, description="is the reward of such completions instead, whatever their score (arXiv 2403.17031)"
     )
+    penalties: Penalties = when_set((), description="what else is taken off: costs and what they are priced at")
+    total_clip: float | None = when_set(
+        None, gt=0, description="the sum of all that is cut to [-total_clip, total_clip]"
+    )
+
+    @model_validator(mode="after")
+    def _shaping(self) -> Self:
+        if self.bound != "none" and self.clip is not None:
+            raise ValueError("'clip' and 'bound' both bound the normalised reward: write one")
+        if self.bound == "par" and self.normalise != "reference":
+            raise ValueError("`bound: par` compares with the reference's rewards: it needs `normalise: reference`")
+        if self.bound == "none" and self.slope != 1:
+            raise ValueError("'slope' is that of 'bound', and there is none")
+        ends = any(penalty.cost == "missing_eos" for penalty in self.penalties)
+        if ends and (self.missing_eos_penalty or self.missing_eos_score is not None):
+            raise ValueError(
+                "a missing end would be paid twice: with the penalty 'missing_eos' write `missing_eos_penalty: 0`"
+            )
+        return self
 
 
 PPOReward = Annotated[PPORewardSpec, BeforeValidator(_as_scorer, json_schema_input_type=str | PPORewardSpec)]

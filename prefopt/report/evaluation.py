@@ -40,6 +40,7 @@ _TITLES = {
     "overoptimisation/beta": "decay of the gain",
     "overoptimisation/r_squared": "fit of its law",
 }
+_OF_COSTS = ("violation_rate/", "cost/")
 _PARTS = ("mean", "ci_low", "ci_high")
 
 
@@ -84,8 +85,9 @@ class Table:
     def parts(self) -> list[Table]:
         """The columns that matter first, and the others as a table below, each where there are any."""
         first = [i for i, column in enumerate(self.columns) if column.name in _FIRST]
-        others = [i for i, column in enumerate(self.columns) if column.name not in _FIRST]
-        titled = [(first, ""), (others, "More about the answers")]
+        costs = [i for i, column in enumerate(self.columns) if column.name.startswith(_OF_COSTS)]
+        others = [i for i in range(len(self.columns)) if i not in (*first, *costs)]
+        titled = [(first, ""), (costs, "Violations and costs"), (others, "More about the answers")]
         return [self._part(places, title) for places, title in titled if places]
 
     def _part(self, places: Sequence[int], title: str) -> Table:
@@ -134,16 +136,20 @@ def table_of(stage: StageData) -> Table | None:
     baseline = baseline_of(stage)
     names = sorted({name for values in found.values() for name in values}, key=_column_order)
     columns = tuple(
-        Column(
-            name, _TITLES.get(name, name.replace("_", " ")), decimals(v[name].mean for v in found.values() if name in v)
-        )
-        for name in names
+        Column(name, _title(name), decimals(v[name].mean for v in found.values() if name in v)) for name in names
     )
     rows = tuple(
         Row(policy, policy == baseline, tuple(values.get(name) for name in names))
         for policy, values in sorted(found.items(), key=lambda item: item[0] != baseline)
     )
     return Table(stage.name, baseline, columns, rows)
+
+
+def _title(name: str) -> str:
+    group, _, cost = name.partition("/")
+    if name.startswith(_OF_COSTS):
+        return f"{cost}: {'violations' if group == 'violation_rate' else 'cost'}"
+    return _TITLES.get(name, name.replace("_", " "))
 
 
 def _column_order(name: str) -> tuple[int, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
@@ -103,16 +104,23 @@ def label(name: str) -> str:
     return re.sub(r" seconds$", " time", re.sub(r" bytes$", " memory", words))
 
 
+LabelledSpan = tuple[int, int, str]
+"""First character, the one behind the last, and what it is."""
+
+
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A piece of a foreign text: `text`, a forbidden `mark`, or a `control` character with its name in `label`."""
+    """A piece of a foreign text.
+
+    It is `text`, a `mark` (forbidden, or what costs, as `label` says), or a `control` character, named in `label`.
+    """
 
     kind: str
     text: str
     label: str = ""
 
 
-def segments(text: str, marked: Sequence[str] = ()) -> list[Segment]:
+def segments(text: str, marked: Sequence[str] = (), spans: Sequence[LabelledSpan] = ()) -> list[Segment]:
     """Cuts a foreign text for showing it verbatim.
 
     Control characters (directions, zero widths, NUL) stand alone, so that the page can isolate them and give their
@@ -121,7 +129,11 @@ def segments(text: str, marked: Sequence[str] = ()) -> list[Segment]:
     Args:
         text: The text.
         marked: Strings to highlight wherever they occur.
+        spans: Places to highlight, with what stands at them; where they overlap, all of it does.
     """
+    pieces = _pieces(text, spans)
+    if len(pieces) > 1 or (pieces and pieces[0][1]):
+        return [segment for piece, label in pieces for segment in _under(segments(piece, marked), label)]
     found: list[Segment] = []
     # A code is found in any case, and with a blank or nothing where it has a hyphen.
     ordered = sorted(set(marked), key=lambda word: (-len(word), word))
@@ -139,6 +151,21 @@ def segments(text: str, marked: Sequence[str] = ()) -> list[Segment]:
     if end < len(text):
         found.append(Segment("text", text[end:]))
     return found
+
+
+def _pieces(text: str, spans: Sequence[LabelledSpan]) -> list[tuple[str, str]]:
+    """The text cut at the ends of spans, each piece with the names of the spans that it is in."""
+    known = [(max(0, start), min(end, len(text)), label) for start, end, label in spans if start < end]
+    cuts = sorted({0, len(text), *(place for start, end, _ in known for place in (start, end) if start < end)})
+    return [
+        (text[start:end], ", ".join(dict.fromkeys(label for low, high, label in known if low <= start and end <= high)))
+        for start, end in itertools.pairwise(cuts)
+    ]
+
+
+def _under(found: Sequence[Segment], label: str) -> list[Segment]:
+    """Text as a mark with a label; control characters stay alone."""
+    return [Segment("mark", each.text, label) if label and each.kind != "control" else each for each in found]
 
 
 def _control(character: str) -> Segment:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from prefopt.report.curves import Curves, sketch_of
 from prefopt.report.drawing import SERIES, Plot, Sketch, legend, plain, plot_of
 from prefopt.report.evidence_plots import evidence_sketches
+from prefopt.report.penalty_plots import penalty_curves
 from prefopt.report.ppo_plots import GROUP_OF_ANSWERS, online_curves
 from prefopt.report.rundata import RunData, StageData, reward_of
 
@@ -93,7 +94,7 @@ def draw(run: RunData) -> list[Plot]:
 def _sketches(stage: StageData) -> Iterator[Sketch]:
     online = online_curves(stage)
     # The parts of their losses pull in opposite directions, and neither need fall.
-    for curves in online or _CURVES:
+    for curves in (*online, *penalty_curves(stage)) if online else _CURVES:
         sketch = sketch_of(curves, stage)
         if sketch is not None:
             yield sketch

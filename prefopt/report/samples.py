@@ -7,16 +7,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from prefopt.report.damage import is_real
 from prefopt.report.evaluation import baseline_of
-from prefopt.report.format import Segment, segments, turns
+from prefopt.report.format import LabelledSpan, Segment, fixed, segments, turns
 from prefopt.report.rundata import StageData, reward_of
 
 SHOWN = 12
+_MOST_SPANS = 512
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What one policy said."""
+    """What one policy said; `costs` are names with amounts, of those that are not 0."""
 
     policy: str
     text: list[Segment]
@@ -25,6 +27,7 @@ class Answer:
     tokens: int | None
     finished: bool
     violations: list[list[Segment]]
+    costs: list[tuple[list[Segment], str]]
 
 
 @dataclass(frozen=True)
@@ -114,10 +117,26 @@ def _answer(policy: str, row: Mapping[str, Any]) -> Answer:
     tokens = row.get("tokens")
     return Answer(
         policy=policy,
-        text=segments(str(row.get("completion", "")), violations),
+        text=segments(str(row.get("completion", "")), violations, _spans(row.get("spans"))),
         reward=_reward(row),
         judged="gold" if isinstance(row.get("gold"), int | float) else "reward",
         tokens=tokens if isinstance(tokens, int) else None,
         finished=bool(row.get("finished", True)),
         violations=[segments(item) for item in violations],
+        costs=_costs(row.get("costs")),
     )
+
+
+def _spans(listed: object) -> list[LabelledSpan]:
+    """Spans with the name of their cost; what is damaged is left out."""
+    found = []
+    for name, spans in listed.items() if isinstance(listed, Mapping) else ():
+        for span in spans if isinstance(spans, list) else ():
+            if isinstance(span, list) and len(span) == 2 and all(type(place) is int for place in span):
+                found.append((span[0], span[1], str(name)))
+    return found[:_MOST_SPANS]
+
+
+def _costs(listed: object) -> list[tuple[list[Segment], str]]:
+    found = listed.items() if isinstance(listed, Mapping) else ()
+    return [(segments(str(name)), fixed(float(value), 2)) for name, value in found if is_real(value) and value]

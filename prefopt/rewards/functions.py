@@ -72,17 +72,27 @@ class FunctionScorer:
 
 
 def load_function(found: Registered, log: Callable[[str], None]) -> FunctionScorer:
+    """Import a registered reward function; see `imported`.
+
+    Raises:
+        InputError: When it cannot be imported, or is none that can be called.
+    """
+    return FunctionScorer(found.name, imported(found, "reward function", log))
+
+
+def imported(found: Registered, called: str, log: Callable[[str], None]) -> Callable[..., Any]:
     """Import a registered function.
 
     Args:
         found: Says where it is.
+        called: What messages call it.
         log: Is told where the function is defined in another file than the one its package registers: only edits of
             the latter make a stage run again.
 
     Raises:
         InputError: When it cannot be imported, or is none that can be called.
     """
-    where = f"the reward function '{found.name}' of {found.distribution} ({found.entry.value})"
+    where = f"the {called} '{found.name}' of {found.distribution} ({found.entry.value})"
     try:
         function = found.entry.load()
     except Exception as error:
@@ -94,7 +104,8 @@ def load_function(found: Registered, log: Callable[[str], None]) -> FunctionScor
     code = getattr(inspect.unwrap(function), "__code__", None)
     if code is not None and Path(code.co_filename).resolve() != found.file.resolve():
         log(f"{where} is defined in {Path(code.co_filename).name}; what changes there makes no stage run again")
-    return FunctionScorer(found.name, function)
+    checked: Callable[..., Any] = function
+    return checked
 
 
 def _said(value: object) -> str:

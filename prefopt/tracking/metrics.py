@@ -6,11 +6,15 @@ Weights & Biases and in the report. Two prefixes make variants without new entri
 * `eval/` before a training metric is the same quantity on held-out rows (`eval/dpo/accuracy`);
 * `POLICY:` before an evaluation metric says whose it is (`dpo:win_rate/mean`).
 
+What is measured of a cost carries the cost's name where the table has NAME: `penalty/banned/rate` and
+`dpo:violation_rate/banned/mean`.
+
 A measured mean `x/mean` comes with its interval `x/ci_low` and `x/ci_high`.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -188,6 +192,15 @@ _KTO: tuple[tuple[str, str, str, Better | None], ...] = (
 )
 
 _ONLINE = (*_PPO, *_GRPO, *_RLOO)
+_PENALTIES: tuple[tuple[str, str, str, Better | None], ...] = (
+    ("penalty/NAME/cost", "Mean cost of the rollout's completions, as measured.", "", "lower"),
+    ("penalty/NAME/rate", "Share of the rollout's completions that violate: their cost is above its threshold.", "",
+     "lower"),
+    ("penalty/NAME/expected_rate", "The same by how likely completions were to violate, before they were drawn.", "",
+     "lower"),
+    ("penalty/NAME/weight", "What a cost of 1 takes off the reward.", "SD of the reference's rewards", None),
+    ("penalty/NAME/term", "What the penalty takes off an episode's reward, on average.", "reward", None),
+)  # fmt: skip
 
 _COLLECT: tuple[tuple[str, str, str, Better | None], ...] = (
     ("collect/prompts", "Prompts that were answered.", "", None),
@@ -221,6 +234,8 @@ _ESTIMATES: tuple[tuple[str, str, str, Better | None], ...] = (
     ("length", "Tokens per completion", "tokens", None),
     ("eos_rate", "Share of completions that the policy ended itself, before the length limit", "", "higher"),
     ("violation_rate", "Share of completions with forbidden content", "", "lower"),
+    ("violation_rate/NAME", "Share of completions whose cost of that name is above its threshold", "", "lower"),
+    ("cost/NAME", "Cost of that name, per completion", "", "lower"),
     (
         "preference/accuracy",
         "Share of held-out pairs whose preferred answer the policy raised more than the other, against the baseline",
@@ -337,6 +352,9 @@ _EVALUATE: tuple[tuple[str, str, str, Better | None], ...] = (
 )
 
 
+_PARTS = ("mean", "ci_low", "ci_high")
+
+
 def _estimates(rows: Iterable[tuple[str, str, str, Better | None]]) -> Iterator[Metric]:
     for name, meaning, unit, better in rows:
         yield Metric(name, f"{meaning}.", unit, better)
@@ -346,7 +364,7 @@ def _estimates(rows: Iterable[tuple[str, str, str, Better | None]]) -> Iterator[
 
 
 def _table() -> dict[str, Metric]:
-    metrics = [Metric(*row) for row in (*_TRAINING, *_DPO, *_KTO, *_ONLINE, *_COLLECT, *_EVALUATE)]
+    metrics = [Metric(*row) for row in (*_TRAINING, *_DPO, *_KTO, *_ONLINE, *_PENALTIES, *_COLLECT, *_EVALUATE)]
     metrics.extend(_estimates((*_ESTIMATES, *_REWARD_PROBES)))
     metrics.extend(Metric(*row) for row in _REWARD)  # what training logs as `reward/accuracy`, over its own rows
     return {metric.name: metric for metric in metrics}
@@ -354,6 +372,7 @@ def _table() -> dict[str, Metric]:
 
 METRICS: dict[str, Metric] = _table()
 
+_NAMED = re.compile(r"(?P<group>penalty|violation_rate|cost)/(?P<label>[A-Za-z][A-Za-z0-9_-]*)(?P<rest>/\w+)?")
 _ON_HELD_OUT = "On held-out rows: "
 
 
@@ -378,4 +397,9 @@ def describe(name: str) -> Metric:
             if candidate in METRICS:
                 metric = METRICS[candidate]
                 return replace(metric, name=name, meaning=_ON_HELD_OUT + metric.meaning[0].lower() + metric.meaning[1:])
+    named = _NAMED.fullmatch(bare)
+    if named and named["label"] not in _PARTS:
+        general = f"{named['group']}/NAME{named['rest'] or ''}"
+        if general in METRICS:
+            return replace(METRICS[general], name=name)
     raise KeyError(f"{name!r} is not a metric of prefopt; prefopt/tracking/metrics.py lists them")

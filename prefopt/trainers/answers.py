@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -17,7 +18,12 @@ from transformers import PreTrainedTokenizerBase
 
 from prefopt.errors import DataError
 from prefopt.models.generate import Sampled, SamplingOptions, sample
+from prefopt.models.token_offsets import token_offsets
+from prefopt.models.token_watch import TokenWatch
 from prefopt.records import Prompt, Score
+from prefopt.rewards.costs.sample import Sample
+from prefopt.rewards.penalties import Penalty
+from prefopt.rewards.shaper import lazy_offsets
 from prefopt.trainers.ranks import shared_out
 
 RewardFunction = Callable[[Sequence[Prompt], Sequence[str]], Sequence[float | Score]]
@@ -69,6 +75,7 @@ class Answerer:
         args: Options.
         accelerator: Of the trainer.
         reward: Takes N prompts and N completions and gives N numbers, or scores.
+        penalties: The words that they watch for are added up by their probability while completions are sampled.
     """
 
     def __init__(
@@ -78,12 +85,15 @@ class Answerer:
         args: Sampling,
         accelerator: Accelerator,
         reward: RewardFunction,
+        *,
+        penalties: Sequence[Penalty] = (),
     ) -> None:
         self._peft = peft
         self._tokenizer = tokenizer
         self._args = args
         self._accelerator = accelerator
         self._reward = reward
+        self._watched = {each.label: TokenWatch(each.watched, tokenizer) for each in penalties if each.watched}
 
     def activate(self) -> None:
         """Compute with the policy from now on, where the model has other roles that may be active."""
@@ -111,6 +121,21 @@ class Answerer:
             len(rows), lambda indices: self._sample([rows[index] for index in indices], uniforms[list(indices)])
         )
 
+    def measurable(self, rows: Sequence[Mapping[str, Any]], samples: Sequence[Sampled]) -> list[Sample]:
+        """Completions as costs see them."""
+        where = partial(token_offsets, self._tokenizer)
+        return [
+            Sample(
+                row["prompt"],
+                said.text,
+                said.ids,
+                said.finished,
+                offsets=lazy_offsets(where, said.ids, said.text),
+                expected=dict(zip(self._watched, said.expected, strict=True)),
+            )
+            for row, said in zip(rows, samples, strict=True)
+        ]
+
     def _uniforms(self, rows: int, seed: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed)
         return torch.rand(rows, self._args.max_new_tokens, dtype=torch.float64, generator=generator)
@@ -123,6 +148,7 @@ class Answerer:
             batch_size=self._args.per_device_eval_batch_size,
             stop=self._args.stop,
             say=True,
+            watch=tuple(self._watched.values()),
         )
         self.activate()
         prompts = [row["prompt_ids"] for row in rows]

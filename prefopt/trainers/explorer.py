@@ -17,6 +17,7 @@ from prefopt.errors import InputError
 from prefopt.models.actor_critic import ActorCritic, Ask
 from prefopt.models.generate import Sampled, beginning
 from prefopt.models.modes import evaluating
+from prefopt.rewards.penalties import Penalty
 from prefopt.trainers.answers import Answerer, RewardFunction, scores_of
 from prefopt.trainers.ppo_config import PPOConfig
 from prefopt.trainers.ranks import shared_out
@@ -61,6 +62,7 @@ class Explorer(Answerer):
         args: Options.
         accelerator: Of the trainer.
         reward: Takes N prompts and N completions and gives N numbers, or scores.
+        penalties: See `prefopt.trainers.answers.Answerer`.
     """
 
     _args: PPOConfig
@@ -72,8 +74,10 @@ class Explorer(Answerer):
         args: PPOConfig,
         accelerator: Accelerator,
         reward: RewardFunction,
+        *,
+        penalties: Sequence[Penalty] = (),
     ) -> None:
-        super().__init__(model.peft, tokenizer, args, accelerator, reward)
+        super().__init__(model.peft, tokenizer, args, accelerator, reward, penalties=penalties)
         self._model = model
 
     def activate(self) -> None:

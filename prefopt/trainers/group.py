@@ -26,13 +26,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from prefopt.errors import DataError, InputError
 from prefopt.models.generate import Sampled
 from prefopt.models.roles import COPY, POLICY, activate_trained, set_active, stack_of
-from prefopt.rewards.scale import RewardScale, RewardTerms
+from prefopt.rewards.penalties import Penalty
+from prefopt.rewards.scale import RewardScale
+from prefopt.rewards.shaper import Shaper
 from prefopt.store.files import read_json, write_json
 from prefopt.trainers.adopted import AdoptedTrainer, adopting
 from prefopt.trainers.answers import Answerer, RewardFunction, Scores
 from prefopt.trainers.averages import Averages
 from prefopt.trainers.opening import open_adapted
 from prefopt.trainers.ppo_metrics import repetition, samples_of
+from prefopt.trainers.ranks import shared_out
 from prefopt.trainers.rollout_loop import BetweenRollouts, Slots
 from prefopt.trainers.rollouts import prompts_of_rollout, seed_of
 from prefopt.trainers.rows import tokenised_prompts
@@ -53,13 +56,14 @@ class GroupTrainer(AdoptedTrainer):
         train_dataset: Rows with `prompt` as text or messages; rows with `prompt_ids` as well are tokenised already.
         processing_class: The tokenizer; loaded with the model when that is a name.
         peft_config: Shape of the policy's adapter, where `model` has none yet.
+        penalties: What is taken off rewards besides; see `prefopt.rewards.shaper`.
         kwargs: Passed to TRL's trainer (`callbacks`, `optimizers`).
 
     Attributes:
         method: Group of its metrics' names.
         pays_in_reward: Whether the KL is taken off the reward; otherwise it is a loss.
         ratio_per_token: Whether each token has a ratio that is clipped; otherwise the whole completion has.
-        scale: Of the rewards.
+        shaper: Makes rewards of scores.
         latest: The samples of the last rollout.
 
     Raises:
@@ -72,7 +76,7 @@ class GroupTrainer(AdoptedTrainer):
     ratio_per_token: bool
     _step: int
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  (keyword-only)
         self,
         model: str | PreTrainedModel | PeftModel,
         args: Any,
@@ -81,6 +85,7 @@ class GroupTrainer(AdoptedTrainer):
         train_dataset: Sequence[Mapping[str, Any]],
         processing_class: PreTrainedTokenizerBase | None = None,
         peft_config: PeftConfig | None = None,
+        penalties: Sequence[Penalty] = (),
         **kwargs: Any,
     ) -> None:
         transformers.set_seed(args.seed)  # a new adapter starts from random weights
@@ -99,8 +104,8 @@ class GroupTrainer(AdoptedTrainer):
             )
         self.train_dataset = Slots(args.max_steps * args.rollout_batch_size // args.num_mini_batches)
         self.data_collator = lambda rows: {"slots": torch.zeros(len(rows))}
-        self.answerer = Answerer(model, tokenizer, args, self.accelerator, reward)
-        self.scale = RewardScale(args.normalise, args.reward_clip, args.missing_eos_penalty, args.missing_eos_score)
+        self.answerer = Answerer(model, tokenizer, args, self.accelerator, reward, penalties=penalties)
+        self.shaper = Shaper(penalties, scale=args.scale(), total_clip=args.total_clip)
         self.latest: list[dict[str, Any]] = []
         self._averages = {"train": Averages(), "eval": Averages()}
         self._asked: dict[str, Tensor] = {}
@@ -130,7 +135,9 @@ class GroupTrainer(AdoptedTrainer):
             raise InputError(f"step {self.state.global_step} is inside a rollout; training goes on between rollouts")
         rows = self._prompts_of(number, args.rollout_batch_size, args.seed)
         samples, scores = self.answerer.answers(rows, seed_of(args.seed, "rollout", number))
-        self._terms = self.scale.terms(scores.values, torch.tensor([sample.finished for sample in samples]))
+        finished = torch.tensor([sample.finished for sample in samples])
+        texts = self.answerer.measurable(rows, samples)
+        self._shaped = self.shaper.shape(scores.values, scores.stds, finished, texts, shared_out)
         share = len(rows) // args.world_size
         first = args.process_index * share
         self._mine = list(zip(rows, samples, strict=True))[first : first + share]
@@ -144,9 +151,10 @@ class GroupTrainer(AdoptedTrainer):
         if number == 0:
             self.require_policy_equals_reference(kl)
         nats = self.accelerator.gather(kl.sum(1)).cpu()
-        self.latest = samples_of(rows, samples, scores.values, nats)
-        for name, value in self._seen(samples, scores, self._terms, nats).items():
-            self._averages["train"].add(f"{self.method}/{name}", value)
+        self.latest = samples_of(rows, samples, self._shaped, nats)
+        for name, value in (self._seen(samples, scores, nats) | self._shaped.metrics()).items():
+            self._averages["train"].add(name, value)
+        self.shaper.update(self._shaped)
         self._averages["train"].add(f"{self.method}/rollout_seconds", time.perf_counter() - start)
         return batch
 
@@ -155,8 +163,10 @@ class GroupTrainer(AdoptedTrainer):
 
     def _normalise_by_reference(self) -> None:
         """Centre and scale scores by those of the reference's own completions; the policy still equals it."""
-        rows = self._prompts_of(0, max(256, self.args.rollout_batch_size), seed_of(self.args.seed, "scale"))
-        self.scale.see(self.answerer.answers(rows, seed_of(self.args.seed, "normaliser"))[1].values)
+        size = max(self.args.reference_samples, self.args.rollout_batch_size)
+        rows = self._prompts_of(0, size, seed_of(self.args.seed, "scale"))
+        samples, scores = self.answerer.answers(rows, seed_of(self.args.seed, "normaliser"))
+        self.shaper.see(scores.values, scores.stds, self.answerer.measurable(rows, samples), shared_out)
 
     # What TRL asks for on the way.
 
@@ -169,7 +179,7 @@ class GroupTrainer(AdoptedTrainer):
 
     def _calculate_rewards(self, *inputs: object) -> Tensor:
         """Rewards of the whole rollout, [N, 1]."""
-        return self._terms.total[:, None].to(self.args.device)
+        return self._shaped.total[:, None].to(self.args.device)
 
     def _get_per_token_logps_and_entropies(self, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """Log-probabilities of completion tokens [n, L]; those of a new rollout are kept by whose they are."""
@@ -200,23 +210,23 @@ class GroupTrainer(AdoptedTrainer):
         kl: Tensor = (policy - self._asked[COPY]) * mask
         return kl.float()
 
-    def _seen(self, samples: Sequence[Sampled], scores: Scores, terms: RewardTerms, nats: Tensor) -> dict[str, float]:
+    def _seen(self, samples: Sequence[Sampled], scores: Scores, nats: Tensor) -> dict[str, float]:
         """Metrics of a rollout by name.
 
         Args:
             samples: Its completions.
             scores: What they were given.
-            terms: What their rewards are made of.
             nats: KL of each, [N]; 0 of those that nothing is learned from.
         """
         finished = torch.tensor([sample.finished for sample in samples])
         learned = finished if self.args.mask_truncated_completions else torch.ones_like(finished)
         lengths = [len(sample.ids) for sample in samples]
         kl = float(nats.sum() / learned.sum().clamp(min=1))
-        groups = terms.total.view(-1, self.args.num_generations)
+        rewards = self._shaped.total
+        groups = rewards.view(-1, self.args.num_generations)
         found = {
             "score": float(scores.values.mean()),
-            "reward": float(terms.total.mean()) - (self.beta * kl if self.pays_in_reward else 0.0),
+            "reward": float(rewards.mean()) - (self.beta * kl if self.pays_in_reward else 0.0),
             "kl": kl,
             "entropy": sum(sum(sample.entropies) for sample in samples) / sum(lengths),
             "length": sum(lengths) / len(samples),
@@ -229,7 +239,7 @@ class GroupTrainer(AdoptedTrainer):
         for name, which in (("finished", finished), ("truncated", ~finished)):
             if bool(which.any()):
                 found[f"score_{name}"] = float(scores.values[which].mean())
-        return found
+        return {f"{self.method}/{name}": value for name, value in found.items()}
 
     # -- the update ----------------------------------------------------------------------------------------------------
 
@@ -275,7 +285,7 @@ class GroupTrainer(AdoptedTrainer):
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """Train; `True` resumes from the newest checkpoint that verifies, if there is one."""
         checkpoint = self.checkpoint_of(resume_from_checkpoint)
-        if checkpoint is None and self.args.normalise != "none":
+        if checkpoint is None and self.args.normalise in ("reference", "running"):
             self._normalise_by_reference()
         return super().train(resume_from_checkpoint=checkpoint, **kwargs)
 
@@ -288,16 +298,23 @@ class GroupTrainer(AdoptedTrainer):
         """None: the slots hold nothing, a rollout is sampled where it is used."""
         return [0] * len(self.train_dataset)
 
+    @property
+    def scale(self) -> RewardScale:
+        """Of the rewards."""
+        return self.shaper.scale
+
     def save_weights(self, directory: Path) -> None:
         """The adapter, and all that the next rollouts depend on."""
         super().save_weights(directory)
-        write_json(directory / STATE_FILE, {"scale": self.scale.state_dict(), "latest": self.latest})
+        state = {"scale": self.scale.state_dict(), "penalties": self.shaper.state_dict(), "latest": self.latest}
+        write_json(directory / STATE_FILE, state)
 
     def load_weights(self, directory: Path) -> None:
         """Everything that `save_weights` wrote."""
         super().load_weights(directory)
         state = read_json(directory / STATE_FILE)
         self.scale.load_state_dict(state["scale"])
+        self.shaper.load_state_dict(state["penalties"])
         self.latest = state["latest"]
 
     def averages(self, mode: str) -> dict[str, float]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from prefopt.rewards.scale import Normalisation
+from prefopt.trainers.reward_scaling import RewardScaling
 from prefopt.trainers.rollout_loop import cut_rollout
 
 
 @dataclass
-class GroupConfig:
+class GroupConfig(RewardScaling):
     """How rollouts are sampled, scored and cut; mixed in before a configuration of TRL. Batch sizes count episodes."""
 
     total_episodes: int = field(default=10_000, metadata={"help": "completions sampled in all"})
@@ -21,10 +21,6 @@ class GroupConfig:
     max_completion_length: int | None = field(default=64, metadata={"help": "completions are cut there"})
     min_new_tokens: int = field(default=0, metadata={"help": "no completion ends before; to measure the longest"})
     max_length: int = field(default=1024, metadata={"help": "tokens of prompt and completion together"})
-    normalise: Normalisation = field(default="reference", metadata={"help": "'reference', 'running' or 'none'"})
-    reward_clip: float | None = field(default=None, metadata={"help": "normalised rewards are cut to [-x, x]"})
-    missing_eos_penalty: float = field(default=1.0, metadata={"help": "subtracted where a completion does not end"})
-    missing_eos_score: float | None = field(default=None, metadata={"help": "is the reward there instead"})
     beta: float = field(default=0.05, metadata={"help": "price of a nat of KL, in units of the reward"})
     learning_rate: float = field(default=1e-4)
     adam_epsilon: float = field(default=1e-5)

@@ -35,7 +35,9 @@ from prefopt.losses import ppo
 from prefopt.models.actor_critic import HEAD, ActorCritic, Ask, actor_critic, fold_normaliser, save_value_head
 from prefopt.models.roles import POLICY
 from prefopt.rewards.controllers import KLController
+from prefopt.rewards.penalties import Penalty
 from prefopt.rewards.scale import RewardScale
+from prefopt.rewards.shaper import Shaper
 from prefopt.store.files import read_json, write_json
 from prefopt.trainers.answers import RewardFunction
 from prefopt.trainers.averages import Averages
@@ -45,6 +47,7 @@ from prefopt.trainers.explorer import Explorer
 from prefopt.trainers.opening import open_adapted, pad_token_of
 from prefopt.trainers.ppo_config import PPOConfig
 from prefopt.trainers.ppo_metrics import Rollout
+from prefopt.trainers.ranks import shared_out
 from prefopt.trainers.rollout_loop import BetweenRollouts, Slots
 from prefopt.trainers.rollouts import MicroBatch, Rollouts, episodes, micro_batches, prompts_of_rollout, seed_of
 from prefopt.trainers.rows import tokenised_prompts
@@ -65,6 +68,7 @@ class PPOTrainer(CheckpointedTrainer):
         processing_class: The tokenizer; loaded with the model when that is a name.
         peft_config: Shape of the policy's adapter, where `model` has none yet.
         reward_model: Artefact of a reward model that the value starts as; for `value: adapter`.
+        penalties: What is taken off rewards besides; see `prefopt.rewards.shaper`.
         judge: Takes N prompts, N completions and N others and gives the probabilities that the first are preferred. It
             is not trained on: the guards ask it now and then whether rewards mean anything.
         demonstrations: Rows with `prompt_ids` and `completion_ids` whose likelihood is kept up (PTX).
@@ -72,7 +76,7 @@ class PPOTrainer(CheckpointedTrainer):
 
     Attributes:
         watch: Why training ended early, if it did, whose policy was kept, and the samples of the last rollout.
-        scale: Of the rewards.
+        shaper: Makes rewards of scores.
         kl: The price of the KL.
 
     Raises:
@@ -92,6 +96,7 @@ class PPOTrainer(CheckpointedTrainer):
         processing_class: PreTrainedTokenizerBase | None = None,
         peft_config: PeftConfig | None = None,
         reward_model: Path | None = None,
+        penalties: Sequence[Penalty] = (),
         judge: Judge | None = None,
         demonstrations: Sequence[Mapping[str, Any]] = (),
         **kwargs: Any,
@@ -110,8 +115,8 @@ class PPOTrainer(CheckpointedTrainer):
             processing_class=tokenizer,
             **kwargs,
         )
-        self.explorer = Explorer(self.model, tokenizer, args, self.accelerator, reward)
-        self.scale = RewardScale(args.normalise, args.reward_clip, args.missing_eos_penalty, args.missing_eos_score)
+        self.shaper = Shaper(penalties, scale=args.scale(), total_clip=args.total_clip)
+        self.explorer = Explorer(self.model, tokenizer, args, self.accelerator, reward, penalties=penalties)
         self.kl = KLController(args.kl_coefficient, args.kl_target, args.kl_horizon, args.kl_bounds)
         self.watch = Watch(args, self.explorer, judge, self.prompts, tokenizer)
         self._demonstrations = Demonstrations(demonstrations, args.mini_batch_size, args.seed, pad_token_of(tokenizer))
@@ -134,15 +139,16 @@ class PPOTrainer(CheckpointedTrainer):
         samples, scores = self.explorer.answers(rows, seed_of(args.seed, "rollout", number))
         potentials = self.explorer.potentials(rows, samples) if args.score_prefixes else None
         finished = torch.tensor([sample.finished for sample in samples])
-        terms = self.scale.terms(scores.values, finished)
+        texts = self.explorer.measurable(rows, samples)
+        shaped = self.shaper.shape(scores.values, scores.stds, finished, texts, shared_out)
 
         batch = episodes([row["prompt_ids"] for row in rows], samples, pad_token_of(self.processing_class))
         said = self.explorer.look(batch, samples)
         kl = ppo.kl_tokens(said.logps, said.reference_logps, batch.mask, for_reward=True)
         coefficient = self.kl.coefficient
         price = coefficient if args.kl_apply == "reward" else 0.0
-        known = None if potentials is None else self.scale.scaled(potentials)
-        rewards = ppo.token_rewards(terms.total, kl, price, batch.mask, known)
+        known = None if potentials is None else self.scale.scaled(potentials.flatten()).view_as(potentials)
+        rewards = ppo.token_rewards(shaped.total, kl, price, batch.mask, known)
         whitened = ppo.masked_whiten(rewards, batch.mask, shift_mean=False) if args.whiten_rewards else rewards
 
         advantages, returns = ppo.gae(whitened, said.values, batch.mask, args.gamma, args.lam)
@@ -157,15 +163,17 @@ class PPOTrainer(CheckpointedTrainer):
             advantages=advantages,
             returns=returns,
         )
-        return Rollout(rows, samples, scores, terms, said, kl, rewards, coefficient, batch)
+        return Rollout(rows, samples, scores, shaped, said, kl, rewards, coefficient, batch)
 
     def _prompts_of(self, number: int, size: int, seed: int) -> list[Mapping[str, Any]]:
         return prompts_of_rollout(self.prompts, number, size, self.args.samples_per_prompt, seed)
 
     def _normalise_by_reference(self) -> None:
         """Centre and scale scores by those of the reference's own completions; the policy still equals it."""
-        rows = self._prompts_of(0, max(256, self.args.rollout_batch_size), seed_of(self.args.seed, "scale"))
-        self.scale.see(self.explorer.answers(rows, seed_of(self.args.seed, "normaliser"))[1].values)
+        size = max(self.args.reference_samples, self.args.rollout_batch_size)
+        rows = self._prompts_of(0, size, seed_of(self.args.seed, "scale"))
+        samples, scores = self.explorer.answers(rows, seed_of(self.args.seed, "normaliser"))
+        self.shaper.see(scores.values, scores.stds, self.explorer.measurable(rows, samples), shared_out)
         if self._value_starts_as_reward:
             fold_normaliser(self.model.value_head, self.scale.mean, self.scale.std)
 
@@ -262,6 +270,7 @@ class PPOTrainer(CheckpointedTrainer):
             self._require_policy_equals_reference(rollout.kl)
         for name, value in self.watch.see(number, rollout, self.scale.unit, self.model).items():
             self._averages.add(name, value)
+        self.shaper.update(rollout.shaped, learning=number >= self.args.value_warmup_rollouts)
         if number > self.args.value_warmup_rollouts:  # before, the policy is the reference, and its KL says nothing
             self.kl.update(float(rollout.kl.sum(1).mean()), len(rollout.rows))
         self._rollouts, self._kl_price = rollout.episodes, rollout.coefficient
@@ -286,7 +295,7 @@ class PPOTrainer(CheckpointedTrainer):
             # Its engine takes a step with every backward pass, and here each role has one of its own.
             raise InputError("PPO does not train under DeepSpeed", "use recipes/accelerate/ddp.yaml")
         checkpoint = self.checkpoint_of(resume_from_checkpoint)
-        if checkpoint is None and self.args.normalise != "none":
+        if checkpoint is None and self.args.normalise in ("reference", "running"):
             self._normalise_by_reference()
         output = super().train(resume_from_checkpoint=checkpoint, **kwargs)
         if not self._between_rollouts.asked_to_stop:
@@ -329,8 +338,14 @@ class PPOTrainer(CheckpointedTrainer):
             part.load_state_dict(state[name])
 
     @property
+    def scale(self) -> RewardScale:
+        """Of the rewards."""
+        return self.shaper.scale
+
+    @property
     def _stateful(self) -> dict[str, Any]:
-        return {"scale": self.scale, "kl": self.kl, "watch": self.watch}
+        found = {"scale": self.scale, "kl": self.kl, "watch": self.watch}
+        return {**found, "penalties": self.shaper} if self.shaper.penalties else found
 
     # -- metrics -------------------------------------------------------------------------------------------------------
 

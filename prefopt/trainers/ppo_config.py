@@ -10,13 +10,13 @@ from transformers import TrainingArguments
 from prefopt.errors import InputError
 from prefopt.losses.ppo import KLEstimator, PPOOptions
 from prefopt.recipe.ppo import RIGHT_ESTIMATORS
-from prefopt.rewards.scale import Normalisation
 from prefopt.trainers.guards import GuardLimits, Selection
+from prefopt.trainers.reward_scaling import RewardScaling
 from prefopt.trainers.rollout_loop import cut_rollout
 
 
 @dataclass
-class PPOConfig(TrainingArguments):  # type: ignore[misc]
+class PPOConfig(RewardScaling, TrainingArguments):  # type: ignore[misc]
     """`transformers.TrainingArguments` and PPO's own, in the names of TRL's last PPO; batch sizes count episodes."""
 
     total_episodes: int = field(default=10_000, metadata={"help": "completions sampled in all"})
@@ -37,14 +37,10 @@ class PPOConfig(TrainingArguments):  # type: ignore[misc]
     kl_horizon: int = field(default=10_000, metadata={"help": "episodes over which the price follows"})
     kl_bounds: tuple[float, float] = field(default=(1e-4, 10.0), metadata={"help": "of the price"})
     kl_stop_above: float | None = field(default=None, metadata={"help": "nats per completion at which training ends"})
-    normalise: Normalisation = field(default="reference", metadata={"help": "'reference', 'running' or 'none'"})
     score_prefixes: int = field(
         default=0,
         metadata={"help": "beginnings of a completion that are scored as well, so that rewards come on the way"},
     )
-    reward_clip: float | None = field(default=None, metadata={"help": "normalised rewards are cut to [-x, x]"})
-    missing_eos_penalty: float = field(default=1.0, metadata={"help": "subtracted where a completion does not end"})
-    missing_eos_score: float | None = field(default=None, metadata={"help": "is the reward there instead"})
     whiten_rewards: bool = field(default=False, metadata={"help": "divide token rewards by their deviation"})
     whiten_advantages: bool = field(default=True, metadata={"help": "to mean 0 and variance 1 over the rollout"})
     gamma: float = field(default=1.0, metadata={"help": "discount per token"})

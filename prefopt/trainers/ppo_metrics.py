@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from prefopt.losses import ppo
 from prefopt.models.generate import Sampled
 from prefopt.records import conversation
-from prefopt.rewards.scale import RewardTerms
+from prefopt.rewards.shaper import ShapedReward
 from prefopt.trainers.answers import Scores
 from prefopt.trainers.explorer import Said
 from prefopt.trainers.guards import Health
@@ -32,7 +32,7 @@ class Rollout:
         rows: Their prompts.
         samples: Their completions.
         scores: As the reward gave them.
-        terms: What their rewards are made of.
+        shaped: Their rewards, and what those are made of.
         said: What the roles say of every token.
         kl: k1 estimates, [N, L], nats.
         rewards: Of every token, [N, L], before they are whitened, if they are.
@@ -43,7 +43,7 @@ class Rollout:
     rows: Sequence[Mapping[str, Any]]
     samples: Sequence[Sampled]
     scores: Scores
-    terms: RewardTerms
+    shaped: ShapedReward
     said: Said
     kl: Tensor
     rewards: Tensor
@@ -106,18 +106,18 @@ def averages(rollout: Rollout, seen: Health) -> dict[str, float]:
     for name, which in (("finished", finished), ("truncated", ~finished)):
         if bool(which.any()):
             found[f"ppo/score_{name}"] = float(scores[which].mean())
-    return found
+    return found | rollout.shaped.metrics()
 
 
 def samples_of(
-    rows: Sequence[Mapping[str, Any]], samples: Sequence[Sampled], scores: Tensor, kl: Tensor
+    rows: Sequence[Mapping[str, Any]], samples: Sequence[Sampled], shaped: ShapedReward, kl: Tensor
 ) -> list[dict[str, Any]]:
-    """Prompt, completion, finished, tokens, reward (raw) and kl of every episode.
+    """Prompt, completion, finished, tokens, reward (raw) and kl of every episode; with penalties its costs as well.
 
     Args:
         rows: Their prompts.
         samples: Their completions.
-        scores: [N], raw.
+        shaped: Their rewards.
         kl: [N], nats.
     """
     return [
@@ -128,8 +128,11 @@ def samples_of(
             "tokens": len(sampled.ids),
             "reward": reward,
             "kl": nats,
+            **shaped.costs_of(index),
         }
-        for row, sampled, reward, nats in zip(rows, samples, scores.tolist(), kl.tolist(), strict=True)
+        for index, (row, sampled, reward, nats) in enumerate(
+            zip(rows, samples, shaped.raw.tolist(), kl.tolist(), strict=True)
+        )
     ]
 
 
@@ -163,7 +166,7 @@ def close_ups(rollout: Rollout, tokenizer: PreTrainedTokenizerBase, number: int)
             {"text": tokenizer.decode([token]), **dict(zip(columns, each, strict=True))}
             for token, each in zip(sampled.ids, numbers, strict=True)
         ]
-        price = float(rollout.rewards[index].sum()) - float(rollout.terms.total[index])
+        price = float(rollout.rewards[index].sum()) - float(rollout.shaped.total[index])
         found.append(
             {
                 "rollout": number,
@@ -171,7 +174,7 @@ def close_ups(rollout: Rollout, tokenizer: PreTrainedTokenizerBase, number: int)
                 "completion": sampled.text,
                 "finished": sampled.finished,
                 "score": float(rollout.scores.values[index]),
-                "terms": {**rollout.terms.to_json(index), "kl": price},
+                "terms": {**rollout.shaped.to_json(index), "kl": price},
                 "tokens": tokens,
             }
         )

@@ -145,7 +145,7 @@ class Watch:
             )
         if self.guards.see(number, seen):
             self._kept = {name: each.detach().cpu().clone() for name, each in _trained(model).items()}
-        self.latest = ppo_metrics.samples_of(rollout.rows, rollout.samples, rollout.scores.values, rollout.kl.sum(1))
+        self.latest = ppo_metrics.samples_of(rollout.rows, rollout.samples, rollout.shaped, rollout.kl.sum(1))
         self.close_ups = ppo_metrics.close_ups(rollout, self._tokenizer, number)
         return ppo_metrics.averages(rollout, seen)
 

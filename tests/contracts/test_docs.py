@@ -6,7 +6,7 @@ import json
 import re
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import typer
@@ -18,6 +18,8 @@ from prefopt.data import formats
 from prefopt.data.sources import SourceRow
 from prefopt.recipe.layout import specs_in, stage_specs
 from prefopt.recipe.load import load
+from prefopt.recipe.options.costs import AnyCost, CostSpec
+from prefopt.recipe.options.penalties import PenaltySpec
 from prefopt.recipe.schema import (
     AdapterSpec,
     DataSpec,
@@ -186,6 +188,8 @@ def options(spec: type[BaseModel]) -> dict[str, str]:
         for inner in specs_in(field.annotation):
             if isinstance(field.default, BaseModel):
                 del found[key]
+            if issubclass(inner, CostSpec):
+                continue  # they have a page of their own
             below = defaults(inner).items()
             found |= {f"{key}.{name}": value for name, value in below if name not in ScorerSpec.model_fields}
     return found
@@ -219,7 +223,18 @@ def test_the_page_of_an_algorithm_has_every_option_with_its_default(kind):
     check_options({key: value for table in (*common, own) for key, value in table.items()}, options(spec))
 
 
-@pytest.mark.parametrize("kind", list(stage_specs()))
+def test_the_page_of_penalties_has_every_option_with_its_default():
+    found = tables(text_of("docs/algorithms/penalties.md"))
+    check_options(found["Every cost"], {**defaults(CostSpec), "cost": "required"})
+    check_options(found["Price"], defaults(PenaltySpec))
+    for spec in get_args(AnyCost):
+        (name,) = get_args(spec.model_fields["cost"].annotation)
+        own = {key: value for key, value in defaults(spec).items() if key not in CostSpec.model_fields}
+        check_options(found.get(name, {}), own)
+        assert f"\n## {name}\n" in text_of("docs/algorithms/penalties.md")
+
+
+@pytest.mark.parametrize("kind", [*stage_specs(), "penalties"])
 def test_the_page_of_an_algorithm_explains_metrics_that_exist(kind):
     _, _, table = text_of(f"docs/algorithms/{kind}.md").partition("| metric |")
     names = [row[0] for row in ROW.findall(table)]

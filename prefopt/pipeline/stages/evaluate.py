@@ -10,6 +10,7 @@ from prefopt.evaluation.findings import Findings
 from prefopt.evaluation.summary import PolicyResult, policy_metrics, policy_table
 from prefopt.pipeline.base_model import data_of, open_base
 from prefopt.pipeline.context import Inputs, StageContext, StageResult
+from prefopt.pipeline.costs import open_cost
 from prefopt.pipeline.policy_suites import Answered, PolicySuites, Task, prepare
 from prefopt.pipeline.reward_suites import examine_reward
 from prefopt.pipeline.scoring import open_scorer
@@ -17,6 +18,7 @@ from prefopt.pipeline.training import tracked
 from prefopt.recipe.options.suites import POLICY_SUITES, REWARD_SUITES
 from prefopt.recipe.schema import EvaluateSpec
 from prefopt.records import conversation
+from prefopt.rewards.costs.sample import Measured, costs_to_json
 from prefopt.rewards.scorers import GoldScorer, Scorer
 from prefopt.store.files import write_json, write_json_lines
 
@@ -61,7 +63,8 @@ def _policies(
 ) -> None:
     base = open_base(inputs, context)
     task = prepare(spec, base, inputs, context)
-    suite = PolicySuites(spec, inputs, context, base=base, task=task, scorers=scorers)
+    costs = [open_cost(cost, inputs, context) for cost in spec.costs]
+    suite = PolicySuites(spec, inputs, context, base=base, task=task, scorers=scorers, costs=costs)
     wanted, score_name = suites_of(spec), "gold" if isinstance(scorers.get("reward"), GoldScorer) else "reward"
     many: dict[Hashable, Many] = {}
     results: dict[str, PolicyResult] = {}
@@ -73,8 +76,10 @@ def _policies(
         if name in suite.checkpoints:
             continue
         many = many or suite.many()
-        results[name] = suite.result(name, answered, many)
-        measured.samples += _rows(name, task, answered, suite.violations([s.text for s in answered.samples]), scorers)
+        costs_of = suite.measured(answered)
+        results[name] = suite.result(name, answered, many, costs_of)
+        rows = _rows(name, task, answered, suite.violations([s.text for s in answered.samples]), scorers)
+        measured.samples += _with_costs(rows, costs_of)
     metrics = {name: policy_metrics(results[name], results[suite.baseline], score_name, wanted) for name in suite.names}
     measured.table = policy_table(metrics, suite.baseline)
     findings = measured.findings
@@ -108,6 +113,15 @@ def _rows(
             "violations": list(violations[i]) if violations else [],
         }
         for i, sample in enumerate(answered.samples)
+    ]
+
+
+def _with_costs(rows: Sequence[dict[str, object]], costs: Mapping[str, Sequence[Measured]]) -> list[dict[str, object]]:
+    """Lines of `samples.jsonl` with what each completion costs, and which characters of it cost that."""
+    if not costs:
+        return list(rows)
+    return [
+        {**row, **costs_to_json({name: each[place] for name, each in costs.items()})} for place, row in enumerate(rows)
     ]
 
 

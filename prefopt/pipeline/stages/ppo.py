@@ -18,7 +18,8 @@ from prefopt.pipeline.adapters import Job, Opened, Tokenised, demonstration_rows
 from prefopt.pipeline.base_model import OpenBase, open_base
 from prefopt.pipeline.context import Inputs, StageContext, StageResult
 from prefopt.pipeline.cost import ppo_cost
-from prefopt.pipeline.online import SAMPLES_TRACKED, prompt_rows, reward_passes
+from prefopt.pipeline.costs import open_penalty
+from prefopt.pipeline.online import SAMPLES_TRACKED, prompt_rows, reward_passes, scaling
 from prefopt.pipeline.scoring import open_scorer
 from prefopt.pipeline.training import final_metrics, kept_outputs, train
 from prefopt.recipe.schema import PPOSpec
@@ -97,7 +98,7 @@ def opened(spec: PPOSpec, inputs: Inputs, context: StageContext) -> Opened:
     imitated: Tokenised = ()
     if spec.demonstrations:
         imitated = demonstration_rows(spec.demonstrations, spec.max_length, inputs, context, base).train
-    rewards = _reward_model(spec, inputs)
+    rewards, linear = _reward_model(spec, inputs), spec.reward.bound == "none"
 
     def load() -> PeftModel:
         return open_trained_policy(spec, inputs, context, base, reference=True)
@@ -110,12 +111,14 @@ def opened(spec: PPOSpec, inputs: Inputs, context: StageContext) -> Opened:
             job.model,
             _arguments(job.spec, base, context),
             reward=reward.score,
+            penalties=[open_penalty(penalty, inputs, context) for penalty in job.spec.reward.penalties],
             judge=judge,
             train_dataset=job.train,
             demonstrations=imitated,
             processing_class=base.tokenizer,
-            # The value starts as the reward, unless that has a constant, which a value of raw scores would lack.
-            reward_model=rewards[0] / "adapter" if rewards and not rewards[1].origin else None,
+            # The value starts as the reward, unless that has a constant, which a value of raw scores would lack, or is
+            # no linear function of the score.
+            reward_model=rewards[0] / "adapter" if rewards and not rewards[1].origin and linear else None,
             callbacks=job.callbacks,
         )
 
@@ -139,10 +142,7 @@ def _arguments(spec: PPOSpec, base: OpenBase, context: StageContext) -> PPOConfi
         kl_horizon=spec.kl.horizon,
         kl_bounds=(spec.kl.min_coefficient, spec.kl.max_coefficient),
         kl_stop_above=spec.kl.stop_above,
-        normalise=spec.reward.normalise,
-        reward_clip=spec.reward.clip,
-        missing_eos_penalty=spec.reward.missing_eos_penalty,
-        missing_eos_score=spec.reward.missing_eos_score,
+        **scaling(spec.reward),
         guards=GuardLimits(**{name: getattr(guards, name) for name in _LIMITS}),
         stop_on_guard=guards.action == "stop",
         select=guards.keep,

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -39,16 +40,28 @@ def test_a_word_list_of_a_recipe_made_in_python_lies_in_the_working_folder(
     monkeypatch.chdir(experiment.folder)
     Path("words.txt").write_text("good\t1.9\n")
     ask = {"kind": "evaluate", "policies": "base", "prompts": "rows", "reward": {"lexicon": "words.txt"}}
+    banned = {"cost": "banned", "lexicon": "words.txt"}
+    paid = {"lexicon": "words.txt", "penalties": [{**banned, "weight": 1.0}]}
+    ask["costs"] = [banned]
     recipe = prefopt.Recipe.model_validate(
         {
             "name": "fake",
             "model": {"model_name_or_path": "base"},
             "data": {"rows": {"path": "rows.jsonl", "format": "preference"}},
-            "stages": {"base": {"kind": "pretrain", "data": "rows"}, "ask": ask},
+            "stages": {
+                "base": {"kind": "pretrain", "data": "rows"},
+                "ask": ask,
+                "learn": {"kind": "ppo", "prompts": "rows", "reward": paid},
+            },
         }
     )
-    assert states(prefopt.run(recipe, options=OPTIONS, quiet=True)) == {"base": "done", "ask": "done"}
-    assert str(experiment.folder / "words.txt") in Path("runs/fake/recipe.yaml").read_text()
+    options = replace(OPTIONS, only=("base", "ask"))
+    assert states(prefopt.run(recipe, options=options, quiet=True)) == {
+        "base": "done",
+        "ask": "done",
+        "learn": "not selected",
+    }
+    assert Path("runs/fake/recipe.yaml").read_text().count(str(experiment.folder / "words.txt")) == 4
 
 
 def test_errors_are_raised_and_finished_work_is_kept(experiment: Experiment) -> None:

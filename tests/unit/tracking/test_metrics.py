@@ -20,7 +20,7 @@ def test_every_agreed_name_is_described(name):
 
 @pytest.mark.parametrize("metric", METRICS.values(), ids=str)
 def test_an_entry_is_a_sentence_under_a_valid_name(metric):
-    assert re.fullmatch(r"[a-z_]+(/[a-z_]+)*", metric.name)
+    assert re.fullmatch(r"[a-z_]+(/[a-z_]+|/NAME)*", metric.name)
     assert metric.meaning[0].isupper() and metric.meaning.endswith(".") and " " in metric.meaning
     assert metric.better in ("higher", "lower", None)
 
@@ -33,6 +33,10 @@ def test_an_entry_is_a_sentence_under_a_valid_name(metric):
         ("eval/dpo/accuracy", "dpo/accuracy"),
         ("eval/entropy", "train/entropy"),
         ("eval/token_accuracy", "train/token_accuracy"),
+        ("penalty/banned/rate", "penalty/NAME/rate"),
+        ("dpo:violation_rate/my-words_2/mean", "violation_rate/NAME/mean"),
+        ("dpo:cost/length", "cost/NAME"),
+        ("dpo:violation_rate/ci_low", "violation_rate/ci_low"),
     ],
 )
 def test_a_prefix_keeps_unit_and_direction(name, bare):
@@ -49,7 +53,24 @@ def test_an_own_entry_wins_over_the_prefix():
     assert "never trained on" in describe("eval/loss").meaning
 
 
-@pytest.mark.parametrize("name", ["", "loss", "train/los", "eval/", "eval/learning", "dpo:", ":", "dpo:train"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "loss",
+        "train/los",
+        "eval/",
+        "eval/learning",
+        "dpo:",
+        ":",
+        "dpo:train",
+        "penalty/x",
+        "penalty/x/y",
+        "cost/mean",
+        "violation_rate/a/b",
+        "cost/ä",
+    ],
+)
 def test_an_unknown_name_raises(name):
     with pytest.raises(KeyError):
         describe(name)

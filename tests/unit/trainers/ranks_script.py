@@ -24,7 +24,10 @@ from prefopt.data.templates import Encoder
 from prefopt.models.heads import new_reward_model, save_reward
 from prefopt.models.reward_artefact import RewardArtefact, open_reward, write_artefact
 from prefopt.models.roles import REWARD
+from prefopt.records import Score
+from prefopt.rewards import Shaper
 from prefopt.rewards.model import RewardModelScorer
+from prefopt.rewards.scale import RewardScale
 from prefopt.trainers.checkpoints import CheckpointedTrainer
 from prefopt.trainers.dpo import DPOConfig, DPOTrainer
 from prefopt.trainers.ppo import PPOTrainer
@@ -44,6 +47,7 @@ from prefopt.trainers.trl import (
     language_modeling_rows,
 )
 from tests.tiny import random_rows, tiny_llama, tiny_policy, tiny_tokenizer
+from tests.unit.trainers.priced import penalties
 
 ROOT = Path(__file__).parents[3]
 ON_A_CPU = ROOT / "recipes" / "accelerate" / "ddp_cpu.yaml"
@@ -165,14 +169,15 @@ def ppo(folder: Path, callbacks: list[Any], value: str = "adapter") -> PPOTraine
 
 
 def full_ppo(folder: Path, callbacks: list[Any], value: str = "adapter") -> PPOTrainer:
-    """With an ensemble on the policy's base as reward, a judge, demonstrations, and activations that are recomputed."""
+    """With an ensemble on the policy's base as reward, penalties, a judge, demonstrations, recomputed activations."""
     policy = tiny_policy()
     ensemble, artefact = open_reward(policy, reward_artefact(folder.with_name(f"{folder.name}.reward.{rank()}")))
     scorer = RewardModelScorer(ensemble, Encoder(tiny_tokenizer(), 128), 0, name="reward", artefact=artefact)
     rows = [{"prompt_ids": row["prompt_ids"], "completion_ids": row["chosen_ids"]} for row in random_rows(ROWS, 4)]
+    given = {"reward": scorer.score, "judge": longer, "demonstrations": rows, "penalties": penalties()}
     return ppo_of(
-        folder, callbacks, policy, {"reward": scorer.score, "judge": longer, "demonstrations": rows}, value=value,
-        samples_per_prompt=2, score_prefixes=2, normalise="running", kl_target=0.5, kl_horizon=100, select="bound", judge_every=1,
+        folder, callbacks, policy, given, value=value, samples_per_prompt=2, score_prefixes=2,
+        normalise="running", kl_target=0.5, kl_horizon=100, select="bound", judge_every=1,
         mask_truncated_completions=True, stop=("e",), entropy_coef=0.01, activation_checkpointing=True,
         activation_checkpointing_kwargs={"use_reentrant": False}, value_warmup_rollouts=1,
     )  # fmt: skip
@@ -292,8 +297,25 @@ BUILD: dict[str, Callable[[Path, list[Any]], CheckpointedTrainer]] = {
 }  # fmt: skip
 
 
+TEXTS = ("the lamp is red", "e e e e e e e", "is", "the the", "nine euro and more than that", "a lamp")
+
+
+def shaped(folder: Path) -> None:
+    """Call the shaper as TRL does, each rank with its own completions, and write what it says and what it knows."""
+    shaper = Shaper(penalties(), scale=RewardScale("running"), score=lambda p, t: [Score(len(x), 0.5) for x in t])
+    found = []
+    for part in (TEXTS, TEXTS[::-1]):
+        mine = part[len(part) // ranks() * rank() : len(part) // ranks() * (rank() + 1)]
+        called = shaper(["x"] * len(mine), mine, completion_ids=[list(range(len(text))) for text in mine])
+        found.append({"totals": list(called), "metrics": called.metrics()})
+    (folder / f"shaped.{rank()}.json").write_text(json.dumps([*found, shaper.state_dict(), shaper.scale.state_dict()]))
+
+
 def run(folder: Path, what: str) -> None:
     """Train, and write what was logged and what was trained, as each rank has it."""
+    if what == "shaped":
+        shaped(folder)
+        return
     recorder = Recorder()
     trainer = BUILD[what](folder / what, [recorder])
     save_file(_trained(trainer), folder / f"{what}.{rank()}.start.safetensors")

@@ -23,6 +23,7 @@ from prefopt.trainers.group import GroupTrainer, without_padding
 from prefopt.trainers.ppo import PPOTrainer
 from prefopt.trainers.trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 from tests.tiny import tiny_llama, tiny_policy, tiny_tokenizer
+from tests.unit.trainers.priced import penalties
 from tests.unit.trainers.test_ppo import PROMPTS, Recorder, StopAt, many_the, with_reference
 from tests.unit.trainers.test_ppo import config as ppo_config
 from tests.unit.trainers.test_ppo_resume import Kill, KilledError
@@ -32,7 +33,13 @@ _CLASSES = {"grpo": (GRPOConfig, GRPOTrainer), "rloo": (RLOOConfig, RLOOTrainer)
 
 
 def trainer(
-    kind: str, directory: Path, model: Any = None, reward: Any = many_the, callbacks: Any = (), **more: Any
+    kind: str,
+    directory: Path,
+    model: Any = None,
+    reward: Any = many_the,
+    callbacks: Any = (),
+    penalties: Any = (),
+    **more: Any,
 ) -> GroupTrainer:
     config, build = _CLASSES[kind]
     options = {
@@ -48,8 +55,13 @@ def trainer(
         reward=reward,
         train_dataset=PROMPTS,
         processing_class=tiny_tokenizer(),
+        penalties=penalties,
         callbacks=list(callbacks),
     )
+
+
+def disputed(prompts: Any, completions: Any) -> list[Score]:
+    return [Score(float(text.count("e")), std=0.1 * (1 + len(text) % 3)) for text in completions]
 
 
 def started_elsewhere(folder: Path) -> PeftModel:
@@ -123,22 +135,25 @@ def test_the_advantage_of_grpo_is_what_is_earned_against_the_group(tmp_path: Pat
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("normalise", ["reference", "running", "none"])
+@pytest.mark.parametrize("normalise", ["reference", "running", "batch", "none"])
 def test_rewards_are_those_that_ppo_gives_the_same_completions(tmp_path: Path, kind: str, normalise: str) -> None:
     same = {"normalise": normalise, "reward_clip": 0.9, "missing_eos_penalty": 0.7, "temperature": 0.8}
     ppo = PPOTrainer(
-        tiny_policy(), ppo_config(tmp_path / "ppo", samples_per_prompt=4, **same), reward=many_the,
-        train_dataset=PROMPTS, processing_class=tiny_tokenizer(),
+        tiny_policy(), ppo_config(tmp_path / "ppo", samples_per_prompt=4, **same), reward=disputed,
+        train_dataset=PROMPTS, processing_class=tiny_tokenizer(), penalties=penalties(),
     )  # fmt: skip
-    group = trainer(kind, tmp_path / kind, **same)
-    if normalise != "none":
+    group = trainer(kind, tmp_path / kind, reward=disputed, penalties=penalties(), **same)
+    if normalise in ("reference", "running"):
         ppo._normalise_by_reference()
         group._normalise_by_reference()
     for number in (0, 1):
         group.state.global_step = number * group.args.steps_per_rollout
         rollout, _ = ppo.collect_rollout(number), collected(group)
         assert [each.text for each in rollout.samples] == [row["completion"] for row in group.latest]
-        assert torch.equal(rollout.terms.total, group._terms.total)
+        ppo.shaper.update(rollout.shaped)
+        assert torch.equal(rollout.shaped.total, group._shaped.total)
+        assert {"length", "banned"} <= rollout.shaped.terms.keys() == group._shaped.terms.keys()
+    assert group.shaper.state_dict() == ppo.shaper.state_dict()
     assert group.scale.state_dict() == ppo.scale.state_dict()
 
 
@@ -258,21 +273,25 @@ def test_a_reward_that_explodes_stops_the_run(tmp_path: Path, kind: str) -> None
 
 
 def state(trained: GroupTrainer) -> str:
-    return json.dumps([trained.scale.state_dict(), trained.latest, weights_hash(trained)], sort_keys=True)
+    kept = [trained.scale.state_dict(), trained.shaper.state_dict(), trained.latest, weights_hash(trained)]
+    return json.dumps(kept, sort_keys=True)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("start", [with_reference, started_elsewhere])
 def test_a_killed_run_ends_with_the_same_bits(tmp_path: Path, kind: str, start: Any) -> None:
     options = {"normalise": "running", "reward_clip": 2.0, "save_steps": 1, "save_total_limit": None}
-    whole = trainer(kind, tmp_path / "whole", start(tmp_path), **options)
+    options |= {"reward": disputed}
+    whole = trainer(kind, tmp_path / "whole", start(tmp_path), penalties=penalties(), **options)
     whole.train()
     steps = whole.args.steps_per_rollout
     assert [int(path.name.split("-")[1]) for path in checkpoints(tmp_path / "whole")] == [steps, 2 * steps, 3 * steps]
     with pytest.raises(KilledError):
-        trainer(kind, tmp_path / "run", start(tmp_path), callbacks=[Kill(2 * steps + 1)], **options).train()
+        trainer(
+            kind, tmp_path / "run", start(tmp_path), callbacks=[Kill(2 * steps + 1)], penalties=penalties(), **options
+        ).train()
     torch.manual_seed(77)
-    resumed = trainer(kind, tmp_path / "run", start(tmp_path), **options)
+    resumed = trainer(kind, tmp_path / "run", start(tmp_path), penalties=penalties(), **options)
     resumed.train(resume_from_checkpoint=True)
     assert resumed.state.global_step == 3 * steps and state(resumed) == state(whole)
 
@@ -289,9 +308,6 @@ def test_stopping_waits_for_the_end_of_a_rollout(tmp_path: Path, kind: str) -> N
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_logged_has_a_meaning_and_what_trl_calls_it_is_gone(tmp_path: Path, kind: str) -> None:
-    def disputed(prompts: Any, completions: Any) -> list[Score]:
-        return [Score(float(text.count("e")), std=0.5) for text in completions]
-
     recorder = Recorder()
     trained = trainer(kind, tmp_path, reward=disputed, callbacks=[recorder], logging_steps=4)
     trained.train()

@@ -17,6 +17,7 @@ from prefopt.records import Score
 from prefopt.trainers.guards import GuardLimits
 from prefopt.trainers.ppo import PPOTrainer
 from tests.tiny import random_rows, tiny_policy, tiny_tokenizer
+from tests.unit.trainers.priced import penalties
 from tests.unit.trainers.test_ppo import PROMPTS, config, many_the, trainer, weights_hash, with_reference
 
 DEMONSTRATIONS = [{"prompt_ids": row["prompt_ids"], "completion_ids": row["chosen_ids"]} for row in random_rows(7, 3)]
@@ -66,11 +67,11 @@ def everything_on(tmp_path: Path, folder: str, callbacks: Any = (), **more: Any)
         "normalise": "running", "kl_target": 0.5, "kl_horizon": 100, "select": "bound", "judge_every": 2,
         "guards": limits, "total_episodes": 16 * ROLLOUTS, "samples_per_prompt": 2, "value_warmup_rollouts": 1,
         "entropy_coef": 0.01, "dual_clip": 3.0, "cliprange_high": 0.3, "reward_clip": 3.0, "whiten_rewards": True,
-        "stop": ("e th",), "score_prefixes": 3, "save_total_limit": None, "uncertainty_weight": 2.0,
+        "stop": ("e th",), "score_prefixes": 3, "save_total_limit": None, "uncertainty_weight": 2.0, "total_clip": 4.0,
     }  # fmt: skip
     return PPOTrainer(
         with_reference(tmp_path), config(tmp_path / folder, **{**options, **more}), reward=disputed, judge=severe,
-        train_dataset=PROMPTS, demonstrations=DEMONSTRATIONS, processing_class=tiny_tokenizer(),
+        penalties=penalties(), train_dataset=PROMPTS, demonstrations=DEMONSTRATIONS, processing_class=tiny_tokenizer(),
         callbacks=list(callbacks),
     )  # fmt: skip
 
@@ -107,6 +108,9 @@ def test_everything_that_was_on_did_something(whole) -> None:
     trained, policies = whole
     assert trained.scale.std != 1 and trained.scale._count == 256 + 16 * ROLLOUTS
     assert trained.kl.coefficient != pytest.approx(0.05)
+    weights = [penalty.price.weight for penalty in trained.shaper.penalties]
+    assert all(weights) and weights[1] == 0.5 and weights[2] != 0.1
+    assert trained.shaper.penalties[0].price.level not in (0, 1)
     assert trained.scale.unit not in (1.0, trained.scale.std)
     assert 0 < trained.watch.guards._averages["judge"] < 1
     assert trained.watch.guards._averages["judge"] != 0.5

@@ -69,9 +69,9 @@ def test_weights_that_are_cut_up_are_refused(tmp_path: Path) -> None:
 def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Where one process trained, and where two ranks did."""
     one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
-    done = launch(two, *METHODS, "bypassed", "dropped", "estimated_kto")
+    done = launch(two, "shaped", *METHODS, "bypassed", "dropped", "estimated_kto")
     assert done.returncode == 0, done.stderr
-    for method in METHODS:
+    for method in ("shaped", *METHODS):
         run(one, method)
     return one, two
 
@@ -96,6 +96,17 @@ def test_ranks_estimate_one_distance_together(folders: tuple[Path, Path]) -> Non
     assert difference(weights(two, "estimated_kto", 0), weights(two, "estimated_kto", 1)) == 0
     assert logs(two, "estimated_kto", 0) == logs(two, "estimated_kto", 1)
     assert any(row.get("kto/kl", 0) > 0 for row in logs(two, "estimated_kto"))
+
+
+@pytest.mark.slow
+def test_a_shaper_that_ranks_call_with_their_own_completions_knows_all_of_them(folders: tuple[Path, Path]) -> None:
+    one, two = folders
+    (joined, first, second) = (logs(*where) for where in ((one, "shaped"), (two, "shaped", 0), (two, "shaped", 1)))
+    assert first[2:] == second[2:] == joined[2:]  # prices and scale, to the bit
+    for each in (0, 1):
+        for name in ("penalty/length/rate", "penalty/banned/rate", "penalty/repetition/weight"):
+            assert first[each]["metrics"][name] == second[each]["metrics"][name] == joined[each]["metrics"][name]
+        assert [*first[each]["totals"], *second[each]["totals"]] == joined[each]["totals"]
 
 
 @pytest.mark.slow
