@@ -320,7 +320,7 @@ def test_what_is_logged_has_a_meaning_and_what_trl_calls_it_is_gone(tmp_path: Pa
     first = recorder.logs[0]
     raw = sum(row["tokens"] for row in trained.latest) / len(trained.latest)
     assert recorder.logs[2][f"{kind}/length"] == pytest.approx(raw)
-    assert first[f"{kind}/disagreement"] == 0.5 and 0 <= first[f"{kind}/tie_rate"] <= 1
+    assert 0.1 <= first[f"{kind}/disagreement"] <= 0.3 and 0 <= first[f"{kind}/tie_rate"] <= 1
 
 
 def test_saved_adapters_are_those_of_every_other_stage(tmp_path: Path) -> None:
