@@ -3,8 +3,9 @@
 usage: python -m tests.learning.frontier.trl_side grpo|rloo PROMPTS OUT --steps N --lr X --beta X [--batch 64]
        [--generations 8] [--iterations 1] [--seed 0] [--keep 10]
 
-Model, prompts, reward, adapter and settings are those of peer_trl_frontier.py; what it measures on the way is measured
-afterwards, by `measure`, as for everybody. OUT gets `step-N` folders; a JSON line says the seconds of training.
+Model, prompts, reward, adapter and settings are those of peer_trl_frontier.py, except that the learning rate falls to 0,
+as it does for all methods here. What the script measures on the way is measured afterwards, by `measure`, as for all.
+OUT gets `step-N` folders; a JSON line says the seconds of training.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def main() -> None:
     }[a.method]
     args = config(
         output_dir=tempfile.mkdtemp(), per_device_train_batch_size=a.batch, num_generations=a.generations,
-        max_completion_length=world.NEW_TOKENS, learning_rate=a.lr, lr_scheduler_type="constant",
+        max_completion_length=world.NEW_TOKENS, learning_rate=a.lr, lr_scheduler_type="linear",
         max_steps=a.steps * a.iterations, num_iterations=a.iterations, beta=a.beta, temperature=1.0, report_to=[],
         bf16=False, use_cpu=not torch.cuda.is_available(), save_strategy="no", logging_steps=1000, disable_tqdm=True,
         seed=a.seed, model_init_kwargs={"dtype": "float32"},

@@ -1,0 +1,144 @@
+"""What is trained for the frontier: methods, budgets, settings and seeds, and the processes of each run.
+
+Every method has as many settings, is tried with all of them on the first seed, and reported on other seeds with those
+that were best there, for each KL on its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.learning.frontier import world
+
+HERE = "tests.learning.frontier"
+RECIPE = Path(__file__).with_name("frontier.yaml")
+BUDGETS = (3_200, 16_000)
+"""Completions that a method may sample."""
+CHOSEN_ON, REPORTED = 0, (1, 2, 3, 4, 5)
+KEEP = 10
+"""Policies of a run that are measured, evenly spaced over its training."""
+ROUNDS = 4
+"""Of iterative DPO."""
+_BATCH, _DPO_BATCH = 64, 32
+
+Words = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training.
+
+    Attributes:
+        method: A key of `METHODS`.
+        budget: Completions that it samples.
+        setting: Name of one of the method's settings.
+        seed: Of everything random.
+    """
+
+    method: str
+    budget: int
+    setting: str
+    seed: int
+
+    @property
+    def key(self) -> str:
+        """Its name in the file of results, and of its folder."""
+        return f"{self.method}/{self.budget}/{self.setting}/{self.seed}"
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process of a run: words after `python`, and what it finds in its environment."""
+
+    words: Sequence[str]
+    environment: Words = field(default_factory=dict)
+
+
+_PPO: Mapping[str, Words] = {
+    f"beta {beta}, lr {rate}": {"kl.coefficient": beta, "learning_rate": rate}
+    for beta in ("0.6", "0.35")
+    for rate in ("1e-3", "2e-3")
+}
+_TRL_RLOO = {f"beta {b}, lr {r}": {"beta": b, "lr": r} for b in ("2.5", "1.0") for r in ("1e-3", "2e-3")}
+_TRL_GRPO = {f"beta {b}, lr {r}": {"beta": b, "lr": r} for b in ("0.3", "0.1") for r in ("1e-3", "2e-3")}
+_DPO = {f"beta {b}, lr {r}": {"beta": b, "learning_rate": r} for b in ("0.3", "0.1") for r in ("1e-3", "3e-3")}
+METHODS: Mapping[str, Mapping[str, Words]] = {
+    "ppo": _PPO,
+    "ppo, scored at the end": _PPO,
+    "rloo": _TRL_RLOO,
+    "grpo": _TRL_GRPO,
+    "dpo": _DPO,
+    "iterative dpo": _DPO,
+}
+"""Settings of every method by name: keys of the recipe's stage, or words of `trl_side`."""
+
+
+def processes(run: Run, folder: Path, prompts: Path) -> list[Process]:
+    """What trains a run, in order.
+
+    Args:
+        run: Which.
+        folder: Where it writes.
+        prompts: Folder of `world.write_prompts`.
+    """
+    setting = METHODS[run.method][run.setting]
+    if run.method in ("rloo", "grpo"):
+        options = {**setting, "steps": str(run.budget // _BATCH), "batch": str(_BATCH), "seed": str(run.seed)}
+        words = [word for name, value in options.items() for word in (f"--{name}", value)]
+        return [Process(["-m", f"{HERE}.trl_side", run.method, str(prompts), str(folder), *words])]
+    environment = {
+        "FRONTIER_MODEL": str(world.peer().MODEL),
+        "FRONTIER_PROMPTS": str(prompts),
+        "FRONTIER_LEXICON": str(world.lexicon()),
+    }
+    stages, values = _stages(run, setting)
+    words = ["-m", "prefopt", "run", str(RECIPE), "--out", str(folder)]
+    for name, value in {"seed": str(run.seed), **values}.items():
+        words += ["--set", f"{name}={value}"]
+    return [Process([*words, "--only", stage], environment) for stage in stages]
+
+
+def _stages(run: Run, setting: Words) -> tuple[list[str], dict[str, str]]:
+    if run.method.startswith("ppo"):
+        steps = run.budget // _BATCH
+        values = {"total_episodes": str(run.budget), "save_steps": str(steps // KEEP), **setting}
+        if run.method != "ppo":
+            values["score_prefixes"] = "0"
+        return ["ppo"], {f"stages.ppo.{name}": value for name, value in values.items()}
+    rounds = ROUNDS if run.method == "iterative dpo" else 1
+    # Two samples make a pair, and no round has more prompts than there are.
+    prompts = min(world.TRAINING, run.budget // rounds // 2)
+    each = run.budget // rounds // prompts
+    steps = prompts * (each // 2) // _DPO_BATCH
+    values, names = {}, []
+    for number in range(1, rounds + 1):
+        offset = (number - 1) * prompts % world.TRAINING
+        sampled = {
+            "samples_per_prompt": each,
+            "pairs_per_prompt": each // 2,
+            "max_prompts": prompts,
+            "prompt_offset": offset,
+        }
+        trained = {**setting, "save_steps": str(max(1, steps * rounds // KEEP))}
+        values |= {f"stages.pairs{number}.{name}": str(value) for name, value in sampled.items()}
+        values |= {f"stages.dpo{number}.{name}": value for name, value in trained.items()}
+        names += [f"pairs{number}", f"dpo{number}"]
+    return names, values
+
+
+def adapters(run: Run, folder: Path) -> list[Path]:
+    """The policies that a run kept, in the order of training."""
+    if run.method in ("rloo", "grpo"):
+        found = folder.glob("step-*")
+        return sorted(found, key=_step)
+    stages = ["ppo"] if run.method.startswith("ppo") else [f"dpo{n}" for n in range(1, ROUNDS + 1)]
+    kept = []
+    for stage in stages:
+        kept += sorted(folder.glob(f"stages/{stage}/*/adapters/step-*"), key=_step)
+    return kept
+
+
+def _step(path: Path) -> int:
+    return int(path.name.rpartition("-")[2])
