@@ -109,7 +109,7 @@ def opened(spec: PPOSpec, inputs: Inputs, context: StageContext) -> Opened:
         judge = _judge(spec.judge, inputs, context, job.model) if spec.judge else None
         return PPOTrainer(
             job.model,
-            _arguments(job.spec, base, context),
+            trainer_arguments(job.spec, base, context),
             reward=reward.score,
             penalties=[open_penalty(penalty, inputs, context) for penalty in job.spec.reward.penalties],
             judge=judge,
@@ -125,7 +125,8 @@ def opened(spec: PPOSpec, inputs: Inputs, context: StageContext) -> Opened:
     return Opened(base.tokenizer, base.location.name, rows, load, trainer)
 
 
-def _arguments(spec: PPOSpec, base: OpenBase, context: StageContext) -> PPOConfig:
+def trainer_arguments(spec: PPOSpec, base: OpenBase, context: StageContext) -> PPOConfig:
+    """The options of a stage as its trainer takes them."""
     guards = spec.guards
     return training_arguments(
         PPOConfig,

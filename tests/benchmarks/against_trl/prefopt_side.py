@@ -80,12 +80,13 @@ def build(a: argparse.Namespace, rows: list[Row], clock: Clock) -> DPOTrainer | 
 class Profiled(TrainerCallback):
     """Profiles the steps after those of warm-up."""
 
-    def __init__(self) -> None:
+    def __init__(self, warmup_steps: int = WARMUP_STEPS) -> None:
         self.profiler = profile()
+        self._warmup_steps = warmup_steps
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Begin after the warm-up."""
-        if state.global_step == WARMUP_STEPS:
+        if state.global_step == self._warmup_steps:
             self.profiler.start()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -3,8 +3,8 @@
 usage: python -m tests.learning.frontier.trl_side grpo|rloo PROMPTS OUT --steps N --lr X --beta X [--batch 64]
        [--generations 8] [--iterations 1] [--seed 0] [--keep 10]
 
-Model, prompts, reward, adapter and settings are those of peer_trl_frontier.py, except that the learning rate falls to 0,
-as it does for all methods here. What the script measures on the way is measured afterwards, by `measure`, as for all.
+Model, prompts, reward, adapter and settings are those of peer_trl_frontier.py, except that the learning rate falls to
+0, as it does for all methods here. What the script measures on the way is measured afterwards.
 OUT gets `step-N` folders; a JSON line says the seconds of training.
 """
 
