@@ -6,6 +6,7 @@ that were best there, for each KL on its own.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -108,9 +109,9 @@ def _stages(run: Run, setting: Words) -> tuple[list[str], dict[str, str]]:
             values["score_prefixes"] = "0"
         return ["ppo"], {f"stages.ppo.{name}": value for name, value in values.items()}
     rounds = ROUNDS if run.method == "iterative dpo" else 1
-    # Two samples make a pair, and no round has more prompts than there are.
-    prompts = min(world.TRAINING, run.budget // rounds // 2)
-    each = run.budget // rounds // prompts
+    # Two samples make a pair: as few samples of a prompt as there are prompts for.
+    each = 2 * math.ceil(run.budget / rounds / world.TRAINING / 2)
+    prompts = run.budget // rounds // each
     steps = prompts * (each // 2) // _DPO_BATCH
     values, names = {}, []
     for number in range(1, rounds + 1):

@@ -1,0 +1,102 @@
+"""The arithmetic of the frontier: scores at a KL, the limit, intervals, and what is trained."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from prefopt.recipe.load import load
+from tests.learning.frontier import plan
+from tests.learning.frontier.limit import tilted
+from tests.learning.frontier.plan import Run
+from tests.learning.frontier.score import Point, chosen, reward_at, share, t_interval
+from tests.tiny import tiny_llama, tiny_tokenizer
+
+PATH = [Point(0.0, 1.0), Point(1.0, 3.0), Point(4.0, 5.0), Point(1.0, 4.0)]
+
+
+def test_the_reward_at_a_kl_is_that_of_the_last_time_the_path_passes_it() -> None:
+    assert reward_at(PATH[:2], 0.25) == pytest.approx(2.0)  # linear in the root
+    assert reward_at(PATH[:3], 4.0) == 5.0
+    assert reward_at(PATH, 2.25) == pytest.approx(4.5)
+    assert reward_at(PATH, 4.1) is None and reward_at(PATH[:1], 0.0) is None
+
+
+def test_the_share_is_of_the_gain_and_not_of_the_reward() -> None:
+    limit = [Point(0.0, 1.0), Point(1.0, 3.0)]
+    assert share(2.0, limit, 1.0) == 0.5 and share(1.0, limit, 1.0) == 0.0
+    with pytest.raises(ValueError, match="known up to"):
+        share(2.0, limit, 1.1)
+
+
+def test_the_interval_of_a_few_runs_is_students() -> None:
+    found = t_interval([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert found.estimate == 3.0
+    assert found.high - 3.0 == pytest.approx(2.7764 * math.sqrt(2.5 / 5), rel=1e-4)
+    with pytest.raises(ValueError, match="two runs"):
+        t_interval([1.0])
+
+
+def test_the_setting_is_the_best_of_those_that_got_there() -> None:
+    runs = {"near": PATH[:2], "far": PATH[:3], "best": [Point(0.0, 1.0), Point(4.0, 6.0)]}
+    assert chosen(runs, 1.0) == "best" and chosen(runs, 9.0) is None
+    assert chosen({"near": PATH[:2]}, 2.0) is None
+
+
+def test_the_limit_is_that_of_a_model_whose_completions_can_be_counted() -> None:
+    base = torch.tensor([0.5, 0.3, 0.2], dtype=torch.double)
+    rewards = torch.tensor([0.0, 1.0, 3.0], dtype=torch.double)
+    other = torch.tensor([0.1, 0.2, 0.7], dtype=torch.double)  # samples come from here, each as often as is likely
+    drawn = torch.repeat_interleave(torch.arange(3), (other * 1000).long())
+    log_weights = (base / other).log()[drawn]
+    for tilt in (0.0, 0.7, 2.0):
+        weights = base * torch.exp(tilt * rewards)
+        best = weights / weights.sum()
+        reward, kl, effective = tilted(rewards[drawn][None], log_weights[None], tilt)
+        assert float(reward) == pytest.approx(float((best * rewards).sum()), abs=1e-9)
+        assert float(kl) == pytest.approx(float((best * (best / base).log()).sum()), abs=1e-9)
+        assert 1 <= float(effective) <= 1000
+
+
+@pytest.fixture
+def world_of_frontier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "training.jsonl").write_text('{"messages": [{"role": "user", "content": "Once"}]}\n', encoding="utf-8")
+    (tmp_path / "words.txt").write_text("happy\t2\n", encoding="utf-8")
+    tiny_llama().save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    monkeypatch.setattr(plan.world, "peer", lambda: type("Peer", (), {"MODEL": str(tmp_path / "model")}))
+    monkeypatch.setattr(plan.world, "lexicon", lambda: tmp_path / "words.txt")
+    return tmp_path
+
+
+def test_every_method_has_as_many_settings_and_samples_no_more_than_its_budget(
+    world_of_frontier: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert len({len(settings) for settings in plan.METHODS.values()}) == 1
+    for method, budget in itertools.product(plan.METHODS, plan.BUDGETS):
+        for setting in plan.METHODS[method]:
+            run = Run(method, budget, setting, 3)
+            made = plan.processes(run, world_of_frontier / "out", world_of_frontier)
+            if method in ("rloo", "grpo"):
+                words = list(made[0].words)
+                sampled = int(words[words.index("--steps") + 1]) * int(words[words.index("--batch") + 1])
+                assert words[words.index("--seed") + 1] == "3"
+            else:
+                for name, value in made[0].environment.items():
+                    monkeypatch.setenv(name, value)
+                words = list(made[0].words)
+                changes = [word for before, word in itertools.pairwise(words) if before == "--set"]
+                recipe = load(plan.RECIPE, changes).recipe
+                assert recipe.seed == 3
+                stages = [process.words[-1] for process in made]
+                assert len(set(stages)) == len(stages)
+                sampled = sum(
+                    stage.total_episodes if stage.kind == "ppo" else stage.max_prompts * stage.samples_per_prompt
+                    for stage in (recipe.stages[name] for name in stages)
+                    if stage.kind in ("ppo", "collect")
+                )
+            assert 0.95 * budget <= sampled <= budget, run.key
