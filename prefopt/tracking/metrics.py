@@ -5,7 +5,6 @@ Weights & Biases and in the report. Two prefixes make variants without new entri
 
 * `eval/` before a training metric is the same quantity on held-out rows (`eval/dpo/accuracy`);
 * `POLICY:` before an evaluation metric says whose it is (`dpo:win_rate/mean`).
-
 What is measured of a cost carries the cost's name where the table has NAME: `penalty/banned/rate` and
 `dpo:violation_rate/banned/mean`.
 
@@ -177,21 +176,16 @@ _RLOO: tuple[tuple[str, str, str, Better | None], ...] = (
 )
 
 _KTO: tuple[tuple[str, str, str, Better | None], ...] = (
-    (
-        "kto/desirable_reward",
-        "Implicit reward of good completions: beta times how much likelier they are than under the reference.",
-        "nats × beta",
-        "higher",
-    ),
+    ("kto/desirable_reward", "Implicit reward of good completions: beta times the log-ratio to the reference.",
+     "nats × beta", "higher"),
     ("kto/undesirable_reward", "Implicit reward of bad completions.", "nats × beta", "lower"),
     ("kto/margin", "Implicit reward of good completions minus that of bad ones.", "nats × beta", "higher"),
     ("kto/desirable_logp", "Log-probability the policy gives to a whole good completion.", "nats", None),
     ("kto/undesirable_logp", "Log-probability the policy gives to a whole bad completion.", "nats", None),
     ("kto/kl", "Estimate of the KL that a completion is compared with, on mismatched completions.", "nats", None),
     ("kto/entropy", "How undecided the policy is about the next token of the rows' completions.", "nats", None),
-)
+)  # fmt: skip
 
-_ONLINE = (*_PPO, *_GRPO, *_RLOO)
 _PENALTIES: tuple[tuple[str, str, str, Better | None], ...] = (
     ("penalty/NAME/cost", "Mean cost of the rollout's completions, as measured.", "", "lower"),
     ("penalty/NAME/rate", "Share of the rollout's completions that violate: their cost is above its threshold.", "",
@@ -364,7 +358,8 @@ def _estimates(rows: Iterable[tuple[str, str, str, Better | None]]) -> Iterator[
 
 
 def _table() -> dict[str, Metric]:
-    metrics = [Metric(*row) for row in (*_TRAINING, *_DPO, *_KTO, *_ONLINE, *_PENALTIES, *_COLLECT, *_EVALUATE)]
+    trained = (*_TRAINING, *_DPO, *_KTO, *_PPO, *_GRPO, *_RLOO, *_PENALTIES)
+    metrics = [Metric(*row) for row in (*trained, *_COLLECT, *_EVALUATE)]
     metrics.extend(_estimates((*_ESTIMATES, *_REWARD_PROBES)))
     metrics.extend(Metric(*row) for row in _REWARD)  # what training logs as `reward/accuracy`, over its own rows
     return {metric.name: metric for metric in metrics}

@@ -196,7 +196,7 @@ def wait_until(
     ended: Callable[[], bool] = lambda: False,
     *,
     idle: Callable[[], bool] = lambda: False,
-    seconds: float = 60,
+    seconds: float = 300,
 ) -> bool:
     """Waits for a condition, looking every millisecond, and less often where it is idle to.
 

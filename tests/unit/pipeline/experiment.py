@@ -119,7 +119,7 @@ def states(summary: RunSummary) -> dict[str, str]:
     return {outcome.stage: outcome.state for outcome in summary.stages}
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 20.0) -> None:
+def wait_for(condition: Callable[[], object], seconds: float = 120.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited too long"

@@ -21,7 +21,7 @@ def hanging_pid(experiment: Experiment) -> int:
 
 
 def result(process: subprocess.Popen[str]) -> tuple[int, str]:
-    output, _ = process.communicate(timeout=20)
+    output, _ = process.communicate(timeout=120)
     return process.returncode, output
 
 
