@@ -48,6 +48,11 @@ def _check_prompt(prompt: Prompt) -> None:
         raise ValueError("a system message may only come first")
 
 
+def _check_weight(weight: float) -> None:
+    if not (math.isfinite(weight) and weight >= 0):
+        raise ValueError(f"weight must be finite and not negative, not {weight}")
+
+
 @dataclass(frozen=True, slots=True)
 class Demonstration:
     """A prompt with the answer to imitate.
@@ -71,8 +76,7 @@ class Demonstration:
         _check_prompt(self.prompt)
         if not self.completion.strip():
             raise ValueError("completion is empty")
-        if not (math.isfinite(self.weight) and self.weight >= 0):
-            raise ValueError(f"weight must be finite and not negative, not {self.weight}")
+        _check_weight(self.weight)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +125,7 @@ class PreferencePair:
         for axis, probability in self.axes.items():
             if not 0.0 <= probability <= 1.0:
                 raise ValueError(f"probability on the axis {axis} must be in [0, 1], not {probability}")
-        if not (math.isfinite(self.weight) and self.weight >= 0):
-            raise ValueError(f"weight must be finite and not negative, not {self.weight}")
+        _check_weight(self.weight)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,8 +153,7 @@ class Unpaired:
         _check_prompt(self.prompt)
         if not self.completion.strip():
             raise ValueError("completion is empty")
-        if not (math.isfinite(self.weight) and self.weight >= 0):
-            raise ValueError(f"weight must be finite and not negative, not {self.weight}")
+        _check_weight(self.weight)
 
 
 def unpaired(item: PreferencePair | Unpaired) -> list[Unpaired]:

@@ -69,6 +69,19 @@ def answering_cost(
     return {"tokens": float(sum(new)), "flops": sampling_cost(flops, prompt_ids, new) + again}
 
 
+def _rollouts(
+    trainer: PPOTrainer | GroupTrainer, latest: Sequence[Mapping[str, Any]]
+) -> tuple[Any, FlopsModel, float, int, float, float]:
+    """Options, operations of the model, tokens, episodes, and of an episode the tokens and those of its completion."""
+    model = trainer.adapted_model()
+    assert model is not None
+    args, tokens = trainer.args, float(trainer.state.num_input_tokens_seen)
+    episodes = trainer.state.global_step // args.steps_per_rollout * args.rollout_batch_size
+    row = tokens / max(1, episodes)
+    new = min(row, sum(sample["tokens"] for sample in latest) / max(1, len(latest)))
+    return args, flops_model(model), tokens, episodes, row, new
+
+
 def ppo_cost(trainer: PPOTrainer, *, reward_passes: int) -> dict[str, float]:
     """Tokens and operations of PPO: sampling, scoring, the passes over a rollout, and the update.
 
@@ -80,13 +93,7 @@ def ppo_cost(trainer: PPOTrainer, *, reward_passes: int) -> dict[str, float]:
         trainer: After training.
         reward_passes: Forward passes of a reward model on the same base that gave an episode its reward; 0 for none.
     """
-    model = trainer.adapted_model()
-    assert model is not None
-    flops, tokens = flops_model(model), float(trainer.state.num_input_tokens_seen)
-    args, latest = trainer.args, trainer.watch.latest
-    episodes = trainer.state.global_step // args.steps_per_rollout * args.rollout_batch_size
-    row = tokens / max(1, episodes)
-    new = min(row, sum(sample["tokens"] for sample in latest) / max(1, len(latest)))
+    args, flops, tokens, episodes, row, new = _rollouts(trainer, trainer.watch.latest)
     head = episodes * new
     towers = 1 if trainer.model.shared else 2
     sampled = episodes * replace(flops, adapters=0).sample(row - new, new)
@@ -107,13 +114,7 @@ def group_cost(trainer: GroupTrainer, *, reward_passes: int) -> dict[str, float]
         trainer: After training.
         reward_passes: Forward passes of a reward model on the same base that gave an episode its reward; 0 for none.
     """
-    model = trainer.adapted_model()
-    assert model is not None
-    flops, tokens = flops_model(model), float(trainer.state.num_input_tokens_seen)
-    args, latest = trainer.args, trainer.latest
-    episodes = trainer.state.global_step // args.steps_per_rollout * args.rollout_batch_size
-    row = tokens / max(1, episodes)
-    new = min(row, sum(sample["tokens"] for sample in latest) / max(1, len(latest)))
+    args, flops, tokens, episodes, row, new = _rollouts(trainer, trainer.latest)
     head = episodes * new
     looks_again = trainer.pays_in_reward or args.steps_per_rollout > 1
     sampled = episodes * replace(flops, adapters=0).sample(row - new, new)

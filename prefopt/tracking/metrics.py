@@ -5,6 +5,7 @@ Weights & Biases and in the report. Two prefixes make variants without new entri
 
 * `eval/` before a training metric is the same quantity on held-out rows (`eval/dpo/accuracy`);
 * `POLICY:` before an evaluation metric says whose it is (`dpo:win_rate/mean`).
+
 What is measured of a cost carries the cost's name where the table has NAME: `penalty/banned/rate` and
 `dpo:violation_rate/banned/mean`.
 
@@ -161,18 +162,14 @@ _GROUP = frozenset(
 )
 """Names that mean the same for all that learn from groups of completions as for ppo."""
 
-_GRPO: tuple[tuple[str, str, str, Better | None], ...] = (
-    *((f"grpo/{row[0][4:]}", *row[1:]) for row in _PPO if row[0][4:] in _GROUP),
+_GROUPS: tuple[tuple[str, str, str, Better | None], ...] = (
     ("grpo/reward", "What an episode earns: the scaled reward; the KL is a loss of its own.", "", "higher"),
     ("grpo/clip_fraction", "Share of tokens whose ratio is clipped, so that they pull no further.", "", None),
-    ("grpo/tie_rate", "Share of prompts whose completions all earn the same, which teaches nothing.", "", "lower"),
-)
-
-_RLOO: tuple[tuple[str, str, str, Better | None], ...] = (
-    *((f"rloo/{row[0][4:]}", *row[1:]) for row in _PPO if row[0][4:] in _GROUP),
     ("rloo/reward", "What an episode earns: the scaled reward minus the price of its KL.", "", "higher"),
     ("rloo/clip_fraction", "Share of completions whose ratio is clipped, so that they pull no further.", "", None),
+    ("grpo/tie_rate", "Share of prompts whose completions all earn the same, which teaches nothing.", "", "lower"),
     ("rloo/tie_rate", "Share of prompts whose completions all earn the same, which teaches nothing.", "", "lower"),
+    *((f"{kind}/{row[0][4:]}", *row[1:]) for kind in ("grpo", "rloo") for row in _PPO if row[0][4:] in _GROUP),
 )
 
 _KTO: tuple[tuple[str, str, str, Better | None], ...] = (
@@ -358,7 +355,7 @@ def _estimates(rows: Iterable[tuple[str, str, str, Better | None]]) -> Iterator[
 
 
 def _table() -> dict[str, Metric]:
-    trained = (*_TRAINING, *_DPO, *_KTO, *_PPO, *_GRPO, *_RLOO, *_PENALTIES)
+    trained = (*_TRAINING, *_DPO, *_KTO, *_PPO, *_GROUPS, *_PENALTIES)
     metrics = [Metric(*row) for row in (*trained, *_COLLECT, *_EVALUATE)]
     metrics.extend(_estimates((*_ESTIMATES, *_REWARD_PROBES)))
     metrics.extend(Metric(*row) for row in _REWARD)  # what training logs as `reward/accuracy`, over its own rows

@@ -23,7 +23,7 @@ from prefopt.models.token_watch import TokenWatch
 from prefopt.records import Prompt, Score
 from prefopt.rewards.costs.sample import Sample
 from prefopt.rewards.penalties import Penalty
-from prefopt.rewards.shaper import lazy_offsets
+from prefopt.rewards.shaper import ShapedReward, Shaper, lazy_offsets
 from prefopt.trainers.ranks import shared_out
 
 RewardFunction = Callable[[Sequence[Prompt], Sequence[str]], Sequence[float | Score]]
@@ -121,7 +121,19 @@ class Answerer:
             len(rows), lambda indices: self._sample([rows[index] for index in indices], uniforms[list(indices)])
         )
 
-    def measurable(self, rows: Sequence[Mapping[str, Any]], samples: Sequence[Sampled]) -> list[Sample]:
+    def shaped(
+        self, shaper: Shaper, rows: Sequence[Mapping[str, Any]], samples: Sequence[Sampled], scores: Scores
+    ) -> ShapedReward:
+        """Rewards of completions at the prices of now."""
+        finished = torch.tensor([sample.finished for sample in samples])
+        return shaper.shape(scores.values, scores.stds, finished, self._measurable(rows, samples), shared_out)
+
+    def show_reference(self, shaper: Shaper, rows: Sequence[Mapping[str, Any]], seed: int) -> None:
+        """Let the shaper see completions of the reference, which the policy still equals: they say what is usual."""
+        samples, scores = self.answers(rows, seed)
+        shaper.see(scores.values, scores.stds, self._measurable(rows, samples), shared_out)
+
+    def _measurable(self, rows: Sequence[Mapping[str, Any]], samples: Sequence[Sampled]) -> list[Sample]:
         """Completions as costs see them."""
         where = partial(token_offsets, self._tokenizer)
         return [

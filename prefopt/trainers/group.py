@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
-from prefopt.errors import DataError, InputError
+from prefopt.errors import InputError
 from prefopt.models.generate import Sampled
 from prefopt.models.roles import COPY, POLICY, activate_trained, set_active, stack_of
 from prefopt.rewards.penalties import Penalty
@@ -35,7 +35,6 @@ from prefopt.trainers.answers import Answerer, RewardFunction, Scores
 from prefopt.trainers.averages import Averages
 from prefopt.trainers.opening import open_adapted
 from prefopt.trainers.ppo_metrics import repetition, samples_of
-from prefopt.trainers.ranks import shared_out
 from prefopt.trainers.rollout_loop import BetweenRollouts, Slots
 from prefopt.trainers.rollouts import prompts_of_rollout, seed_of
 from prefopt.trainers.rows import tokenised_prompts
@@ -91,8 +90,6 @@ class GroupTrainer(AdoptedTrainer):
         transformers.set_seed(args.seed)  # a new adapter starts from random weights
         model, tokenizer = open_adapted(model, processing_class, peft_config, POLICY)
         self.prompts = tokenised_prompts(train_dataset, tokenizer, args.max_length, args.max_new_tokens)
-        if not self.prompts:
-            raise DataError("there are no prompts to train on")
         with adopting(model):
             super().__init__(
                 model=model,
@@ -135,9 +132,7 @@ class GroupTrainer(AdoptedTrainer):
             raise InputError(f"step {self.state.global_step} is inside a rollout; training goes on between rollouts")
         rows = self._prompts_of(number, args.rollout_batch_size, args.seed)
         samples, scores = self.answerer.answers(rows, seed_of(args.seed, "rollout", number))
-        finished = torch.tensor([sample.finished for sample in samples])
-        texts = self.answerer.measurable(rows, samples)
-        self._shaped = self.shaper.shape(scores.values, scores.stds, finished, texts, shared_out)
+        self._shaped = self.answerer.shaped(self.shaper, rows, samples, scores)
         share = len(rows) // args.world_size
         first = args.process_index * share
         self._mine = list(zip(rows, samples, strict=True))[first : first + share]
@@ -163,10 +158,9 @@ class GroupTrainer(AdoptedTrainer):
 
     def _normalise_by_reference(self) -> None:
         """Centre and scale scores by those of the reference's own completions; the policy still equals it."""
-        size = max(self.args.reference_samples, self.args.rollout_batch_size)
-        rows = self._prompts_of(0, size, seed_of(self.args.seed, "scale"))
-        samples, scores = self.answerer.answers(rows, seed_of(self.args.seed, "normaliser"))
-        self.shaper.see(scores.values, scores.stds, self.answerer.measurable(rows, samples), shared_out)
+        count = self.args.samples_of_reference(self.args.rollout_batch_size)
+        rows = self._prompts_of(0, count, seed_of(self.args.seed, "scale"))
+        self.answerer.show_reference(self.shaper, rows, seed_of(self.args.seed, "normaliser"))
 
     # What TRL asks for on the way.
 
@@ -285,7 +279,7 @@ class GroupTrainer(AdoptedTrainer):
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """Train; `True` resumes from the newest checkpoint that verifies, if there is one."""
         checkpoint = self.checkpoint_of(resume_from_checkpoint)
-        if checkpoint is None and self.args.normalise in ("reference", "running"):
+        if checkpoint is None and self.args.samples_of_reference(self.args.rollout_batch_size):
             self._normalise_by_reference()
         return super().train(resume_from_checkpoint=checkpoint, **kwargs)
 

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
-from prefopt.errors import DataError, InputError
+from prefopt.errors import InputError
 from prefopt.losses import ppo
 from prefopt.models.actor_critic import HEAD, ActorCritic, Ask, actor_critic, fold_normaliser, save_value_head
 from prefopt.models.roles import POLICY
@@ -47,7 +47,6 @@ from prefopt.trainers.explorer import Explorer
 from prefopt.trainers.opening import open_adapted, pad_token_of
 from prefopt.trainers.ppo_config import PPOConfig
 from prefopt.trainers.ppo_metrics import Rollout
-from prefopt.trainers.ranks import shared_out
 from prefopt.trainers.rollout_loop import BetweenRollouts, Slots
 from prefopt.trainers.rollouts import MicroBatch, Rollouts, episodes, micro_batches, prompts_of_rollout, seed_of
 from prefopt.trainers.rows import tokenised_prompts
@@ -104,8 +103,6 @@ class PPOTrainer(CheckpointedTrainer):
         transformers.set_seed(args.seed)  # a new adapter starts from random weights
         model, tokenizer = open_adapted(model, processing_class, peft_config, POLICY)
         self.prompts = tokenised_prompts(train_dataset, tokenizer, args.max_length, args.max_new_tokens)
-        if not self.prompts:
-            raise DataError("there are no prompts to train on")
         value_from = None if args.value == "shared" else reward_model
         super().__init__(
             model=actor_critic(model, value=args.value, reward=value_from),
@@ -139,8 +136,7 @@ class PPOTrainer(CheckpointedTrainer):
         samples, scores = self.explorer.answers(rows, seed_of(args.seed, "rollout", number))
         potentials = self.explorer.potentials(rows, samples) if args.score_prefixes else None
         finished = torch.tensor([sample.finished for sample in samples])
-        texts = self.explorer.measurable(rows, samples)
-        shaped = self.shaper.shape(scores.values, scores.stds, finished, texts, shared_out)
+        shaped = self.explorer.shaped(self.shaper, rows, samples, scores)
 
         batch = episodes([row["prompt_ids"] for row in rows], samples, pad_token_of(self.processing_class))
         said = self.explorer.look(batch, samples)
@@ -170,10 +166,9 @@ class PPOTrainer(CheckpointedTrainer):
 
     def _normalise_by_reference(self) -> None:
         """Centre and scale scores by those of the reference's own completions; the policy still equals it."""
-        size = max(self.args.reference_samples, self.args.rollout_batch_size)
-        rows = self._prompts_of(0, size, seed_of(self.args.seed, "scale"))
-        samples, scores = self.explorer.answers(rows, seed_of(self.args.seed, "normaliser"))
-        self.shaper.see(scores.values, scores.stds, self.explorer.measurable(rows, samples), shared_out)
+        count = self.args.samples_of_reference(self.args.rollout_batch_size)
+        rows = self._prompts_of(0, count, seed_of(self.args.seed, "scale"))
+        self.explorer.show_reference(self.shaper, rows, seed_of(self.args.seed, "normaliser"))
         if self._value_starts_as_reward:
             fold_normaliser(self.model.value_head, self.scale.mean, self.scale.std)
 
@@ -295,7 +290,7 @@ class PPOTrainer(CheckpointedTrainer):
             # Its engine takes a step with every backward pass, and here each role has one of its own.
             raise InputError("PPO does not train under DeepSpeed", "use recipes/accelerate/ddp.yaml")
         checkpoint = self.checkpoint_of(resume_from_checkpoint)
-        if checkpoint is None and self.args.normalise in ("reference", "running"):
+        if checkpoint is None and self.args.samples_of_reference(self.args.rollout_batch_size):
             self._normalise_by_reference()
         output = super().train(resume_from_checkpoint=checkpoint, **kwargs)
         if not self._between_rollouts.asked_to_stop:

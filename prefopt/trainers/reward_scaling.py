@@ -20,6 +20,10 @@ class RewardScaling:
     missing_eos_penalty: float = field(default=1.0, metadata={"help": "subtracted where a completion does not end"})
     missing_eos_score: float | None = field(default=None, metadata={"help": "is the reward there instead"})
 
+    def samples_of_reference(self, rollout: int) -> int:
+        """Completions of the reference to look at before training, at least those of a rollout; 0 for no such look."""
+        return max(self.reference_samples, rollout) if self.normalise in ("reference", "running") else 0
+
     def scale(self) -> RewardScale:
         """A new scale of rewards."""
         bound = None if self.reward_bound is None else Bound(self.reward_bound, self.reward_slope)

@@ -120,7 +120,9 @@ def tokenised_prompts(
     Raises:
         DataError: When a row is wrong, or none is usable.
     """
-    if len(rows) == 0 or "prompt_ids" in rows[0]:
+    if len(rows) == 0:
+        raise DataError("there are no prompts to train on")
+    if "prompt_ids" in rows[0]:
         return list(rows)
     ensure_chat_template(tokenizer, "auto")
     encoder = Encoder(tokenizer, max_length)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 from pathlib import Path
+from types import ModuleType
 
 ROOT = Path(__file__).parents[3]
 VARIABLE = "PREFOPT_BENCH"
@@ -32,3 +34,18 @@ def peers_folder(root: Path = ROOT) -> Path:
         )
         raise SystemExit(2)
     return folder.absolute()
+
+
+def peer_script(name: str = PEER) -> ModuleType:
+    """A script of the peers, imported by its own name.
+
+    Raises:
+        FileNotFoundError: When it is not there.
+    """
+    path = peers_folder() / name
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    return module

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from peft import LoraConfig
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModelForCausalLM, TrainerCallback
+from transformers import AutoModelForCausalLM
 
 from prefopt.data.templates import Encoder
 from prefopt.models.heads import new_reward_model, save_reward
@@ -38,7 +38,7 @@ from prefopt.recipe.schema import PPOSpec
 from prefopt.records import Message
 from prefopt.rewards.model import RewardModelScorer
 from prefopt.trainers.ppo import PPOTrainer
-from tests.benchmarks.against_trl.clock import seconds
+from tests.benchmarks.against_trl.clock import Clock, seconds
 from tests.benchmarks.against_trl.prefopt_side import CPU_ATTENTION, Profiled
 from tests.benchmarks.against_trl.process_memory import PeakMemory
 
@@ -59,17 +59,6 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--flops", action="store_true")
     parser.add_argument("--profile", action="store_true")
     return parser
-
-
-class Clock(TrainerCallback):
-    """Reads a meter after every optimiser step."""
-
-    def __init__(self, read: Any) -> None:
-        self._read = read
-        self.ends: list[float] = []
-
-    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        self.ends.append(self._read())
 
 
 def context_of(a: argparse.Namespace, folder: Path) -> StageContext:

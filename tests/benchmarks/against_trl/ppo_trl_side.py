@@ -5,21 +5,17 @@ usage: PYTHONPATH=FOLDER_WITH_TRL_1.12 python -m tests.benchmarks.against_trl.pp
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 
-from tests.benchmarks.against_trl.peers import peers_folder
+from tests.benchmarks.against_trl.peers import peer_script
 from tests.benchmarks.against_trl.process_memory import PeakMemory
 
 PEER = "peer_trl_ppo.py"
 
 
 def main() -> None:
-    spec = importlib.util.spec_from_file_location("peer_trl_ppo", peers_folder() / PEER)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = peer_script(PEER)
     memory = PeakMemory()
     sys.argv = [PEER, *sys.argv[1:]]
     module.main()

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -20,18 +19,9 @@ from types import ModuleType
 from typing import Any
 
 from tests.benchmarks.against_trl.clock import counted_share, seconds
-from tests.benchmarks.against_trl.peers import PEER, peers_folder
+from tests.benchmarks.against_trl.peers import PEER, peer_script
 from tests.benchmarks.against_trl.process_memory import PeakMemory
 from tests.benchmarks.against_trl.start import Recorder, read_rows
-
-
-def peer_script() -> ModuleType:
-    """The peer's script, imported."""
-    spec = importlib.util.spec_from_file_location("peer_trl", peers_folder() / PEER)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def time_reference(trainer_class: Any, passes: list[float]) -> None:

@@ -22,9 +22,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from tests.learning.frontier import page, plan, world
+from tests.benchmarks.against_trl.peers import peers_folder
+from tests.learning.frontier import plan, world
 from tests.learning.frontier.plan import Run
-from tests.learning.frontier.score import chosen
+from tests.learning.frontier.score import KLS, Point, chosen
 
 Row = dict[str, Any]
 QUIET = {
@@ -54,10 +55,10 @@ class Results:
         lines = self._file.read_text("utf-8").splitlines() if self._file.exists() else []
         self.rows: dict[str, Row] = {row["key"]: row for row in map(json.loads, lines)}
 
-    def path(self, run: Run) -> list[page.Point]:
+    def path(self, run: Run) -> list[Point]:
         """From the base through the policies that a run kept."""
-        points = [page.Point(row["kl"], row["reward"]) for row in self.rows[run.key]["measured"]]
-        return [page.Point(0.0, self.rows["base"]["measured"][0]["reward"]), *points]
+        points = [Point(row["kl"], row["reward"]) for row in self.rows[run.key]["measured"]]
+        return [Point(0.0, self.rows["base"]["measured"][0]["reward"]), *points]
 
     def complete(self, runs: Sequence[Run]) -> None:
         """Train and measure what is missing of some runs.
@@ -90,7 +91,7 @@ class Results:
         return [{name: value for name, value in row.items() if name != "adapter"} for row in rows]
 
     def _run(self, words: list[str], environment: dict[str, str], folder: Path | None) -> str:
-        variables = {**os.environ, **QUIET, "PREFOPT_BENCH": str(world.peers_folder()), **environment}
+        variables = {**os.environ, **QUIET, "PREFOPT_BENCH": str(peers_folder()), **environment}
         done = subprocess.run(
             [sys.executable, *words], capture_output=True, text=True, check=False, cwd=world.ROOT, env=variables
         )
@@ -124,7 +125,7 @@ def tried(budgets: Sequence[int], methods: Sequence[str]) -> list[Run]:
 def best(results: Results, method: str, budget: int) -> dict[float, str | None]:
     """The setting of a method for each KL."""
     runs = {name: results.path(Run(method, budget, name, plan.CHOSEN_ON)) for name in plan.METHODS[method]}
-    return {kl: chosen(runs, kl) for kl in page.KLS}
+    return {kl: chosen(runs, kl) for kl in KLS}
 
 
 def reported(results: Results, budgets: Sequence[int], methods: Sequence[str]) -> list[Run]:

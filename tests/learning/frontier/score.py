@@ -9,6 +9,9 @@ from typing import NamedTuple
 
 from prefopt.stats.intervals import Interval
 
+KLS = (2.0, 5.0)
+"""Nats at which methods are compared."""
+
 
 class Point(NamedTuple):
     """A policy: mean KL from the base in nats, mean reward."""

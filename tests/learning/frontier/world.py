@@ -7,10 +7,7 @@ into the files that recipes read, once for everybody.
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
-import sys
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -19,34 +16,17 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from prefopt.rewards.scorers import LexiconScorer
+from tests.benchmarks.against_trl.peers import peer_script, peers_folder
 
-ROOT = Path(__file__).parents[3]
-PEER, LIMIT = "peer_trl_frontier.py", "frontier_limit.py"
+PEER = "peer_trl_frontier.py"
 TRAINING, HELD_OUT = 448, 512
 NEW_TOKENS = 48
 
 
-def peers_folder() -> Path:
-    """Where the peers' side is: PREFOPT_BENCH, or ../shared/bench beside the project."""
-    return Path(os.environ.get("PREFOPT_BENCH") or ROOT.parent / "shared" / "bench").resolve()
-
-
 @cache
 def peer() -> ModuleType:
-    """The peers' script, imported.
-
-    Raises:
-        FileNotFoundError: When it is not there.
-    """
-    path = peers_folder() / PEER
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: not there; PREFOPT_BENCH names the folder of the peers' side")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
-    return module
+    """The peers' script, imported."""
+    return peer_script(PEER)
 
 
 def lexicon() -> Path:
