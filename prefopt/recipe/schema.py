@@ -23,6 +23,7 @@ from prefopt.recipe.options.costs import Costs
 from prefopt.recipe.options.dpo import DPOLossOptions
 from prefopt.recipe.options.kto import KTOLossOptions
 from prefopt.recipe.options.reward import RewardOptions
+from prefopt.recipe.options.sft import SFTLossOptions
 from prefopt.recipe.options.suites import Suite
 from prefopt.recipe.scorers import Judge, Scorer
 from prefopt.recipe.training import AccelerateSpec as AccelerateSpec
@@ -118,7 +119,7 @@ class PretrainSpec(TrainingSpec):
     weight_decay: float = Field(0.01, ge=0)
 
 
-class SFTSpec(TrainingSpec, AdapterSpec):
+class SFTSpec(SFTLossOptions, TrainingSpec, AdapterSpec):
     """Supervised fine-tuning on demonstrations, or on the chosen side of pairs; loss on completions only."""
 
     kind: Literal["sft"]

@@ -1,0 +1,19 @@
+"""Metrics of costs: of what they are priced at in rewards, and of what they flag in losses."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Better = Literal["higher", "lower"]
+
+COSTS: tuple[tuple[str, str, str, Better | None], ...] = (
+    ("penalty/NAME/cost", "Mean cost of the rollout's completions, as measured.", "", "lower"),
+    ("penalty/NAME/rate", "Share of the rollout's completions that violate: their cost is above its threshold.", "",
+     "lower"),
+    ("penalty/NAME/expected_rate", "The same by how likely completions were to violate, before they were drawn.", "",
+     "lower"),
+    ("penalty/NAME/weight", "What a cost of 1 takes off the reward.", "SD of the reference's rewards", None),
+    ("penalty/NAME/term", "What the penalty takes off an episode's reward, on average.", "reward", None),
+    ("sft/flagged_probability", "Probability of the tokens that a cost has flagged, which are unlearned.", "", "lower"),
+    ("dpo/flagged_probability", "Probability of the chosen answers' tokens that a cost has flagged.", "", "lower"),
+)  # fmt: skip
