@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from prefopt.rewards.costs.sample import MOST_SPANS, Cost, Measured, Sample, Span
@@ -45,16 +45,28 @@ class FlagCounts:
     completions: int = 0
     tokens: int = 0
     flagged_tokens: int = 0
-    violating: Counter[str] | None = None
-    without_span: Counter[str] | None = None
+    violating: Counter[str] = field(default_factory=Counter)
+    without_span: Counter[str] = field(default_factory=Counter)
+
+    @classmethod
+    def total(cls, parts: Sequence[FlagCounts]) -> FlagCounts:
+        """Of all parts together."""
+        found = cls()
+        for part in parts:
+            found.completions += part.completions
+            found.tokens += part.tokens
+            found.flagged_tokens += part.flagged_tokens
+            found.violating += part.violating
+            found.without_span += part.without_span
+        return found
 
     def to_json(self) -> dict[str, object]:
         """Plain data."""
         numbers = {name: getattr(self, name) for name in ("completions", "tokens", "flagged_tokens")}
         return {
             **numbers,
-            "violating": dict(self.violating or {}),
-            "without_span": dict(self.without_span or {}),
+            "violating": dict(self.violating),
+            "without_span": dict(self.without_span),
         }
 
 
@@ -73,15 +85,15 @@ def flag(samples: Sequence[Sample], costs: Sequence[WeightedCost]) -> tuple[list
         Flags of each sample, and what was flagged.
     """
     found = [Flags([1.0] * len(_ids(sample)), [0.0] * len(_ids(sample))) for sample in samples]
-    counts = FlagCounts(len(samples), sum(len(_ids(sample)) for sample in samples), 0, Counter(), Counter())
-    assert counts.violating is not None and counts.without_span is not None
+    counts = FlagCounts(len(samples), sum(len(_ids(sample)) for sample in samples))
     for weighted in costs:
         label, threshold = weighted.cost.label, weighted.cost.threshold
         for sample, flags, measured in zip(samples, found, weighted.cost.measure(samples), strict=True):
             if measured.value <= threshold:
                 continue
             counts.violating[label] += 1
-            counts.without_span[label] += not measured.spans
+            if not measured.spans:
+                counts.without_span[label] += 1
             _mark(sample, flags, measured, weighted.weight)
     counts.flagged_tokens = sum(flags.imitation.count(0.0) for flags in found)
     return found, counts

@@ -15,5 +15,6 @@ COSTS: tuple[tuple[str, str, str, Better | None], ...] = (
     ("penalty/NAME/weight", "What a cost of 1 takes off the reward.", "SD of the reference's rewards", None),
     ("penalty/NAME/term", "What the penalty takes off an episode's reward, on average.", "reward", None),
     ("sft/flagged_probability", "Probability of the tokens that a cost has flagged, which are unlearned.", "", "lower"),
-    ("dpo/flagged_probability", "Probability of the chosen answers' tokens that a cost has flagged.", "", "lower"),
+    ("dpo/unlikelihood", "Weighted -log(1 - p) of flagged tokens, per token of the chosen answer.", "nats", "lower"),
+    ("dpo/cost_margin", "Cost of the rejected answer minus that of the chosen one.", "nats × beta", None),
 )  # fmt: skip

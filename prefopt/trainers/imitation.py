@@ -62,6 +62,12 @@ class ImitationTrainer(CheckpointedTrainer):
         super().__init__(*args, **kwargs)
         self.data_collator = ImitationCollator(self.data_collator)
 
+    def weightless_row(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """A short row that adds nothing to loss or metrics, with the columns that others have."""
+        short = super().weightless_row(row)
+        more = {name: [default] * len(short["input_ids"]) for name, default in TOKEN_COLUMNS.items() if name in row}
+        return {**short, **more, **({WEIGHT: 0.0} if WEIGHT in row else {})}
+
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:
             super()._set_signature_columns_if_needed()

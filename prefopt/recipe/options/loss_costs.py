@@ -12,6 +12,8 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from prefopt.recipe.base import Spec, list_as_tuple
 from prefopt.recipe.options import costs
 
+SAMPLED_ONLY = ("missing_eos", "ensemble_std")
+"""Costs of completions that were just sampled."""
 WITHOUT_SPANS = ("format", "classifier")
 """Costs that say of no token that it was the cause."""
 
@@ -90,5 +92,20 @@ def with_spans(listed: tuple[AnyLossCost, ...]) -> tuple[AnyLossCost, ...]:
 
 FlaggingCosts = Annotated[LossCosts, AfterValidator(with_spans)]
 
-LOSS_COST_ROLES = ("unlikelihood",)
+
+def measurable(listed: tuple[costs.AnyCost, ...]) -> tuple[costs.AnyCost, ...]:
+    """The costs, which can be measured on any completion.
+
+    Raises:
+        ValueError: For one that only a completion that was just sampled has.
+    """
+    for cost in listed:
+        if cost.cost in SAMPLED_ONLY:
+            raise ValueError(f"'{cost.cost}' is measured where a policy samples, and these answers are given")
+    return listed
+
+
+ViolatedCosts = Annotated[costs.Costs, AfterValidator(measurable)]
+
+LOSS_COST_ROLES = ("unlikelihood", "cost_margin", "violations")
 """Keys of a stage that hold a list of costs, beside `costs`."""
