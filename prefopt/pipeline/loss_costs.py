@@ -12,9 +12,12 @@ from prefopt.pipeline.context import Inputs, StageContext
 from prefopt.pipeline.costs import open_cost
 from prefopt.recipe.options.loss_costs import AnyLossCost
 from prefopt.records import Message, Prompt
-from prefopt.rewards.costs.sample import Sample
+from prefopt.rewards.costs.sample import Cost, Sample
 from prefopt.rewards.flags import Flags, WeightedCost, flag
 from prefopt.rewards.shaper import lazy_offsets
+
+AT_ONCE = 1000
+"""Rows that are measured together."""
 
 
 def open_loss_costs(specs: Sequence[AnyLossCost], inputs: Inputs, context: StageContext) -> list[WeightedCost]:
@@ -60,6 +63,37 @@ def flagged_rows(
     samples = samples_of([r["prompt_ids"] for r in rows], [r["completion_ids"] for r in rows], tokenizer)
     flags, counts = flag(samples, costs)
     return [{**row, **_columns(each)} for row, each in zip(rows, flags, strict=True)], counts.to_json()
+
+
+def violating(
+    rows: Sequence[Mapping[str, Any]], costs: Sequence[Cost], tokenizer: PreTrainedTokenizerBase
+) -> list[bool]:
+    """Whether the preferred answer of each row violates any of the costs.
+
+    Args:
+        rows: Pairs, of which it is the chosen answer where `probability` is one half or more; or demonstrations.
+        costs: What violates.
+        tokenizer: That made the rows.
+    """
+    found: list[bool] = []
+    for start in range(0, len(rows), AT_ONCE):
+        part = rows[start : start + AT_ONCE]
+        samples = samples_of([row["prompt_ids"] for row in part], [_preferred(row) for row in part], tokenizer)
+        found += violations(samples, costs)
+    return found
+
+
+def violations(samples: Sequence[Sample], costs: Sequence[Cost]) -> list[bool]:
+    """Whether each completion violates any of the costs."""
+    measured = [(cost.threshold, cost.measure(samples)) for cost in costs]
+    return [any(each[number].value > most for most, each in measured) for number in range(len(samples))]
+
+
+def _preferred(row: Mapping[str, Any]) -> Sequence[int]:
+    if "completion_ids" in row:
+        return row["completion_ids"]  # type: ignore[no-any-return]
+    probability = row.get("probability")
+    return row["chosen_ids" if probability is None or probability >= 0.5 else "rejected_ids"]  # type: ignore[no-any-return]
 
 
 def _columns(flags: Flags) -> dict[str, list[float]]:

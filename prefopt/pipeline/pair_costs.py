@@ -16,12 +16,11 @@ from prefopt.pipeline.adapters import Rows, Tokenised
 from prefopt.pipeline.base_model import OpenBase
 from prefopt.pipeline.context import Inputs, StageContext
 from prefopt.pipeline.costs import open_cost
-from prefopt.pipeline.loss_costs import open_loss_costs, samples_of
+from prefopt.pipeline.loss_costs import AT_ONCE, open_loss_costs, samples_of, violations
 from prefopt.recipe.schema import DPOSpec
 from prefopt.rewards.costs.sample import Cost, Sample
 from prefopt.rewards.flags import FlagCounts, WeightedCost, flag
 
-_AT_ONCE = 1000
 _SIDES = ("chosen", "rejected")
 
 
@@ -110,8 +109,7 @@ def _judged(
         sides = []
         for side in _SIDES:
             samples = _samples(part, side, tokenizer)
-            measured = [(cost.threshold, cost.measure(samples)) for cost in costs]
-            sides.append([any(each[i].value > most for most, each in measured) for i in range(len(part))])
+            sides.append(violations(samples, costs))
         yield from zip(part, zip(*sides, strict=True), strict=True)
 
 
@@ -158,11 +156,14 @@ def _samples(part: Tokenised, side: str, tokenizer: PreTrainedTokenizerBase) -> 
 
 
 def _parts(rows: Tokenised) -> Iterator[Tokenised]:
-    for start in range(0, len(rows), _AT_ONCE):
-        yield rows[start : start + _AT_ONCE]
+    for start in range(0, len(rows), AT_ONCE):
+        yield rows[start : start + AT_ONCE]
 
 
 def _some(rows: Tokenised, kept: list[int]) -> Tokenised:
+    if isinstance(rows, WithColumns):
+        columns = {name: [values[number] for number in kept] for name, values in rows.columns.items()}
+        return WithColumns(_some(rows.rows, kept), columns)
     return rows.select(np.array(kept)) if isinstance(rows, TokenRows) else [rows[number] for number in kept]
 
 

@@ -35,6 +35,14 @@ def dpo_faults(part: Part) -> Iterator[Fault]:
             yield Fault(key, f"'{name}' sorts the batch, so its rows are no pairs to weigh", "leave one of the two out")
 
 
+def group_faults(part: Part) -> Iterator[Fault]:
+    """What is likely not meant with group weights."""
+    if part.get("group_weights") == "none":
+        for key in ("group_by", "effective_number_beta"):
+            if part.changed(key):
+                yield Fault(key, "without 'group_weights' all groups count by their size", wrong=False)
+
+
 def _costs(part: Part, names: tuple[str, ...]) -> Iterator[Fault]:
     """What is wrong with the costs of a stage."""
     if part.given("cost_margin"):
@@ -49,6 +57,10 @@ def _costs(part: Part, names: tuple[str, ...]) -> Iterator[Fault]:
             yield Fault(key, "nothing is said to violate", "write 'violations', a list of costs")
     if part.changed("violation_weight") and part.get("on_violation") != "downweight":
         yield Fault("violation_weight", f"`on_violation: {part.get('on_violation')}` weighs nothing", "delete it")
+    for name in sorted(SORTED & set(names)) if part.get("group_weights") != "none" else ():
+        yield Fault(
+            "group_weights", f"'{name}' sorts the batch, so its rows can have no weight", "leave one of them out"
+        )
     for name in sorted(SORTED & set(names)) if listed and part.get("on_violation") != "drop" else ():
         message = f"'{name}' sorts the batch, so its rows can have no weight and no soft label"
         yield Fault("violations", message, "write `on_violation: drop`")

@@ -10,6 +10,7 @@ from prefopt.pipeline.adapters import Job, Method, Opened, Rows, open_adapter_st
 from prefopt.pipeline.base_model import OpenBase
 from prefopt.pipeline.context import Inputs, StageContext, StageResult
 from prefopt.pipeline.cost import completion_share
+from prefopt.pipeline.group_weights import columns_for, grouped, weighed
 from prefopt.pipeline.keys import KEY_FILE
 from prefopt.pipeline.pair_costs import priced_pairs
 from prefopt.pipeline.pair_rows import PAIR_COLUMNS, pair_rows
@@ -57,7 +58,9 @@ def _method(inputs: Inputs, context: StageContext) -> Method:
         )
 
     def rows(spec: DPOSpec, inputs: Inputs, context: StageContext, base: OpenBase) -> Rows:
-        return priced_pairs(pair_rows(spec, inputs, context, base, PAIR_COLUMNS), spec, inputs, context, base)
+        columns = columns_for(spec, PAIR_COLUMNS)
+        pairs = grouped(pair_rows(spec, inputs, context, base, columns), spec, inputs, context, base)
+        return priced_pairs(weighed(pairs, spec), spec, inputs, context, base)
 
     return Method(rows, trainer, reference=True, head_share=completion_share)
 

@@ -15,7 +15,9 @@ from prefopt.pipeline.adapters import (
 )
 from prefopt.pipeline.base_model import OpenBase
 from prefopt.pipeline.context import Inputs, StageContext, StageResult
+from prefopt.pipeline.group_weights import grouped, weighed
 from prefopt.pipeline.loss_costs import flagged_rows, open_loss_costs
+from prefopt.recipe.options.groups import VIOLATES
 from prefopt.recipe.schema import SFTSpec
 from prefopt.rewards.flags import WeightedCost
 from prefopt.trainers.arguments import training_arguments
@@ -55,7 +57,9 @@ def _method(context: StageContext) -> Method:
         )
 
     def rows(spec: SFTSpec, inputs: Inputs, context: StageContext, base: OpenBase) -> Rows:
-        rows = demonstration_rows(spec.data, spec.max_length, inputs, context, base)
+        column = spec.group_by if spec.group_weights != "none" and spec.group_by != VIOLATES else None
+        rows = demonstration_rows(spec.data, spec.max_length, inputs, context, base, weighted=True, column=column)
+        rows = weighed(grouped(rows, spec, inputs, context, base), spec)
         return _flagged(rows, open_loss_costs(spec.unlikelihood, inputs, context), base) if spec.unlikelihood else rows
 
     return Method(rows, trainer, reference=False)

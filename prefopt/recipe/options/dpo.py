@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from prefopt.recipe.base import Spec, list_as_tuple, name_as_tuple, unique, when_set
+from prefopt.recipe.base import list_as_tuple, name_as_tuple, unique, when_set
+from prefopt.recipe.options.groups import GroupOptions
 from prefopt.recipe.options.loss_costs import FlaggingCosts, LossCosts, ViolatedCosts
 
 DPOLossType = Literal[
@@ -80,7 +81,7 @@ LossWeights = Annotated[
 ]
 
 
-class DPOLossOptions(Spec):
+class DPOLossOptions(GroupOptions):
     """The loss of a `dpo` stage; names are TRL's where TRL has the option."""
 
     beta: float = Field(0.1, gt=0, description="strength of the pull to the reference; see docs/algorithms/dpo.md")

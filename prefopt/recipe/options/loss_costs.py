@@ -107,5 +107,5 @@ def measurable(listed: tuple[costs.AnyCost, ...]) -> tuple[costs.AnyCost, ...]:
 
 ViolatedCosts = Annotated[costs.Costs, AfterValidator(measurable)]
 
-LOSS_COST_ROLES = ("unlikelihood", "cost_margin", "violations")
+LOSS_COST_ROLES = ("unlikelihood", "cost_margin", "violations", "group_costs")
 """Keys of a stage that hold a list of costs, beside `costs`."""

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from prefopt.recipe.base import Spec, when_set
+from typing import Self
+
+from pydantic import model_validator
+
+from prefopt.recipe.base import when_set
+from prefopt.recipe.options.groups import LONGER, GroupOptions
 from prefopt.recipe.options.loss_costs import FlaggingCosts
 
 
-class SFTLossOptions(Spec):
+class SFTLossOptions(GroupOptions):
     """Which tokens are unlearned, and which count more."""
 
     unlikelihood: FlaggingCosts = when_set(
@@ -15,3 +20,9 @@ class SFTLossOptions(Spec):
     focal_gamma: float = when_set(
         0.0, ge=0, description="takes weight from tokens that are foreseen already (arXiv 1708.02002)"
     )
+
+    @model_validator(mode="after")
+    def _no_pairs(self) -> Self:
+        if self.group_by in (LONGER, "annotator"):
+            raise ValueError(f"`group_by: {self.group_by}` is for pairs, and sft has one answer of a row")
+        return self
