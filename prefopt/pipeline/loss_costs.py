@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from prefopt.models.token_offsets import token_offsets
 from prefopt.pipeline.context import Inputs, StageContext
 from prefopt.pipeline.costs import open_cost
-from prefopt.recipe.options.loss_costs import AnyLossCost
+from prefopt.recipe.options.loss_costs import AnySampledCost
 from prefopt.records import Message, Prompt
 from prefopt.rewards.costs.sample import Cost, Sample
 from prefopt.rewards.flags import Flags, WeightedCost, flag
@@ -20,7 +20,7 @@ AT_ONCE = 1000
 """Rows that are measured together."""
 
 
-def open_loss_costs(specs: Sequence[AnyLossCost], inputs: Inputs, context: StageContext) -> list[WeightedCost]:
+def open_loss_costs(specs: Sequence[AnySampledCost], inputs: Inputs, context: StageContext) -> list[WeightedCost]:
     """Open costs with their weights; raises as `prefopt.pipeline.costs.open_cost`."""
     return [WeightedCost(open_cost(spec, inputs, context), spec.weight) for spec in specs]
 

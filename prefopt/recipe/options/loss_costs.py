@@ -40,6 +40,10 @@ class FormatInLoss(WeightSpec, costs.FormatCost):
     """A wrong form, weighted."""
 
 
+class MissingEosInLoss(WeightSpec, costs.MissingEosCost):
+    """A missing end, weighted; only of answers that were sampled."""
+
+
 class ScriptInLoss(WeightSpec, costs.ScriptCost):
     """Another script, weighted."""
 
@@ -74,6 +78,14 @@ AnyLossCost = (
 LossCosts = Annotated[
     tuple[Annotated[AnyLossCost, Field(discriminator="cost")], ...],
     BeforeValidator(list_as_tuple, json_schema_input_type=list[Annotated[AnyLossCost, Field(discriminator="cost")]]),
+    AfterValidator(costs.distinct),
+]
+
+
+AnySampledCost = AnyLossCost | MissingEosInLoss
+SampledCosts = Annotated[
+    tuple[Annotated[AnySampledCost, Field(discriminator="cost")], ...],
+    BeforeValidator(list_as_tuple, json_schema_input_type=list[Annotated[AnySampledCost, Field(discriminator="cost")]]),
     AfterValidator(costs.distinct),
 ]
 
