@@ -137,7 +137,9 @@ def test_again_nothing_runs_and_a_changed_word_list_runs_what_reads_it(run: Path
     assert run_command(["check", str(root / "recipe.yaml")]) == 0
     (root / "banned.txt").write_text("the\n")
     planned = prefopt("run", root / "recipe.yaml", "--out", run, "--dry-run")
-    stages = {row.split()[0]: row for row in planned.stdout.splitlines() if row.split()[:1]}
+    stages: dict[str, str] = {}
+    for line in planned.stdout.splitlines():
+        stages.setdefault(line.partition(" ")[0], line)
     assert "done" in stages["plain"] and "done" in stages["rm"]
     assert "would run" in stages["sft"] and "would run" in stages["dpo"]
     assert "unlikelihood.banned.lexicon" in " ".join(planned.stdout.split())
