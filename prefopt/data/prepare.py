@@ -82,7 +82,7 @@ def prepare_pairs(
         seed: The recipe's seed.
         encoder: New.
         folder: Empty.
-        columns: Of the rows, beside `PAIR_IDS`; names of attributes of `PreferencePair`.
+        columns: Of the rows, beside `PAIR_IDS`; names of attributes of `PreferencePair`, and texts also of `extra`.
 
     Raises:
         DataError: If a row is wrong, or no row is usable.
@@ -186,8 +186,14 @@ class _Reading:
         if weight != 1.0:
             pair = replace(pair, weight=pair.weight * weight)
         numbers = [number(pair) for number in self._numbers]
-        texts = [getattr(pair, column) or (name if column == "source" else "") for column in columns.texts]
+        texts = [_text_of(pair, column) or (name if column == "source" else "") for column in columns.texts]
         return numbers, texts + [json.dumps(dict(getattr(pair, column))) for column in columns.documents]
+
+
+def _text_of(pair: PreferencePair, column: str) -> str:
+    """A column that every pair has, or one that its source has besides."""
+    value = getattr(pair, column) if column in PreferencePair.__slots__ else pair.extra.get(column, "")
+    return str(value)
 
 
 def _packed(found: Encoded) -> tuple[int, int]:

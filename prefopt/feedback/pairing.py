@@ -16,13 +16,15 @@ class Candidate:
 
     Attributes:
         text: What was answered.
-        reward: What the judge's scorer gave it.
+        reward: What it is paired by: what the judge's scorer gave it, minus what costs take off.
         policy: Who answered.
+        raw: What the scorer gave it, where costs take something off.
     """
 
     text: str
     reward: float
     policy: str
+    raw: float | None = None
 
 
 def distinct(candidates: Sequence[Candidate]) -> list[Candidate]:

@@ -40,6 +40,8 @@ def dpo_loss(
     options: DPOOptions | None = None,
     probability: Tensor | None = None,
     loss_weights: Sequence[float] | None = None,
+    *,
+    costs: tuple[Tensor, Tensor] | None = None,
 ) -> DPOLossOutput:
     """The loss of each pair under the named variant, or under a weighted sum of several (MPO, arXiv 2411.10442).
 
@@ -52,6 +54,7 @@ def dpo_loss(
         options: Scalars of the variants.
         probability: P(w is preferred to l) of each pair [B], in [0, 1]; certain when None.
         loss_weights: Of each name; 1 when None.
+        costs: Of the chosen and of the rejected completions, [B] each, in the unit of h; see `tilted`.
 
     Returns:
         Losses and implicit rewards, each [B].
@@ -70,12 +73,37 @@ def dpo_loss(
         raise ValueError(f"{len(names)} loss types have {len(shares)} loss_weights")
     if probability is not None and not bool((probability != 1).any()):
         probability = None
+    compared = pair if costs is None else tilted(pair, *costs, options.beta)
     losses = torch.zeros_like(pair.chosen.logps)
     for name, share in zip(names, shares, strict=True):
-        losses = losses + share * _expected(pair, name, options, probability)
+        losses = losses + share * _expected(compared, name, options, probability)
     with torch.no_grad():
         rewards = [options.beta * _implicit(side, options) for side in (pair.chosen, pair.rejected)]
     return DPOLossOutput(losses, rewards[0], rewards[1])
+
+
+def tilted(pair: PairStatistics, chosen_costs: Tensor, rejected_costs: Tensor, beta: float) -> PairStatistics:
+    """The pairs as seen from the reference tilted by the costs, π_ref exp(-c / β) up to a constant.
+
+    Labels say what people like, r; what is wanted is the optimum of r - c, π* ∝ π_ref exp((r - c) / β). There
+    r(w) - r(l) = h + c(w) - c(l), so that is what labels are compared with (MODPO, arXiv 2310.03708, equation 9): the
+    cheaper answer must win by more than people say. It is the margin h of ordinary DPO, from the tilted reference.
+
+    Args:
+        pair: With `reference_logps`.
+        chosen_costs: c(w) [B], in the unit of h.
+        rejected_costs: c(l) [B].
+        beta: β.
+
+    Raises:
+        ValueError: Where the statistics lack a reference.
+    """
+    sides = []
+    for side, costs in ((pair.chosen, chosen_costs), (pair.rejected, rejected_costs)):
+        if side.reference_logps is None:
+            raise ValueError("costs tilt the reference, and this loss has none")
+        sides.append(side._replace(reference_logps=side.reference_logps - costs / beta))
+    return pair._replace(chosen=sides[0], rejected=sides[1])
 
 
 def needs_reference(loss_types: Sequence[str]) -> bool:

@@ -54,8 +54,14 @@ def _per_token(side: CompletionStatistics, values: Tensor) -> Tensor:
 
 
 def sigmoid_loss(pair: PairStatistics, options: DPOOptions) -> Tensor:
-    """-log σ(h): Bradley-Terry maximum likelihood (arXiv 2305.18290, equation 7)."""
-    return -F.logsigmoid(advantage(pair, options))
+    """-σ(-h)^γ log σ(h): with γ = 0 Bradley-Terry maximum likelihood (arXiv 2305.18290, equation 7).
+
+    γ is that of the focal loss (arXiv 1708.02002, equation 4), `focal_gamma`.
+    """
+    h = advantage(pair, options)
+    loss = -F.logsigmoid(h)
+    # As exp(γ log σ(-h)), whose gradient stays finite where σ(-h) is 0.
+    return loss * (options.focal_gamma * F.logsigmoid(-h)).exp() if options.focal_gamma else loss
 
 
 def conservative_loss(pair: PairStatistics, options: DPOOptions) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from prefopt.losses.token_statistics import TokenStatistics
+from prefopt.losses.unlikelihood import unlikelihood
 
 
 def _check_ranks(logits: Tensor, tokens: Tensor) -> None:
@@ -55,6 +56,7 @@ class CompletionSums(NamedTuple):
         alignment: exp(mean_t(log π(y_t) - log Σ_v π(v)²)), without gradient; None unless asked for.
         sequential_kl: Σ_t KL(reference ‖ policy) of the next-token distributions; None without a reference.
         entropy: Mean entropy of the next-token distributions, without gradient.
+        unlikelihood: Σ_t w_t · -log(1 - p_t) over flagged tokens; None where none were named.
     """
 
     logps: Tensor
@@ -62,9 +64,10 @@ class CompletionSums(NamedTuple):
     alignment: Tensor | None
     sequential_kl: Tensor | None
     entropy: Tensor
+    unlikelihood: Tensor | None = None
 
 
-def completion_sums(
+def completion_sums(  # noqa: PLR0913  (keyword-only)
     logits: Tensor,
     tokens: Tensor,
     completion_mask: Tensor,
@@ -72,6 +75,7 @@ def completion_sums(
     head_length: Tensor | None = None,
     alignment: bool = False,
     reference_logits: Tensor | None = None,
+    flags: Tensor | None = None,
 ) -> CompletionSums:
     """What the losses on pairs need to know of every row's completion.
 
@@ -82,6 +86,7 @@ def completion_sums(
         head_length: [N], tokens that do not belong to the tail.
         alignment: Whether to compute it.
         reference_logits: [N, T, V].
+        flags: [N, L], what it weighs to unlearn each token of the completion.
     """
     _check_ranks(logits, tokens)
     mask, logits = completion_mask[:, 1:].bool(), logits[:, :-1]
@@ -89,7 +94,10 @@ def completion_sums(
     # where, not multiplication: a padded position may hold -inf, and -inf * 0 is NaN.
     total = torch.where(mask, logps, 0.0).sum(-1)
     lengths = mask.sum(-1).clamp(min=1)
-    tail = None
+    tail = unlearned = None
+    if flags is not None:
+        number = (completion_mask.long().cumsum(-1) - 1)[:, 1:].clamp(min=0, max=flags.shape[1] - 1)
+        unlearned = torch.where(mask, flags.gather(1, number) * unlikelihood(logps), 0.0).sum(-1)
     if head_length is not None:
         position = mask.long().cumsum(-1)
         tail = torch.where(mask & (position > head_length.unsqueeze(-1)), logps, 0.0).sum(-1)
@@ -99,11 +107,17 @@ def completion_sums(
     divergence = None
     if reference_logits is not None:
         divergence = torch.where(mask, exact_kl(reference_logits[:, :-1], logits), 0.0).sum(-1)
-    return CompletionSums(total, tail, None if aligned is None else aligned.exp(), divergence, uncertainty)
+    return CompletionSums(total, tail, None if aligned is None else aligned.exp(), divergence, uncertainty, unlearned)
 
 
 def sums_of_tokens(
-    tokens: TokenStatistics, completion: Tensor, offset: Tensor, completions: int, head_length: Tensor | None = None
+    tokens: TokenStatistics,
+    completion: Tensor,
+    offset: Tensor,
+    completions: int,
+    head_length: Tensor | None = None,
+    *,
+    flags: Tensor | None = None,
 ) -> CompletionSums:
     """The same from statistics of single tokens.
 
@@ -113,6 +127,7 @@ def sums_of_tokens(
         offset: [n], its number in the completion, from 0.
         completions: N.
         head_length: [N], tokens that do not belong to the tail.
+        flags: [N, L], what it weighs to unlearn each token of the completion.
     """
 
     def total(values: Tensor) -> Tensor:
@@ -131,6 +146,7 @@ def sums_of_tokens(
         aligned,
         None if tokens.divergence is None else total(tokens.divergence),
         total(tokens.entropy) / lengths,
+        None if flags is None else total(flags[completion, offset] * unlikelihood(tokens.logps)),
     )
 
 

@@ -89,6 +89,7 @@ class DPOOptions(NamedTuple):
         ropo_alpha: α of `ropo`, at least 1.
         rpo_eta: η: what a unit of `margin` is worth in the unit of h, in `rpo`.
         odpo_alpha: What `margin` is multiplied with in `odpo`.
+        focal_gamma: γ of `sigmoid`: takes weight from pairs that are ranked right already.
         dr_beta: β' of Dr. DPO, which weighs pairs of high loss less; None weighs all the same.
     """
 
@@ -109,6 +110,7 @@ class DPOOptions(NamedTuple):
     ropo_alpha: float = 2.0
     rpo_eta: float = 1.0
     odpo_alpha: float = 1.0
+    focal_gamma: float = 0.0
     dr_beta: float | None = None
 
 

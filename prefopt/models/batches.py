@@ -73,6 +73,7 @@ def batches_by_length(lengths: Sequence[int], batch_size: int, vocabulary: int) 
 
 
 FILLER = "filler"
+FLAGS = "chosen_unlikelihood"
 
 
 class PairCollator:
@@ -83,7 +84,8 @@ class PairCollator:
 
     A row has `prompt_ids`, `chosen_ids` and `rejected_ids`, and may have the reference's `reference_chosen_logps` and
     `reference_rejected_logps` (and `…_tail_logps`), a `weight`, a `probability`, a `margin` and a `filler` (a pair that
-    is none, so that a rank without rows has something to compute), which become [B] tensors.
+    is none, so that a rank without rows has something to compute), which become [B] tensors; `chosen_cost` and
+    `rejected_cost` likewise. `chosen_unlikelihood`, a number for every token of the chosen completion, becomes [B, L].
     """
 
     # With what stands for a row that does not say it; None where every row must.
@@ -95,6 +97,8 @@ class PairCollator:
         "weight": 1.0,
         "probability": 1.0,
         "margin": 0.0,
+        "chosen_cost": 0.0,
+        "rejected_cost": 0.0,
         FILLER: None,
     }
 
@@ -110,6 +114,9 @@ class PairCollator:
             if any(row.get(name) is not None for row in rows):
                 values = [default if row.get(name) is None else row[name] for row in rows]
                 batch[name] = torch.tensor(values, dtype=torch.float32)
+        if any(FLAGS in row for row in rows):  # also where nothing is flagged: every rank then has the same metrics
+            flags = [torch.tensor(row.get(FLAGS) or [0.0], dtype=torch.float32) for row in rows]
+            batch[FLAGS] = torch.nn.utils.rnn.pad_sequence(flags, batch_first=True)
         return batch
 
 

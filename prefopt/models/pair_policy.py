@@ -35,6 +35,7 @@ class PairPolicy(HoldsPeft):
         tails: bool = False,
         alignment: bool = False,
         sequential_kl: bool = False,
+        flags: Tensor | None = None,
     ) -> CompletionSums:
         """Sums over the completions of B pairs, [2B] each: all chosen, then all rejected.
 
@@ -44,10 +45,14 @@ class PairPolicy(HoldsPeft):
             tails: Whether to compute `tail_logps`, after as many tokens as the shorter completion of the pair has.
             alignment: Whether to compute it.
             sequential_kl: Whether to compute it, against the reference.
+            flags: [B, L], what it weighs to unlearn each token of the chosen completions.
         """
+        flags = None if flags is None else _of_both(flags, lengths)
         head_length = torch.minimum(lengths[:, 1], lengths[:, 2]).repeat(2) if tails else None
         if not self.shares_prompts:
-            return self._padded(input_ids, lengths, head_length, alignment=alignment, sequential_kl=sequential_kl)
+            return self._padded(
+                input_ids, lengths, head_length, alignment=alignment, sequential_kl=sequential_kl, flags=flags
+            )
         layout = PairLayout(lengths, input_ids.device)
         reference_states = None
         if sequential_kl:
@@ -60,10 +65,17 @@ class PairPolicy(HoldsPeft):
             collision=alignment,
             reference_states=reference_states,
         )
-        return sums_of_tokens(tokens, layout.completion, layout.offset, 2 * len(lengths), head_length)
+        return sums_of_tokens(tokens, layout.completion, layout.offset, 2 * len(lengths), head_length, flags=flags)
 
     def _padded(
-        self, input_ids: Tensor, lengths: Tensor, head_length: Tensor | None, *, alignment: bool, sequential_kl: bool
+        self,
+        input_ids: Tensor,
+        lengths: Tensor,
+        head_length: Tensor | None,
+        *,
+        alignment: bool,
+        sequential_kl: bool,
+        flags: Tensor | None,
     ) -> CompletionSums:
         batch = padded_pairs({"input_ids": input_ids, "lengths": lengths})
 
@@ -79,5 +91,13 @@ class PairPolicy(HoldsPeft):
                 reference_logits = logits()
         return completion_sums(
             logits(), batch["input_ids"], batch["completion_mask"],
-            head_length=head_length, alignment=alignment, reference_logits=reference_logits,
+            head_length=head_length, alignment=alignment, reference_logits=reference_logits, flags=flags,
         )  # fmt: skip
+
+
+def _of_both(flags: Tensor, lengths: Tensor) -> Tensor:
+    """Flags of chosen completions [B, L] as [2B, longest completion], 0 for the rejected ones."""
+    width = int(lengths[:, 1:].max())
+    found = flags.new_zeros(2 * len(flags), width)
+    found[: len(flags), : flags.shape[1]] = flags[:, :width]
+    return found

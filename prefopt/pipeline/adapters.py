@@ -21,6 +21,7 @@ from prefopt.pipeline.context import Inputs, StageContext, StageResult
 from prefopt.pipeline.cost import training_cost
 from prefopt.pipeline.training import final_metrics, kept_outputs, train
 from prefopt.recipe.schema import AdapterSpec, DPOSpec, KTOSpec, LoraSpec, OnlineSpec, SFTSpec
+from prefopt.records import Demonstration
 from prefopt.trainers.checkpoints import CheckpointedTrainer
 
 Tokenised = Sequence[Mapping[str, Any]]
@@ -105,8 +106,15 @@ class Method:
     cost: Callable[[CheckpointedTrainer], dict[str, float]] | None = None
 
 
-def demonstration_rows(
-    names: tuple[str, ...], max_length: int | None, inputs: Inputs, context: StageContext, base: OpenBase
+def demonstration_rows(  # noqa: PLR0913  (keyword-only)
+    names: tuple[str, ...],
+    max_length: int | None,
+    inputs: Inputs,
+    context: StageContext,
+    base: OpenBase,
+    *,
+    weighted: bool = False,
+    column: str | None = None,
 ) -> Rows:
     """Read and tokenise data sets whose completions are imitated, in memory; pairs are `prefopt.pipeline.pair_rows`.
 
@@ -116,26 +124,34 @@ def demonstration_rows(
         inputs: Finished input stages.
         context: The stage's context.
         base: With the tokenizer.
+        weighted: Whether the trainer knows weights of rows.
+        column: Of the records, or of their source, which the rows are to have as well.
 
     Returns:
-        Rows with `prompt_ids` and `completion_ids`.
+        Rows with `prompt_ids` and `completion_ids`; with `weight` where one of them is not 1.
 
     Raises:
-        DataError: For rows with a weight, which imitation does not know; when too many rows cannot be used.
+        DataError: For rows with a weight that the trainer does not know; when too many rows cannot be used.
     """
     sets = data_of(inputs, context)
     loaded = load_demonstrations(names, sets, context.recipe.seed)
-    weighted = sum(demonstration.weight != 1 for demonstration in loaded.train)
-    if weighted:
+    unlike = sum(demonstration.weight != 1 for demonstration in loaded.train)
+    if unlike and not weighted:
         raise DataError(
-            f"{weighted} rows of {', '.join(names)} have a weight, and they would be imitated as all others are",
+            f"{unlike} rows of {', '.join(names)} have a weight, and they would be imitated as all others are",
             "leave `weight` out, or give the rows a data set of their own with max_samples",
         )
     overlong, max_dropped = data_policy(names, sets)
     encoder = base.encoder(max_length, overlong)
+    has_weights = any(demonstration.weight != 1 for part in (loaded.train, loaded.eval) for demonstration in part)
     train, held_out = (
         [
-            {"prompt_ids": ids.prompt_ids, "completion_ids": ids.completion_ids}
+            {
+                "prompt_ids": ids.prompt_ids,
+                "completion_ids": ids.completion_ids,
+                **({"weight": demonstration.weight} if has_weights else {}),
+                **({column: _text_of(demonstration, column)} if column else {}),
+            }
             for demonstration in demonstrations
             if (ids := encoder.encode_demonstration(demonstration)) is not None
         ]
@@ -144,6 +160,10 @@ def demonstration_rows(
     encoder.check_drop_share(max_dropped)
     details = {"data": loaded.report.to_json(), "encoding": {"chat_template": base.template, **dict(encoder.counts)}}
     return Rows(train, held_out, details)
+
+
+def _text_of(demonstration: Demonstration, column: str) -> str:
+    return demonstration.source if column == "source" else str(demonstration.extra.get(column, ""))
 
 
 def open_trained_policy(

@@ -21,6 +21,7 @@ from prefopt.pipeline.graph import Node
 from prefopt.pipeline.revisions import KEYED_LIBRARIES, USES_MODEL
 from prefopt.pipeline.stages import Registry
 from prefopt.recipe.keys import spec_for_key
+from prefopt.recipe.options.loss_costs import LOSS_COST_ROLES
 from prefopt.recipe.references import DATA_ROLES, SCORER_ROLES
 from prefopt.recipe.registered import COSTS, REWARDS, registered
 from prefopt.recipe.schema import DataSpec, Recipe
@@ -125,8 +126,9 @@ class Keys:
                 spec[role]["weighted"] = [self._scorer(part) for part in scorer["weighted"]]
             if "penalties" in scorer:
                 spec[role]["penalties"] = [self._scorer(cost, COSTS) for cost in scorer["penalties"]]
-        if "costs" in spec:
-            spec["costs"] = [self._scorer(cost, COSTS) for cost in spec["costs"]]
+        for role in ("costs", *LOSS_COST_ROLES):
+            if role in spec:
+                spec[role] = [self._scorer(cost, COSTS) for cost in spec[role]]
 
     def _scorer(self, scorer: dict[str, Any], group: str = REWARDS) -> dict[str, Any]:
         """A scorer, or a cost, with what it is made of."""

@@ -18,6 +18,7 @@ from prefopt.recipe.linking import check_references
 from prefopt.recipe.local import fill_variables, find_functions, resolve_paths
 from prefopt.recipe.names import explain_kind, explain_unknown, framework_of
 from prefopt.recipe.options.costs import NAMES as COST_NAMES
+from prefopt.recipe.options.loss_costs import LOSS_COST_ROLES
 from prefopt.recipe.overrides import apply
 from prefopt.recipe.references import SCORER_ROLES
 from prefopt.recipe.rounds import check_rounds, unroll
@@ -199,7 +200,7 @@ def _words(
         return f"must be one name or a mapping, not {say(item.get('input'))}", f"as in `{path[-1]}: {{lexicon: FILE}}`"
     if kind.startswith("union_tag"):
         return _no_cost(item)
-    if kind == "tuple_type" and path[-1] in ("penalties", "costs"):
+    if kind == "tuple_type" and path[-1] in ("penalties", "costs", *LOSS_COST_ROLES):
         return f"must be a list, not {say(item.get('input'))}", f"as in `{path[-1]}: [{{cost: length, limit: 128}}]`"
     if kind == "tuple_type" and path[-1] == "weighted":
         remedy = "as in `{weighted: [{model: NAME, weight: 1.0}, {function: NAME, weight: 0.5}]}`"

@@ -10,6 +10,7 @@ from typing import Any
 
 from prefopt.errors import Problem
 from prefopt.recipe.layout import closest
+from prefopt.recipe.options.loss_costs import LOSS_COST_ROLES
 from prefopt.recipe.references import SCORER_ROLES
 from prefopt.recipe.registered import COSTS, REWARDS, is_registered, unknown
 from prefopt.recipe.yaml import KeyPath, Places
@@ -145,7 +146,8 @@ def _costs(stages: dict[str, Any]) -> Iterator[tuple[dict[str, Any], KeyPath]]:
             continue
         reward = stage.get("reward")
         priced = reward.get("penalties") if isinstance(reward, dict) else None
-        for listed, at in ((priced, ("reward", "penalties")), (stage.get("costs"), ("costs",))):
+        own = [(stage.get(key), (key,)) for key in ("costs", *LOSS_COST_ROLES)]
+        for listed, at in ((priced, ("reward", "penalties")), *own):
             for index, cost in enumerate(listed) if isinstance(listed, list) else ():
                 if isinstance(cost, dict):
                     yield cost, ("stages", name, *at, index)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from prefopt.recipe.options.dpo import DIVERGENT, LOSSES_OF, SORTED
+from prefopt.recipe.options.dpo import DIVERGENT, LOSSES_OF, REFERENCE_FREE, SORTED
 from prefopt.recipe.options.kto import ESTIMATES_KL
 from prefopt.recipe.parts import Fault, Part
 
@@ -19,6 +19,7 @@ def dpo_faults(part: Part) -> Iterator[Fault]:
         return
     names = (losses,) if isinstance(losses, str) else tuple(losses)
     yield from _unread(part, names)
+    yield from _costs(part, names)
     weights = part.get("loss_weights")
     if weights is not None and len(weights) != len(names):
         yield Fault("loss_weights", f"{len(weights)} weights for {len(names)} losses", "one number for each loss")
@@ -32,6 +33,37 @@ def dpo_faults(part: Part) -> Iterator[Fault]:
     for key, on in (("use_weighting", part.get("use_weighting")), ("dr_beta", part.get("dr_beta") is not None)):
         for name in sorted(SORTED & set(names)) if on else ():
             yield Fault(key, f"'{name}' sorts the batch, so its rows are no pairs to weigh", "leave one of the two out")
+
+
+def group_faults(part: Part) -> Iterator[Fault]:
+    """What is likely not meant with group weights."""
+    if part.get("group_weights") == "none":
+        for key in ("group_by", "effective_number_beta"):
+            if part.changed(key):
+                yield Fault(key, "without 'group_weights' all groups count by their size", wrong=False)
+
+
+def _costs(part: Part, names: tuple[str, ...]) -> Iterator[Fault]:
+    """What is wrong with the costs of a stage."""
+    if part.given("cost_margin"):
+        for name in sorted(REFERENCE_FREE & set(names)):
+            yield Fault("cost_margin", f"costs tilt the reference, and '{name}' has none", "leave one of the two out")
+        if part.get("f_divergence_type") != "reverse_kl":
+            message = "what a policy pays for a cost is known for the reverse KL alone"
+            yield Fault("f_divergence_type", message, "leave 'cost_margin' out, or write reverse_kl")
+    listed = part.get("violations")
+    for key in ("on_violation", "violation_weight"):
+        if part.changed(key) and not listed:
+            yield Fault(key, "nothing is said to violate", "write 'violations', a list of costs")
+    if part.changed("violation_weight") and part.get("on_violation") != "downweight":
+        yield Fault("violation_weight", f"`on_violation: {part.get('on_violation')}` weighs nothing", "delete it")
+    for name in sorted(SORTED & set(names)) if part.get("group_weights") != "none" else ():
+        yield Fault(
+            "group_weights", f"'{name}' sorts the batch, so its rows can have no weight", "leave one of them out"
+        )
+    for name in sorted(SORTED & set(names)) if listed and part.get("on_violation") != "drop" else ():
+        message = f"'{name}' sorts the batch, so its rows can have no weight and no soft label"
+        yield Fault("violations", message, "write `on_violation: drop`")
 
 
 def kto_faults(part: Part) -> Iterator[Fault]:

@@ -7,7 +7,7 @@ from typing import Any
 from prefopt.errors import Problem
 from prefopt.recipe.layout import stage_specs
 from prefopt.recipe.parts import Fault, Part
-from prefopt.recipe.preference_rules import dpo_faults, kto_faults
+from prefopt.recipe.preference_rules import dpo_faults, group_faults, kto_faults
 from prefopt.recipe.references import DATA_ROLES, names_in
 from prefopt.recipe.sampled import ONLINE_KINDS, online_steps, rules_of
 from prefopt.recipe.schema import DataSpec
@@ -39,7 +39,7 @@ _ACCEPTS: dict[tuple[str, str], tuple[tuple[str, ...], str]] = {
     ("evaluate", "prompts"): (_PROMPTED, "plain text has no prompts"),
 }
 _FOR_FILES = ("data_dir", "revision", "split", "format", "columns")
-_PREFERENCE_RULES = {"dpo": (dpo_faults,), "kto": (kto_faults,)}
+_PREFERENCE_RULES = {"dpo": (dpo_faults, group_faults), "kto": (kto_faults,), "sft": (group_faults,)}
 _GROUPED = "a step's loss is the mean over its tokens, so tokens of short rows would weigh more: answers get shorter"
 
 

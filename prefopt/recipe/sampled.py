@@ -67,6 +67,8 @@ def _second_opinion(part: Part) -> Iterator[Fault]:
 
 def _pairs(part: Part) -> Iterator[Fault]:
     """There are completions enough for the pairs."""
+    if part.changed("on_violation") and not part.get("costs"):
+        yield Fault("on_violation", "nothing is said to violate", "write 'costs', a list of costs")
     each, pairs = int(part.get("samples_per_prompt")), int(part.get("pairs_per_prompt"))
     policies = len(names_in(part.get("policies")))
     if not policies:

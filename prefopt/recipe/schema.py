@@ -22,7 +22,9 @@ from prefopt.recipe.online import RLOOSpec as RLOOSpec
 from prefopt.recipe.options.costs import Costs
 from prefopt.recipe.options.dpo import DPOLossOptions
 from prefopt.recipe.options.kto import KTOLossOptions
+from prefopt.recipe.options.loss_costs import SampledCosts
 from prefopt.recipe.options.reward import RewardOptions
+from prefopt.recipe.options.sft import SFTLossOptions
 from prefopt.recipe.options.suites import Suite
 from prefopt.recipe.scorers import Judge, Scorer
 from prefopt.recipe.training import AccelerateSpec as AccelerateSpec
@@ -118,7 +120,7 @@ class PretrainSpec(TrainingSpec):
     weight_decay: float = Field(0.01, ge=0)
 
 
-class SFTSpec(TrainingSpec, AdapterSpec):
+class SFTSpec(SFTLossOptions, TrainingSpec, AdapterSpec):
     """Supervised fine-tuning on demonstrations, or on the chosen side of pairs; loss on completions only."""
 
     kind: Literal["sft"]
@@ -186,6 +188,12 @@ class CollectSpec(SamplingSpec):
     pairs_per_prompt: int = Field(1, ge=1, description="at most this many disjoint pairs of a prompt")
     max_prompts: int | None = Field(None, ge=1, description="prompts answered; all by default")
     prompt_offset: int = Field(0, ge=0, description="prompts passed over first; `rounds` sets it")
+    costs: SampledCosts = when_set(
+        (), description="taken off the judge's rewards before answers are paired and labelled, each with a `weight`"
+    )
+    on_violation: Literal["keep", "drop"] = when_set(
+        "keep", description="'drop': answers that violate one of `costs` are in no pair"
+    )
 
 
 class EvaluateSpec(SamplingSpec):

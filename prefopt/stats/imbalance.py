@@ -39,6 +39,24 @@ def effective_number_weights(groups: Sequence[Hashable], beta: float) -> list[fl
     return _rescaled(groups, {group: (1 - beta) / (1 - beta**size) for group, size in Counter(groups).items()})
 
 
+def group_weights(groups: Sequence[Hashable], kind: str, beta: float) -> list[float]:
+    """Weights of a kind: `inverse` or `effective_number`, of which β is an option.
+
+    Args:
+        groups: The group of each row.
+        kind: Which.
+        beta: β in [0, 1).
+
+    Raises:
+        ValueError: For another kind, or a β outside of [0, 1).
+    """
+    if kind == "inverse":
+        return inverse_weights(groups)
+    if kind != "effective_number":
+        raise ValueError(f"unknown group weights {kind!r}")
+    return effective_number_weights(groups, beta)
+
+
 def _rescaled(groups: Sequence[Hashable], raw: dict[Hashable, float]) -> list[float]:
     total = sum(raw[group] for group in groups)
     return [raw[group] * len(groups) / total for group in groups]

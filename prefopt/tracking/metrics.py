@@ -17,9 +17,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
 
-Better = Literal["higher", "lower"]
+from prefopt.tracking.cost_metrics import COSTS, Better
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,16 +180,6 @@ _KTO: tuple[tuple[str, str, str, Better | None], ...] = (
     ("kto/undesirable_logp", "Log-probability the policy gives to a whole bad completion.", "nats", None),
     ("kto/kl", "Estimate of the KL that a completion is compared with, on mismatched completions.", "nats", None),
     ("kto/entropy", "How undecided the policy is about the next token of the rows' completions.", "nats", None),
-)  # fmt: skip
-
-_PENALTIES: tuple[tuple[str, str, str, Better | None], ...] = (
-    ("penalty/NAME/cost", "Mean cost of the rollout's completions, as measured.", "", "lower"),
-    ("penalty/NAME/rate", "Share of the rollout's completions that violate: their cost is above its threshold.", "",
-     "lower"),
-    ("penalty/NAME/expected_rate", "The same by how likely completions were to violate, before they were drawn.", "",
-     "lower"),
-    ("penalty/NAME/weight", "What a cost of 1 takes off the reward.", "SD of the reference's rewards", None),
-    ("penalty/NAME/term", "What the penalty takes off an episode's reward, on average.", "reward", None),
 )  # fmt: skip
 
 _COLLECT: tuple[tuple[str, str, str, Better | None], ...] = (
@@ -355,7 +344,7 @@ def _estimates(rows: Iterable[tuple[str, str, str, Better | None]]) -> Iterator[
 
 
 def _table() -> dict[str, Metric]:
-    trained = (*_TRAINING, *_DPO, *_KTO, *_PPO, *_GROUPS, *_PENALTIES)
+    trained = (*_TRAINING, *_DPO, *_KTO, *_PPO, *_GROUPS, *COSTS)
     metrics = [Metric(*row) for row in (*trained, *_COLLECT, *_EVALUATE)]
     metrics.extend(_estimates((*_ESTIMATES, *_REWARD_PROBES)))
     metrics.extend(Metric(*row) for row in _REWARD)  # what training logs as `reward/accuracy`, over its own rows

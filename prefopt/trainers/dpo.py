@@ -30,7 +30,7 @@ from prefopt.errors import DataError, InputError
 from prefopt.losses.dpo import SORTED, dpo_loss, dr_dpo, needs_reference
 from prefopt.losses.logprobs import CompletionSums
 from prefopt.losses.pair_statistics import CompletionStatistics, DPOOptions, FDivergence, PairStatistics
-from prefopt.models.batches import PairCollator, batches_by_length
+from prefopt.models.batches import FLAGS, PairCollator, batches_by_length
 from prefopt.models.modes import evaluating
 from prefopt.models.pair_policy import PairPolicy
 from prefopt.models.roles import POLICY, reference_active
@@ -75,6 +75,7 @@ class DPOConfig(TrainingArguments):  # type: ignore[misc]
     ropo_alpha: float = field(default=2.0, metadata={"help": "weight of ropo's bounded part"})
     rpo_eta: float = field(default=1.0, metadata={"help": "what a unit of the rows' margin is worth in rpo"})
     odpo_alpha: float = field(default=1.0, metadata={"help": "what the rows' margin is multiplied with in odpo"})
+    focal_gamma: float = field(default=0.0, metadata={"help": "takes weight from pairs that sigmoid ranks right"})
     dr_beta: float | None = field(default=None, metadata={"help": "Dr. DPO: smaller counts pairs of high loss less"})
     max_length: int = field(default=1024, metadata={"help": "tokens of prompt and completion together"})
     remove_unused_columns: bool = field(default=False)
@@ -99,7 +100,9 @@ class DPOTrainer(PairTrainer):
         args: Options; see `DPOConfig`.
         train_dataset: Rows with `prompt_ids`, `chosen_ids`, `rejected_ids`, or with `prompt`, `chosen`, `rejected` as
             text or messages. An optional `weight` multiplies the row's loss, `probability` is a soft label, and
-            `margin` says how much better the chosen answer was rated, for `odpo` and `rpo`.
+            `margin` says how much better the chosen answer was rated, for `odpo` and `rpo`. `chosen_cost` and
+            `rejected_cost` tilt the reference (`prefopt.losses.dpo.tilted`); tokens of the chosen answer are unlearned
+            with the weights that `chosen_unlikelihood` gives them.
         eval_dataset: Held-out rows of the same form.
         processing_class: The tokenizer; loaded with the model when that is a name.
         peft_config: Shape of the policy's adapter, where `model` has none yet.
@@ -243,8 +246,11 @@ class DPOTrainer(PairTrainer):
         """The loss that `loss_type` names, of every pair; see `prefopt.losses.dpo`."""
         sums = self._completion_sums(model, inputs, sequential_kl=self._sequential)
         pair = self._statistics(sums, inputs)
-        output = dpo_loss(pair, self.args.loss_type, self._options, inputs.get("probability"), self.args.loss_weights)
-        margin = output.chosen_rewards - output.rejected_rewards
+        costs = _costs_of(inputs)
+        output = dpo_loss(
+            pair, self.args.loss_type, self._options, inputs.get("probability"), self.args.loss_weights, costs=costs
+        )
+        losses, margin = output.losses, output.chosen_rewards - output.rejected_rewards
         metrics = {
             "dpo/accuracy": agreement(margin, inputs),
             "dpo/margin": margin,
@@ -257,7 +263,12 @@ class DPOTrainer(PairTrainer):
         for name, side in (("chosen", pair.chosen), ("rejected", pair.rejected)):
             if side.reference_logps is not None:
                 metrics[f"dpo/{name}_shift"] = (side.logps - side.reference_logps).detach()
-        return output.losses, metrics
+        if costs is not None:
+            metrics["dpo/cost_margin"] = costs[1] - costs[0]
+        if sums.unlikelihood is not None:
+            unlearned = sums.unlikelihood.chunk(2)[0] / pair.chosen.length
+            losses, metrics["dpo/unlikelihood"] = losses + unlearned, unlearned.detach()
+        return losses, metrics
 
     def summed(self, losses: Tensor, each: Tensor) -> Tensor:
         """Weighted sum of the pairs' losses; with `dr_beta` their robust mean, as often as the weights say."""
@@ -303,8 +314,16 @@ class DPOTrainer(PairTrainer):
             tails=self._options.ld_alpha is not None,
             alignment=self._options.use_weighting,
             sequential_kl=sequential_kl,
+            flags=batch.get(FLAGS),
         )
         return sums
+
+
+def _costs_of(batch: dict[str, Tensor]) -> tuple[Tensor, Tensor] | None:
+    """Costs of both completions, [B] each; None where the rows have none."""
+    if "chosen_cost" not in batch and "rejected_cost" not in batch:
+        return None
+    return batch["chosen_cost"], batch["rejected_cost"]
 
 
 def _halves(values: Tensor | None) -> tuple[Tensor | None, Tensor | None]:

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from transformers import TrainingArguments
 
 from prefopt.errors import InputError
-from prefopt.recipe.options.reward import GROUP_WEIGHTS, GROUPS, HEADS
+from prefopt.recipe.options.groups import GROUP_WEIGHTS
+from prefopt.recipe.options.reward import HEADS
 
-_KNOWN = {"head": HEADS, "group_weights": GROUP_WEIGHTS, "group_by": GROUPS}
+_KNOWN = {"head": HEADS, "group_weights": GROUP_WEIGHTS}
 
 
 @dataclass
@@ -23,7 +24,7 @@ class RewardConfig(TrainingArguments):  # type: ignore[misc]
     focal_gamma: float = field(default=0.0, metadata={"help": "takes weight from pairs that are ranked right"})
     length_debias: float = field(default=0.0, metadata={"help": "share of what length explains of the labels"})
     group_weights: str = field(default="none", metadata={"help": "'none', 'inverse' or 'effective_number'"})
-    group_by: str = field(default="source", metadata={"help": "'source', 'annotator' or 'longer'"})
+    group_by: str = field(default="source", metadata={"help": "'longer', or a column of the rows"})
     effective_number_beta: float = field(default=0.999, metadata={"help": "of 'effective_number', in [0, 1)"})
     ensemble_heads: int = field(default=1, metadata={"help": "heads on the adapter, each with its own weights of rows"})
     max_length: int = field(default=1024, metadata={"help": "tokens of prompt and completion together"})

@@ -13,8 +13,9 @@ from prefopt.data.templates import Encoder
 from prefopt.data.token_rows import WithColumns, lengths_of
 from prefopt.errors import DataError
 from prefopt.models.batches import PairCollator
+from prefopt.recipe.options.groups import LONGER
 from prefopt.records import PreferencePair
-from prefopt.stats.imbalance import effective_number_weights, inverse_weights
+from prefopt.stats.imbalance import group_weights
 from prefopt.stats.length_control import LengthPreference, fit_length_preference
 from prefopt.trainers.reward_config import RewardConfig
 from prefopt.trainers.rows import pair_row
@@ -134,9 +135,8 @@ def _weights(rows: Sequence[Row], args: RewardConfig) -> dict[str, Sequence[Any]
     """The rows' weights multiplied by those of their groups, and what each of several heads sees of them."""
     columns: dict[str, Sequence[Any]] = {}
     if args.group_weights != "none":
-        groups = [_group(row, args.group_by) for row in rows]
-        beta = args.effective_number_beta
-        weights = inverse_weights(groups) if args.group_weights == "inverse" else effective_number_weights(groups, beta)
+        groups = [group_of(row, args.group_by) for row in rows]
+        weights = group_weights(groups, args.group_weights, args.effective_number_beta)
         columns["weight"] = [weight * row.get("weight", 1.0) for row, weight in zip(rows, weights, strict=True)]
     if args.ensemble_heads > 1:
         generator = torch.Generator().manual_seed(args.seed)
@@ -145,9 +145,9 @@ def _weights(rows: Sequence[Row], args: RewardConfig) -> dict[str, Sequence[Any]
     return columns
 
 
-def _group(row: Row, by: str) -> str:
-    """The group of a row: where it comes from, or whether the preferred answer is the longer one."""
-    if by != "longer":
+def group_of(row: Row, by: str) -> str:
+    """The group of a pair: what a column says, or whether the preferred answer is the longer one."""
+    if by != LONGER:
         return str(row.get(by, ""))
     extra = extra_tokens(row) * (row.get("probability", 1.0) - 0.5)
     return "longer" if extra > 0 else "shorter" if extra < 0 else "neither"

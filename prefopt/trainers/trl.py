@@ -13,11 +13,10 @@ from typing import Any
 
 import trl
 from datasets import Dataset
-from trl import SFTConfig
 
-from prefopt.trainers.checkpoints import CheckpointedTrainer
 from prefopt.trainers.group import GroupTrainer
 from prefopt.trainers.group_config import GroupConfig
+from prefopt.trainers.imitation import COLUMNS, TOKEN_COLUMNS, ImitationTrainer
 from prefopt.trainers.unpaired import UnpairedTrainer
 
 # The tile of `trl.trainer.utils.add_fused_lm_head`.
@@ -37,8 +36,18 @@ __all__ = [
 ]
 
 
-class SFTTrainer(CheckpointedTrainer, trl.SFTTrainer):  # type: ignore[misc]
-    """TRL's SFTTrainer with checkpoints that survive a kill, and runs that stop at NaN and go on without memory."""
+@dataclass
+class SFTConfig(trl.SFTConfig):  # type: ignore[misc]
+    """TRL's `SFTConfig`, and the focal loss."""
+
+    focal_gamma: float = field(default=0.0, metadata={"help": "takes weight from tokens that are foreseen already"})
+
+
+class SFTTrainer(ImitationTrainer, trl.SFTTrainer):  # type: ignore[misc]
+    """TRL's SFTTrainer with checkpoints that survive a kill, and runs that stop at NaN and go on without memory.
+
+    Rows may have the further columns of `ImitationTrainer`.
+    """
 
     def counted(self) -> tuple[dict[str, int], float]:
         """How many values each of TRL's metrics has, and the tokens seen."""
@@ -101,15 +110,29 @@ class KTOTrainer(UnpairedTrainer, trl.KTOTrainer):  # type: ignore[misc]
 def language_modeling_rows(rows: Sequence[Mapping[str, Any]]) -> Dataset:
     """Rows for TRL's collator, from `prompt_ids` and `completion_ids`.
 
+    Further columns that weigh tokens (`imitation`, `unlikelihood`, of the completion's tokens) or rows (`weight`) are
+    kept where the rows have them.
+
     Returns:
         A data set of `input_ids` and `labels`, where labels are -100 on the prompt: the loss is on completions only.
     """
-    return Dataset.from_dict(
-        {
-            "input_ids": [[*row["prompt_ids"], *row["completion_ids"]] for row in rows],
-            "labels": [[-100] * len(row["prompt_ids"]) + list(row["completion_ids"]) for row in rows],
-        }
-    )
+    columns: dict[str, list[Any]] = {
+        "input_ids": [[*row["prompt_ids"], *row["completion_ids"]] for row in rows],
+        "labels": [[-100] * len(row["prompt_ids"]) + list(row["completion_ids"]) for row in rows],
+    }
+    for name in COLUMNS:
+        if not any(name in row for row in rows):
+            continue
+        default = TOKEN_COLUMNS.get(name)
+        columns[name] = (
+            [float(row.get(name, 1.0)) for row in rows]
+            if default is None
+            else [
+                [default] * len(row["prompt_ids"]) + list(row.get(name) or [default] * len(row["completion_ids"]))
+                for row in rows
+            ]
+        )
+    return Dataset.from_dict(columns)
 
 
 @dataclass(frozen=True)

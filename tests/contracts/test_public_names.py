@@ -34,6 +34,7 @@ PUBLIC = {
         "dpo_loss",
         "dr_dpo",
         "needs_reference",
+        "tilted",
     ],
     "prefopt.losses.dpo_variants": [
         "DPO_LOSSES",

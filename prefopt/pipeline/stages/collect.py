@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from prefopt.data.load import load_prompts
@@ -16,6 +16,7 @@ from prefopt.feedback.pairing import Candidate, distinct, pairs_of
 from prefopt.feedback.sampling import Asked, sample_into
 from prefopt.models.flops import flops_model
 from prefopt.pipeline.base_model import PAIRS_FILE, OpenBase, adapter_of, data_of, data_policy, open_base
+from prefopt.pipeline.collect_costs import Shaped, cost_metrics, shaped_answers
 from prefopt.pipeline.context import Inputs, StageContext, StageResult
 from prefopt.pipeline.cost import sampling_cost
 from prefopt.pipeline.policies import open_policies, sampling_options
@@ -38,6 +39,14 @@ class _Answer:
     policy: str
     sample: StoredSample
     reward: float
+    shaped: Shaped | None = None
+
+    @property
+    def candidate(self) -> Candidate:
+        """As one side of a pair."""
+        if self.shaped is None:
+            return Candidate(self.sample.completion, self.reward, self.policy)
+        return Candidate(self.sample.completion, self.shaped.reward, self.policy, self.reward)
 
 
 def run(spec: CollectSpec, inputs: Inputs, context: StageContext) -> StageResult:
@@ -47,6 +56,8 @@ def run(spec: CollectSpec, inputs: Inputs, context: StageContext) -> StageResult
     with Ledger(context.ledger, context.stage) as ledger:
         sampled, flops = _sample(spec, inputs, context, base, asked, ledger)
         answers = _score(spec, inputs, context, asked, sampled, ledger)
+        if spec.costs:
+            answers = _shape(spec, inputs, context, base, asked, answers)
         rows, found = _pairs(spec, inputs, context, asked, answers, ledger)
     if not rows:
         raise DataError(
@@ -57,6 +68,8 @@ def run(spec: CollectSpec, inputs: Inputs, context: StageContext) -> StageResult
         _sample_row(prompt.prompt, answer) for prompt, each in zip(asked, answers, strict=True) for answer in each
     ]
     metrics = _metrics(asked, answers, rows, found)
+    shaped = [answer.shaped for each in answers for answer in each if answer.shaped is not None]
+    metrics |= cost_metrics(shaped, sum(_is_dropped(spec, answer) for each in answers for answer in each))
     if context.recipe.tracking.wandb is not None:
         with tracked(spec, context, resume_step=None) as tracker:
             tracker.summary(metrics)
@@ -184,6 +197,28 @@ def _score(
     ]
 
 
+def _shape(
+    spec: CollectSpec,
+    inputs: Inputs,
+    context: StageContext,
+    base: OpenBase,
+    asked: Sequence[Asked],
+    answers: Sequence[Sequence[_Answer]],
+) -> list[list[_Answer]]:
+    """The answers with what costs take off their rewards."""
+    flat = [
+        (prompt.prompt, answer.sample, answer.reward)
+        for prompt, each in zip(asked, answers, strict=True)
+        for answer in each
+    ]
+    shaped = iter(shaped_answers(spec.costs, flat, base.tokenizer, inputs, context))
+    return [[replace(answer, shaped=next(shaped)) for answer in each] for each in answers]
+
+
+def _is_dropped(spec: CollectSpec, answer: _Answer) -> bool:
+    return spec.on_violation == "drop" and answer.shaped is not None and bool(answer.shaped.violated)
+
+
 def _pairs(
     spec: CollectSpec,
     inputs: Inputs,
@@ -198,17 +233,19 @@ def _pairs(
         spec.judge.model_dump(mode="json", include={"labels", "noise", "scale"}),
         context.seed,
     ]
+    if spec.costs:  # what they take off depends on all answers of the stage
+        judge.append(context.key)
     name = spec.judge.label
     rows: list[dict[str, object]] = []
     found: Counter[str] = Counter()
     fresh: dict[str, StoredJudgement] = {}
     for prompt, each in zip(asked, answers, strict=True):
-        candidates = [Candidate(answer.sample.completion, answer.reward, answer.policy) for answer in each]
+        candidates = [answer.candidate for answer in each if not _is_dropped(spec, answer)]
         text = canonical_prompt(prompt.prompt)
         rng = random.Random(key_of("pairs", context.seed, text))
         pairs = pairs_of(candidates, spec.pairing, spec.pairs_per_prompt, rng)
         if not pairs:
-            found["all answers alike" if len(distinct(candidates)) < 2 else "all rewards alike"] += 1
+            found[_why_not(each, candidates)] += 1
         for better, worse in pairs:
             key, in_order = judgement_key(prompt.prompt, better.text, worse.text, QUESTION, judge)
             if key not in (known := ledger.judgements([key])):
@@ -226,11 +263,19 @@ def _pairs(
     return rows, found
 
 
+def _why_not(answers: Sequence[_Answer], candidates: Sequence[Candidate]) -> str:
+    """Why a prompt gave no pair."""
+    if len(distinct(candidates)) >= 2:
+        return "all rewards alike"
+    return "all but one violate" if len(candidates) < len(answers) else "all answers alike"
+
+
 def _pair_row(
     prompt: Prompt, better: Candidate, worse: Candidate, probability: float, judge: str, key: str
 ) -> dict[str, object]:
     """One line of `pairs.jsonl`: chosen is what the label prefers, which may be the lower reward."""
     chosen, rejected = (better, worse) if probability >= 0.5 else (worse, better)
+    shaped = {} if chosen.raw is None else {"shaped_chosen": chosen.reward, "shaped_rejected": rejected.reward}
     return {
         "prompt": conversation(prompt),
         "chosen": chosen.text,
@@ -240,8 +285,9 @@ def _pair_row(
         "annotator": judge,
         "policy_chosen": chosen.policy,
         "policy_rejected": rejected.policy,
-        "reward_chosen": chosen.reward,
-        "reward_rejected": rejected.reward,
+        "reward_chosen": chosen.reward if chosen.raw is None else chosen.raw,
+        "reward_rejected": rejected.reward if rejected.raw is None else rejected.raw,
+        **shaped,
     }
 
 
@@ -253,6 +299,7 @@ def _sample_row(prompt: Prompt, answer: _Answer) -> dict[str, object]:
         "finished": answer.sample.finished,
         "tokens": answer.sample.tokens,
         "reward": answer.reward,
+        **({} if answer.shaped is None else answer.shaped.to_json()),
     }
 
 
@@ -264,7 +311,8 @@ def _metrics(
 ) -> dict[str, float]:
     flat = [answer for each in answers for answer in each]
     different = sum(len({answer.sample.completion for answer in each}) for each in answers)
-    agree = sum(float(str(row["reward_chosen"])) > float(str(row["reward_rejected"])) for row in rows)
+    by = "shaped" if flat and flat[0].shaped is not None else "reward"
+    agree = sum(float(str(row[f"{by}_chosen"])) > float(str(row[f"{by}_rejected"])) for row in rows)
     return {
         "collect/prompts": float(len(asked)),
         "collect/samples": float(len(flat)),

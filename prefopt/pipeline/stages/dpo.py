@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from prefopt.losses.pair_statistics import DPOOptions
-from prefopt.pipeline.adapters import Job, Method, Opened, open_adapter_stage, run_adapter_stage
+from prefopt.pipeline.adapters import Job, Method, Opened, Rows, open_adapter_stage, run_adapter_stage
+from prefopt.pipeline.base_model import OpenBase
 from prefopt.pipeline.context import Inputs, StageContext, StageResult
 from prefopt.pipeline.cost import completion_share
+from prefopt.pipeline.group_weights import columns_for, grouped, weighed
 from prefopt.pipeline.keys import KEY_FILE
+from prefopt.pipeline.pair_costs import priced_pairs
 from prefopt.pipeline.pair_rows import PAIR_COLUMNS, pair_rows
 from prefopt.recipe.schema import DPOSpec
 from prefopt.store.files import read_json, sha256_json
@@ -56,7 +57,11 @@ def _method(inputs: Inputs, context: StageContext) -> Method:
             callbacks=[*job.callbacks, WarnOfDisplacement(context.log)],
         )
 
-    rows = partial(pair_rows, columns=PAIR_COLUMNS)
+    def rows(spec: DPOSpec, inputs: Inputs, context: StageContext, base: OpenBase) -> Rows:
+        columns = columns_for(spec, PAIR_COLUMNS)
+        pairs = grouped(pair_rows(spec, inputs, context, base, columns), spec, inputs, context, base)
+        return priced_pairs(weighed(pairs, spec), spec, inputs, context, base)
+
     return Method(rows, trainer, reference=True, head_share=completion_share)
 
 

@@ -12,6 +12,7 @@ from prefopt.pipeline.adapters import Opened
 from prefopt.pipeline.base_model import load_weights, open_base
 from prefopt.pipeline.context import Inputs, StageContext, StageResult
 from prefopt.pipeline.cost import total
+from prefopt.pipeline.group_weights import columns_for, grouped
 from prefopt.pipeline.pair_rows import REWARD_COLUMNS, pair_rows
 from prefopt.pipeline.reward_members import Member, Training, train_members
 from prefopt.pipeline.reward_scores import HeldOut, measure
@@ -62,7 +63,8 @@ def opened(spec: RewardSpec, inputs: Inputs, context: StageContext) -> Opened:
 
 def _training(spec: RewardSpec, inputs: Inputs, context: StageContext) -> Training:
     base = open_base(inputs, context)
-    rows = pair_rows(spec, inputs, context, base, REWARD_COLUMNS)
+    rows = pair_rows(spec, inputs, context, base, columns_for(spec, REWARD_COLUMNS))
+    rows = grouped(rows, spec, inputs, context, base)
     return Training(spec, inputs, context, base, rows)
 
 

@@ -15,7 +15,11 @@ from prefopt.pipeline.adapters import (
 )
 from prefopt.pipeline.base_model import OpenBase
 from prefopt.pipeline.context import Inputs, StageContext, StageResult
+from prefopt.pipeline.group_weights import grouped, weighed
+from prefopt.pipeline.loss_costs import flagged_rows, open_loss_costs
+from prefopt.recipe.options.groups import VIOLATES
 from prefopt.recipe.schema import SFTSpec
+from prefopt.rewards.flags import WeightedCost
 from prefopt.trainers.arguments import training_arguments
 from prefopt.trainers.trl import SFTConfig, SFTTrainer, language_modeling_rows
 
@@ -41,6 +45,7 @@ def _method(context: StageContext) -> Method:
             max_length=None,  # rows are tokenised and within the limit: TRL must not cut them
             packing=False,
             dataset_kwargs={"skip_prepare_dataset": True},
+            focal_gamma=job.spec.focal_gamma,
         )
         return SFTTrainer(
             model=job.model,
@@ -52,6 +57,17 @@ def _method(context: StageContext) -> Method:
         )
 
     def rows(spec: SFTSpec, inputs: Inputs, context: StageContext, base: OpenBase) -> Rows:
-        return demonstration_rows(spec.data, spec.max_length, inputs, context, base)
+        column = spec.group_by if spec.group_weights != "none" and spec.group_by != VIOLATES else None
+        rows = demonstration_rows(spec.data, spec.max_length, inputs, context, base, weighted=True, column=column)
+        rows = weighed(grouped(rows, spec, inputs, context, base), spec)
+        return _flagged(rows, open_loss_costs(spec.unlikelihood, inputs, context), base) if spec.unlikelihood else rows
 
     return Method(rows, trainer, reference=False)
+
+
+def _flagged(rows: Rows, costs: list[WeightedCost], base: OpenBase) -> Rows:
+    """Rows with the tokens that violate flagged, held-out ones too: their loss is the same."""
+    train, of_train = flagged_rows(rows.train, costs, base.tokenizer)
+    evaluation, of_evaluation = flagged_rows(rows.evaluation, costs, base.tokenizer)
+    flagged = {"train": of_train, "eval": of_evaluation}
+    return Rows(train, evaluation, {**rows.details, "flagged": flagged})

@@ -7,7 +7,9 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from prefopt.recipe.base import Spec, list_as_tuple, name_as_tuple, unique
+from prefopt.recipe.base import list_as_tuple, name_as_tuple, unique, when_set
+from prefopt.recipe.options.groups import GroupOptions
+from prefopt.recipe.options.loss_costs import FlaggingCosts, LossCosts, ViolatedCosts
 
 DPOLossType = Literal[
     "sigmoid",
@@ -47,6 +49,8 @@ DIVERGENT = frozenset(
 
 SORTED = frozenset({"aot", "aot_unpaired"})
 
+REFERENCE_FREE = frozenset({"sft", "simpo", "cpo", "orpo"})
+
 LOSSES_OF: Mapping[str, frozenset[str]] = {
     "label_smoothing": frozenset({"cdpo", "robust", "exo_pair", "aot", "aot_unpaired"}),
     "f_divergence_type": DIVERGENT,
@@ -62,6 +66,7 @@ LOSSES_OF: Mapping[str, frozenset[str]] = {
     "ropo_alpha": frozenset({"ropo"}),
     "rpo_eta": frozenset({"rpo"}),
     "odpo_alpha": frozenset({"odpo"}),
+    "focal_gamma": frozenset({"sigmoid"}),
 }
 """Which losses read an option; an option that none of a stage's losses reads is refused."""
 
@@ -76,7 +81,7 @@ LossWeights = Annotated[
 ]
 
 
-class DPOLossOptions(Spec):
+class DPOLossOptions(GroupOptions):
     """The loss of a `dpo` stage; names are TRL's where TRL has the option."""
 
     beta: float = Field(0.1, gt=0, description="strength of the pull to the reference; see docs/algorithms/dpo.md")
@@ -104,4 +109,22 @@ class DPOLossOptions(Spec):
     odpo_alpha: float = Field(1.0, ge=0, description="what the pairs' margin is multiplied with in odpo")
     dr_beta: float | None = Field(
         None, gt=0, description="count pairs of high loss less, the more the smaller it is (Dr. DPO, arXiv 2407.07880)"
+    )
+    focal_gamma: float = when_set(
+        0.0, ge=0, description="takes weight from pairs that sigmoid ranks right already (arXiv 1708.02002)"
+    )
+    cost_margin: LossCosts = when_set(
+        (), description="costs that the policy is to pay beside what labels say (MODPO, arXiv 2310.03708)"
+    )
+    unlikelihood: FlaggingCosts = when_set(
+        (), description="costs; tokens of chosen answers that caused one are unlearned (arXiv 1908.04319)"
+    )
+    violations: ViolatedCosts = when_set((), description="costs that no preferred answer may violate")
+    on_violation: Literal["downweight", "relabel", "drop"] = when_set(
+        "downweight",
+        description="what becomes of a pair whose preferred answer violates one; 'relabel' prefers the other answer, "
+        "and drops the pair where that violates one as well",
+    )
+    violation_weight: float = when_set(
+        0.5, ge=0, lt=1, description="what 'downweight' multiplies the pair's weight with"
     )

@@ -6,18 +6,15 @@ from typing import Literal, get_args
 
 from pydantic import Field
 
-from prefopt.recipe.base import Name, Spec
+from prefopt.recipe.base import Name
+from prefopt.recipe.options.groups import GroupColumn, GroupCosts, GroupWeights
 
 Head = Literal["pairwise", "regression"]
-GroupWeights = Literal["none", "inverse", "effective_number"]
-Group = Literal["source", "annotator", "longer"]
 
 HEADS: tuple[str, ...] = get_args(Head)
-GROUP_WEIGHTS: tuple[str, ...] = get_args(GroupWeights)
-GROUPS: tuple[str, ...] = get_args(Group)
 
 
-class RewardOptions(Spec):
+class RewardOptions(GroupCosts):
     """What a reward model learns, from which rows how much, and how many of them there are."""
 
     center_rewards_coefficient: float = Field(
@@ -35,7 +32,9 @@ class RewardOptions(Spec):
     group_weights: GroupWeights = Field(
         "none", description="rows of rare groups count more: 'inverse', or 'effective_number' (arXiv 1901.05555)"
     )
-    group_by: Group = Field("source", description="'source', 'annotator', or 'longer': is the preferred answer longer")
+    group_by: GroupColumn = Field(
+        "source", description="a column of the data, such as 'source' or 'harm_category'; 'longer'; or 'violates'"
+    )
     effective_number_beta: float = Field(0.999, ge=0, lt=1, description="of 'effective_number'")
     ensemble: int = Field(1, ge=1, le=32, description="members; the score is their mean, `std` their disagreement")
     ensemble_kind: Literal["adapters", "heads"] = Field(

@@ -1,0 +1,23 @@
+"""Metrics of costs: of what they are priced at in rewards, and of what they flag in losses."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Better = Literal["higher", "lower"]
+
+COSTS: tuple[tuple[str, str, str, Better | None], ...] = (
+    ("penalty/NAME/cost", "Mean cost of the rollout's completions, as measured.", "", "lower"),
+    ("penalty/NAME/rate", "Share of the rollout's completions that violate: their cost is above its threshold.", "",
+     "lower"),
+    ("penalty/NAME/expected_rate", "The same by how likely completions were to violate, before they were drawn.", "",
+     "lower"),
+    ("penalty/NAME/weight", "What a cost of 1 takes off the reward.", "SD of the reference's rewards", None),
+    ("penalty/NAME/term", "What the penalty takes off an episode's reward, on average.", "reward", None),
+    ("collect/shaped_reward", "What answers are paired and labelled by: the reward minus what costs take off.", "",
+     "higher"),
+    ("collect/dropped_rate", "Share of answers that are in no pair, as they violate a cost.", "", "lower"),
+    ("sft/flagged_probability", "Probability of the tokens that a cost has flagged, which are unlearned.", "", "lower"),
+    ("dpo/unlikelihood", "Weighted -log(1 - p) of flagged tokens, per token of the chosen answer.", "nats", "lower"),
+    ("dpo/cost_margin", "Cost of the rejected answer minus that of the chosen one.", "nats × beta", None),
+)  # fmt: skip
