@@ -32,6 +32,7 @@ POLICY = "policy"
 REFERENCE = "reference"
 REWARD = "reward"
 START = "start"  # what an adapter of another shape stands on
+TEACHER = "teacher"  # frozen, where the policy learns from another than it started from
 COPY = "ref"  # of the policy as it started, frozen, where TRL makes the reference
 _STANDING = (POLICY, REWARD, COPY)
 
@@ -142,13 +143,24 @@ def reference_of(model: PeftModel) -> str | None:
 @contextmanager
 def reference_active(model: PeftModel) -> Iterator[None]:
     """Within the block the model computes the reference; without gradients, and the policy is active again after it."""
-    reference = reference_of(model)
+    with frozen_active(model, reference_of(model)):
+        yield
+
+
+@contextmanager
+def frozen_active(model: PeftModel, adapter: str | None) -> Iterator[None]:
+    """Within the block the model computes a frozen adapter, or the base; the policy is active again after it.
+
+    Args:
+        model: With an adapter named `policy`.
+        adapter: The frozen one; None for the base itself, adapters off.
+    """
     with torch.no_grad():
-        if reference is None:
+        if adapter is None:
             with model.disable_adapter():
                 yield
             return
-        set_active(model, [reference])
+        set_active(model, [adapter])
         try:
             yield
         finally:

@@ -26,6 +26,7 @@ PUBLIC = {
         "RewardTrainer",
         "SFTTrainer",
     ],
+    "prefopt.losses.distill": ["DistillTokens", "Divergence", "Target", "distill_tokens", "divergence_of"],
     "prefopt.losses.dpo": [
         "DPOLossOutput",
         "DPO_LOSSES",
