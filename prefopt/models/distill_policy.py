@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from peft import PeftModel
@@ -83,7 +83,7 @@ class DistillPolicy(HoldsPeft):
         teacher_states = None
         if teacher is not None:
             with torch.no_grad(), evaluating(self.peft), self.active(against):
-                teacher_states = _completion_states(self._decoder(against), teacher)
+                teacher_states = _completion_states(self.decoder(against), teacher)
         states = self._student_states(student)
         mask = student["completion_mask"][:, 1:].bool()
         return distill_tokens(
@@ -92,7 +92,7 @@ class DistillPolicy(HoldsPeft):
             head_of(self.peft),
             soft=soft.unsqueeze(1).expand_as(mask)[mask],
             teacher_states=teacher_states,
-            teacher_head=head_of(self._decoder(against)),
+            teacher_head=head_of(self.decoder(against)),
             target=target,
         )
 
@@ -105,7 +105,8 @@ class DistillPolicy(HoldsPeft):
             return reference_active(self.peft)
         return frozen_active(self.peft, TEACHER if who == "adapter" else None)
 
-    def _decoder(self, against: Against) -> PeftModel | PreTrainedModel:
+    def decoder(self, against: Against) -> PeftModel | PreTrainedModel:
+        """The model that computes the teacher, or the start, inside `active`."""
         return self.teacher.model if against == "teacher" and self.teacher.model is not None else self.peft
 
     def _student_states(self, batch: dict[str, Tensor]) -> Tensor:
@@ -128,4 +129,4 @@ def _completion_states(model: PeftModel | PreTrainedModel, batch: dict[str, Tens
 
 def _before_completion(states: Tensor, batch: dict[str, Tensor]) -> Tensor:
     """States [N, H] that predict the completion tokens, from all states [B, T, H]."""
-    return cast(Tensor, states[:, :-1][batch["completion_mask"][:, 1:].bool()])
+    return states[:, :-1][batch["completion_mask"][:, 1:].bool()]

@@ -31,6 +31,7 @@ from prefopt.recipe.schema import LoraSpec
 POLICY = "policy"
 REFERENCE = "reference"
 REWARD = "reward"
+VECTORS = "prompt_embeddings"  # of a soft prompt, in its folder
 START = "start"  # what an adapter of another shape stands on
 TEACHER = "teacher"  # frozen, where the policy learns from another than it started from
 COPY = "ref"  # of the policy as it started, frozen, where TRL makes the reference
@@ -272,6 +273,11 @@ def load_adapter_tensors(
     model: PeftModel, adapter: str, tensors: Mapping[str, torch.Tensor], what: str = "the tensors"
 ) -> None:
     """The same with tensors as `adapter_of` gives them; `what` they are is said in errors."""
+    if model.peft_config[adapter].is_prompt_learning:  # PEFT reads the vectors under another name than it reports
+        if set(tensors) != {VECTORS}:
+            raise IntegrityError(f"{what}: does not hold the soft prompt {adapter!r}: {', '.join(sorted(tensors))}")
+        set_peft_model_state_dict(model, dict(tensors), adapter_name=adapter)
+        return
     result = set_peft_model_state_dict(model, dict(tensors), adapter_name=adapter)
     missing = [key for key in result.missing_keys if f".{adapter}." in key]
     if missing or result.unexpected_keys:

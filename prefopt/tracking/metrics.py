@@ -15,6 +15,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from prefopt.tracking.distill_metrics import DISTILL
+
 Better = Literal["higher", "lower"]
 
 
@@ -346,7 +348,7 @@ def _estimates(rows: Iterable[tuple[str, str, str, Better | None]]) -> Iterator[
 
 
 def _table() -> dict[str, Metric]:
-    metrics = [Metric(*row) for row in (*_TRAINING, *_DPO, *_KTO, *_ONLINE, *_COLLECT, *_EVALUATE)]
+    metrics = [Metric(*row) for row in (*_TRAINING, *_DPO, *_KTO, *DISTILL, *_ONLINE, *_COLLECT, *_EVALUATE)]
     metrics.extend(_estimates((*_ESTIMATES, *_REWARD_PROBES)))
     metrics.extend(Metric(*row) for row in _REWARD)  # what training logs as `reward/accuracy`, over its own rows
     return {metric.name: metric for metric in metrics}

@@ -13,6 +13,8 @@ PUBLIC = {
     "prefopt.trainers": [
         "DPOConfig",
         "DPOTrainer",
+        "DistillConfig",
+        "DistillTrainer",
         "GRPOConfig",
         "GRPOTrainer",
         "KTOConfig",
