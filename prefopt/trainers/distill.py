@@ -117,6 +117,7 @@ class DistillTrainer(CheckpointedTrainer):
         self.guard: CollapseGuard | None = None
         self._origin = origin
         self._target = args.target()
+        self._asks_teacher = any(row.get("soft", True) for row in train)
         self._averages = {"train": Averages(), "eval": Averages()}
 
     # -- before the first step -----------------------------------------------------------------------------------------
@@ -275,7 +276,8 @@ class DistillTrainer(CheckpointedTrainer):
             return_outputs: Also return an empty mapping, as `Trainer` expects.
             num_items_in_batch: Weighted tokens of the step; the batch's own when None.
         """
-        asked = not model.training or bool(inputs["soft"].any())
+        # The same on all ranks and however rows are cut: metrics of some passes alone would depend on that.
+        asked = self._asks_teacher or not model.training
         tokens: DistillTokens = model(
             inputs["student"], inputs["teacher"] if asked else None, inputs["soft"], target=self._target
         )
