@@ -96,6 +96,23 @@ class DistillPolicy(HoldsPeft):
             target=target,
         )
 
+    @torch.no_grad()
+    def teacher_logps(self, teacher: dict[str, Tensor]) -> Tensor:
+        """Mean log-probability of each row's completion tokens under the teacher [B], nats.
+
+        Args:
+            teacher: As in `forward`.
+        """
+        mask = teacher["completion_mask"][:, 1:].bool()
+        model = self.decoder("teacher")
+        with evaluating(self.peft), self.active("teacher"):
+            states = _completion_states(model, teacher)
+            targets = teacher["input_ids"][:, 1:][mask]
+            tokens = distill_tokens(states, targets, head_of(model), soft=torch.zeros_like(targets, dtype=torch.bool))
+        row = mask.nonzero()[:, 0]
+        total = tokens.logps.new_zeros(len(mask)).index_add(0, row, tokens.logps)
+        return total / mask.sum(1).clamp(min=1)
+
     def active(self, against: Against) -> AbstractContextManager[None]:
         """Within the block the model computes the teacher, or what the student started from; the student after it."""
         who = "start" if against == "start" else self.teacher.who

@@ -68,6 +68,7 @@ class DistillTrainer(CheckpointedTrainer):
 
     Attributes:
         guard: Looks for a collapse; None before training.
+        asks_teacher: Whether some target is a distribution, so that the teacher is asked in every pass.
 
     Raises:
         InputError: When the model has no adapter to train.
@@ -117,7 +118,7 @@ class DistillTrainer(CheckpointedTrainer):
         self.guard: CollapseGuard | None = None
         self._origin = origin
         self._target = args.target()
-        self._asks_teacher = any(row.get("soft", True) for row in train)
+        self.asks_teacher = any(row.get("soft", True) for row in train)
         self._averages = {"train": Averages(), "eval": Averages()}
 
     # -- before the first step -----------------------------------------------------------------------------------------
@@ -277,7 +278,7 @@ class DistillTrainer(CheckpointedTrainer):
             num_items_in_batch: Weighted tokens of the step; the batch's own when None.
         """
         # The same on all ranks and however rows are cut: metrics of some passes alone would depend on that.
-        asked = self._asks_teacher or not model.training
+        asked = self.asks_teacher or not model.training
         tokens: DistillTokens = model(
             inputs["student"], inputs["teacher"] if asked else None, inputs["soft"], target=self._target
         )
