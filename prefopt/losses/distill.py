@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from prefopt.losses.token_statistics import MAX_LOGITS, Head
 
-__all__ = ["DistillTokens", "Divergence", "Target", "distill_tokens", "divergence_of"]
+__all__ = ["DistillTokens", "Target", "distill_tokens", "divergence_of"]
 
 Divergence = Literal["forward", "reverse"]
 

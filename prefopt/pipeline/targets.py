@@ -282,7 +282,7 @@ def replayed(rows: Sequence[Mapping[str, Any]], share: float, beside: int, seed:
 
 
 def made_up(
-    asked: Sequence[Question], tokens: int, tokenizer: PreTrainedTokenizerBase, seed: int
+    asked: Sequence[Question], spec: DistillSpec, tokenizer: PreTrainedTokenizerBase, seed: int
 ) -> list[dict[str, Any]]:
     """Rows of random answers of the greatest length, for a check before anything is sampled."""
     special = set(tokenizer.all_special_ids)
@@ -292,7 +292,8 @@ def made_up(
         {
             "prompt_ids": list(each.student_ids),
             "teacher_prompt_ids": list(each.teacher_ids),
-            "completion_ids": [*rng.choices(words, k=tokens - 1), tokenizer.eos_token_id],
+            "completion_ids": [*rng.choices(words, k=spec.max_new_tokens - 1), tokenizer.eos_token_id],
+            "soft": spec.target in ("soft", "on_policy"),
         }
         for each in asked
     ]

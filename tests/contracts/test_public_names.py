@@ -28,7 +28,7 @@ PUBLIC = {
         "RewardTrainer",
         "SFTTrainer",
     ],
-    "prefopt.losses.distill": ["DistillTokens", "Divergence", "Target", "distill_tokens", "divergence_of"],
+    "prefopt.losses.distill": ["DistillTokens", "Target", "distill_tokens", "divergence_of"],
     "prefopt.losses.dpo": [
         "DPOLossOutput",
         "DPO_LOSSES",

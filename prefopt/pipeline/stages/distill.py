@@ -34,7 +34,7 @@ from prefopt.pipeline.teachers import open_student, teacher_identity
 from prefopt.pipeline.training import final_metrics, train
 from prefopt.recipe.schema import DistillSpec
 from prefopt.records import Message, Prompt, conversation
-from prefopt.store.files import read_json, write_json, write_json_lines
+from prefopt.store.files import read_json, sha256_json, write_json, write_json_lines
 from prefopt.store.ledger import Ledger
 from prefopt.tracking.jsonl import read_jsonl
 from prefopt.trainers.arguments import training_arguments
@@ -129,7 +129,7 @@ def opened(spec: DistillSpec, inputs: Inputs, context: StageContext) -> Opened:
     """The stage, ready to be trained, with made-up answers: for a check before anything is sampled."""
     setting = _read(spec, inputs, context)
     train_rows, held_out = (
-        made_up(part, spec.max_new_tokens, setting.base.tokenizer, context.seed)
+        made_up(part, spec, setting.base.tokenizer, context.seed)
         for part in (setting.asked.train, setting.asked.held_out)
     )
     rows = Rows(train_rows, held_out, setting.asked.details)
@@ -206,7 +206,8 @@ def _learned(setting: _Setting, policy: DistillPolicy) -> _Learned:
         held_out = answers.of(asked.held_out, ledger, 1, judged=False)
     chosen, reasons = kept(said, spec.keep, spec.best_per_prompt)
     lines = [_line(asked.train[answer.number], answer) for answer in chosen]
-    lines += [line for line in _earlier(setting) if line not in lines]
+    known = {sha256_json(line) for line in lines}
+    lines += [line for line in _earlier(setting) if sha256_json(line) not in known]
     if on_policy:
         rows: list[dict[str, Any]] = [
             {"prompt_ids": list(each.student_ids), "teacher_prompt_ids": list(each.teacher_ids)} for each in asked.train
