@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from prefopt.recipe.distill import KeepSpec
@@ -67,13 +67,8 @@ def kept(answers: Sequence[Answer], keep: KeepSpec, best: int | None = None) -> 
         chosen = _best(left, best)
         reasons["not the best"] += len(left) - len(chosen)
         left = chosen
-    for name, share, values in (
-        ("unlikely", keep.min_logp_quantile, [answer.mean_logp for answer in left]),
-        ("low reward", keep.min_reward_quantile, [answer.reward or 0.0 for answer in left]),
-    ):
-        cut = _lowest(values, share)
-        reasons[name] += len(cut)
-        left = [answer for place, answer in enumerate(left) if place not in cut]
+    left = _without_lowest(left, keep.min_logp_quantile, lambda answer: answer.mean_logp, "unlikely", reasons)
+    left = _without_lowest(left, keep.min_reward_quantile, _reward, "low reward", reasons)
     return left, +reasons
 
 
@@ -98,12 +93,20 @@ def _best(answers: Sequence[Answer], best: int) -> list[Answer]:
     places = [
         place
         for group in of_prompt.values()
-        for place in sorted(group, key=lambda place: (-(answers[place].reward or 0.0), place))[:best]
+        for place in sorted(group, key=lambda place: (-_reward(answers[place]), place))[:best]
     ]
     return [answers[place] for place in sorted(places)]
 
 
-def _lowest(values: Sequence[float], share: float) -> set[int]:
-    """Places of the lowest share of the values, rounded down; later ones first among equals."""
-    count = math.floor(share * len(values))
-    return set(sorted(range(len(values)), key=lambda place: (values[place], -place))[:count])
+def _without_lowest(
+    answers: list[Answer], share: float, value: Callable[[Answer], float], reason: str, reasons: Counter[str]
+) -> list[Answer]:
+    """Without the share of lowest values, rounded down; of equal ones the later go first."""
+    count = math.floor(share * len(answers))
+    lowest = set(sorted(range(len(answers)), key=lambda place: (value(answers[place]), -place))[:count])
+    reasons[reason] += count
+    return [answer for place, answer in enumerate(answers) if place not in lowest]
+
+
+def _reward(answer: Answer) -> float:
+    return answer.reward or 0.0
