@@ -105,11 +105,12 @@ class CollapseGuard(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Look where it is time."""
         last = state.global_step >= state.max_steps
-        if self.reason is None and (last or state.global_step % self._limits.every == 0):
+        if last or state.global_step % self._limits.every == 0:
             due = control.should_log  # what the look logs would count as the step's own
             found = collapse(self.origin, self._look(), self._limits)
             control.should_log = due
-            self.reason = None if found is None else f"{found} at step {state.global_step}"
+            if found is not None and self.reason is None:
+                self.reason = f"{found} at step {state.global_step}"
         if self.reason is not None and self._limits.stop:
             control.should_training_stop = True
             control.should_save = False

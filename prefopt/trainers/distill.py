@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -32,6 +33,7 @@ from prefopt.models.generate import Sampled, SamplingOptions
 from prefopt.models.modes import evaluating
 from prefopt.models.roles import POLICY
 from prefopt.models.soft_prompt import sample_from
+from prefopt.store.files import read_json, write_json
 from prefopt.trainers.averages import Averages
 from prefopt.trainers.checkpoints import CheckpointedTrainer
 from prefopt.trainers.collapse import CollapseGuard, Look
@@ -44,6 +46,7 @@ from prefopt.trainers.rollouts import seed_of
 from prefopt.trainers.rows import tokenised_targets
 
 _OF_TARGETS = ("kl", "logp", "entropy", "teacher_entropy", "agreement")
+_GUARD_FILE = "guard.json"
 _PROVED_ROWS = 4  # that the student equals its start on, before the first step
 
 
@@ -120,6 +123,20 @@ class DistillTrainer(CheckpointedTrainer):
         self._target = args.target()
         self.asks_teacher = any(row.get("soft", True) for row in train)
         self._averages = {"train": Averages(), "eval": Averages()}
+
+    # -- checkpoints ---------------------------------------------------------------------------------------------------
+
+    def save_weights(self, directory: Path) -> None:
+        """Write what is trained, and into checkpoints what the guards said."""
+        super().save_weights(directory)
+        if self.guard is not None and not self.saves_complete:
+            write_json(directory / _GUARD_FILE, {"reason": self.guard.reason})
+
+    def load_weights(self, directory: Path) -> None:
+        """Put both back."""
+        super().load_weights(directory)
+        if self.guard is not None and (directory / _GUARD_FILE).exists():
+            self.guard.reason = read_json(directory / _GUARD_FILE)["reason"]
 
     # -- before the first step -----------------------------------------------------------------------------------------
 

@@ -79,6 +79,10 @@ def test_a_guard_that_speaks_up_leaves_no_checkpoint_behind_it(tmp_path: Path) -
     warned = trainer(tmp_path / "warn", guards=CollapseLimits(every=3, prompts=2, stop=False), **options)
     warned.train()
     assert warned.state.global_step == 6 and warned.guard.reason == stopped.guard.reason
+    # A run that was only warned is resumed after its last look, and still knows.
+    resumed = trainer(tmp_path / "warn", guards=CollapseLimits(every=3, prompts=2, stop=False), **options)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == 6 and resumed.guard.reason == warned.guard.reason
 
 
 # -- soft prompts ------------------------------------------------------------------------------------------------------
