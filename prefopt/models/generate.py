@@ -136,6 +136,44 @@ def sample(
     return [results[i] for i in range(len(prompts))]
 
 
+@torch.no_grad()
+def beam_search(
+    model: torch.nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    options: SamplingOptions,
+    beams: int,
+) -> list[Sampled]:
+    """The likeliest completion of each prompt that a search with so many beams finds; by `generate` of transformers.
+
+    Args:
+        model: A causal language model with `generate`; the adapters that are active are used.
+        tokenizer: Decodes the completions.
+        prompts: Token ids.
+        options: `max_new_tokens`, `min_new_tokens` and `batch_size` count.
+        beams: At least 1; 1 is greedy.
+    """
+    ends = end_token_ids(model, tokenizer)
+    device = next(model.parameters()).device
+    config = GenerationConfig(
+        max_new_tokens=options.max_new_tokens,
+        min_new_tokens=options.min_new_tokens or None,
+        do_sample=False,
+        num_beams=beams,
+        pad_token_id=ends[0],  # rows are cut at their first end
+        eos_token_id=list(ends),
+    )
+    found: list[Sampled] = []
+    with evaluating(model), plain_sampling(model):
+        for start in range(0, len(prompts), options.batch_size):
+            rows = prompts[start : start + options.batch_size]
+            input_ids = pad_rows(rows, tokenizer.pad_token_id, left=True).to(device)
+            mask = pad_rows([[1] * len(row) for row in rows], 0, left=True).to(device)
+            output = model.generate(input_ids=input_ids, attention_mask=mask, generation_config=config)  # type: ignore[operator]
+            found += [_cut(row, [], ends, tokenizer, ()) for row in output[:, input_ids.shape[1] :].tolist()]
+    return found
+
+
 def _keeps_a_plain_cache(model: torch.nn.Module) -> bool:
     """Whether the model keeps keys and values per row, so that rows can leave; a state space model does not."""
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model

@@ -31,7 +31,9 @@ from prefopt.recipe.schema import LoraSpec
 POLICY = "policy"
 REFERENCE = "reference"
 REWARD = "reward"
+VECTORS = "prompt_embeddings"  # of a soft prompt, in its folder
 START = "start"  # what an adapter of another shape stands on
+TEACHER = "teacher"  # frozen, where the policy learns from another than it started from
 COPY = "ref"  # of the policy as it started, frozen, where TRL makes the reference
 _STANDING = (POLICY, REWARD, COPY)
 
@@ -142,13 +144,24 @@ def reference_of(model: PeftModel) -> str | None:
 @contextmanager
 def reference_active(model: PeftModel) -> Iterator[None]:
     """Within the block the model computes the reference; without gradients, and the policy is active again after it."""
-    reference = reference_of(model)
+    with frozen_active(model, reference_of(model)):
+        yield
+
+
+@contextmanager
+def frozen_active(model: PeftModel, adapter: str | None) -> Iterator[None]:
+    """Within the block the model computes a frozen adapter, or the base; the policy is active again after it.
+
+    Args:
+        model: With an adapter named `policy`.
+        adapter: The frozen one; None for the base itself, adapters off.
+    """
     with torch.no_grad():
-        if reference is None:
+        if adapter is None:
             with model.disable_adapter():
                 yield
             return
-        set_active(model, [reference])
+        set_active(model, [adapter])
         try:
             yield
         finally:
@@ -260,6 +273,11 @@ def load_adapter_tensors(
     model: PeftModel, adapter: str, tensors: Mapping[str, torch.Tensor], what: str = "the tensors"
 ) -> None:
     """The same with tensors as `adapter_of` gives them; `what` they are is said in errors."""
+    if model.peft_config[adapter].is_prompt_learning:  # PEFT reads the vectors under another name than it reports
+        if set(tensors) != {VECTORS}:
+            raise IntegrityError(f"{what}: does not hold the soft prompt {adapter!r}: {', '.join(sorted(tensors))}")
+        set_peft_model_state_dict(model, dict(tensors), adapter_name=adapter)
+        return
     result = set_peft_model_state_dict(model, dict(tensors), adapter_name=adapter)
     missing = [key for key in result.missing_keys if f".{adapter}." in key]
     if missing or result.unexpected_keys:

@@ -20,7 +20,7 @@ from prefopt.pipeline.base_model import OpenBase, adapter_of, data_of, data_poli
 from prefopt.pipeline.context import Inputs, StageContext, StageResult
 from prefopt.pipeline.cost import training_cost
 from prefopt.pipeline.training import final_metrics, kept_outputs, train
-from prefopt.recipe.schema import AdapterSpec, DPOSpec, KTOSpec, LoraSpec, OnlineSpec, SFTSpec
+from prefopt.recipe.schema import AdapterSpec, DistillSpec, DPOSpec, KTOSpec, LoraSpec, OnlineSpec, SFTSpec
 from prefopt.records import Demonstration
 from prefopt.trainers.checkpoints import CheckpointedTrainer
 
@@ -167,7 +167,12 @@ def _text_of(demonstration: Demonstration, column: str) -> str:
 
 
 def open_trained_policy(
-    spec: OfflineSpec | OnlineSpec, inputs: Inputs, context: StageContext, base: OpenBase, *, reference: bool
+    spec: OfflineSpec | OnlineSpec | DistillSpec,
+    inputs: Inputs,
+    context: StageContext,
+    base: OpenBase,
+    *,
+    reference: bool,
 ) -> PeftModel:
     """The base with the policy that a stage trains, and what it starts from."""
     weights = load_weights(base, context)

@@ -13,6 +13,7 @@ from prefopt.data.token_rows import lengths_of
 from prefopt.models.flops import FlopsModel, flops_model
 from prefopt.models.generate import Sampled
 from prefopt.trainers.checkpoints import CheckpointedTrainer
+from prefopt.trainers.distill import DistillTrainer
 from prefopt.trainers.group import GroupTrainer
 from prefopt.trainers.ppo import PPOTrainer
 
@@ -138,6 +139,29 @@ def kto_cost(trainer: CheckpointedTrainer, *, estimates_kl: bool) -> dict[str, f
     tokens = found["tokens"]
     passes = 3 if estimates_kl else 1
     return {"tokens": tokens, "flops": found["flops"] + passes * flops_model(model).forward(tokens, context, tokens)}
+
+
+def distill_cost(trainer: DistillTrainer, *, sampled: float) -> dict[str, float]:
+    """Tokens and operations of distillation: the student's training, its teacher's passes, and what was sampled.
+
+    The teacher's prompts are as much longer as those of the rows are.
+
+    Args:
+        trainer: After training.
+        sampled: Operations of the teacher's own answers. Those of the student on policy count as passes of a teacher.
+    """
+    once = max(1, sum(trainer.row_lengths()))
+    answers = sum(len(row.get("completion_ids", ())) or trainer.args.max_new_tokens for row in trainer.train_dataset)
+    found = training_cost(trainer, head=min(1.0, answers / once))
+    model = trainer.adapted_model()
+    assert model is not None
+    longer = sum(len(row["teacher_prompt_ids"]) - len(row["prompt_ids"]) for row in trainer.train_dataset)
+    tokens = found["tokens"] * max(0.0, 1 + longer / once) * (trainer.asks_teacher + trainer.args.on_policy)
+    context = trainer.seen_positions() / once
+    again = replace(flops_model(model), adapters=0).forward(
+        tokens, context, min(tokens, found["tokens"] * answers / once)
+    )
+    return {"tokens": found["tokens"], "flops": found["flops"] + again + sampled}
 
 
 def total(costs: Sequence[dict[str, float]]) -> dict[str, float]:

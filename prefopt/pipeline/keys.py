@@ -94,6 +94,7 @@ class Keys:
         spec = spec_for_key(node.spec)
         spec.pop("seed", None)
         self._scorers(spec)
+        spec = self._localised(spec, "teacher_model_name_or_path")
         names = dict.fromkeys(name for role in DATA_ROLES for name in getattr(node.spec, role, ()))
         # A batch is per process, so their number decides numbers; how they share the work does not.
         ranks = getattr(node.spec, "ranks", 1)

@@ -16,6 +16,7 @@ REVISIONS: dict[str, int] = {
     "ppo": 3,
     "grpo": 1,
     "rloo": 1,
+    "distill": 1,
     "evaluate": 4,
 }
 

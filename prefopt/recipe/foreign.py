@@ -280,6 +280,10 @@ KIND_ALIASES = {
     "rl": "ppo",
     "eval": "evaluate",
     "evaluation": "evaluate",
+    "gkd": "distill",
+    "sdft": "distill",
+    "distillation": "distill",
+    "context_distillation": "distill",
 }
 VALUE_ALIASES = {
     "bf16": "bfloat16",

@@ -77,6 +77,7 @@ class _Linker:
         self._each((*at, "prompts"), stage.get("prompts"), self._prompts)
         if kind in _STARTED:
             self._each((*at, "init"), stage.get("init"), self._start)
+        self._each((*at, "teacher"), stage.get("teacher"), self._policy)
         if kind in _ANSWERED:
             self._each((*at, "policies"), stage.get("policies"), self._policy)
         if kind == "evaluate":
@@ -88,7 +89,7 @@ class _Linker:
     def _each(self, path: KeyPath, value: object, check: Any) -> None:
         for index, name in enumerate(names_in(value)):
             here = (*path, index) if isinstance(value, list) else path
-            if path[-1] in ("init", "policies", AFTER) and name == path[1]:
+            if path[-1] in ("init", "teacher", "policies", AFTER) and name == path[1]:
                 self._add(here, f"the stage '{name}' names itself", "name the stage before it")
             elif name and not self._wrong_round(here, name):
                 check(here, name if path[-1] in DATA_ROLES and name in self._data else self._plain(name))

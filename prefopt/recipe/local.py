@@ -19,6 +19,7 @@ _VARIABLE = re.compile(r"\$\{([^}]*)\}?")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _DATA_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".txt", ".gz", ".zst", ".yaml", ".yml")
 _TEMPLATE_SUFFIXES = (".jinja", ".jinja2", ".j2", ".txt")
+_TEACHER = "teacher_model_name_or_path"
 _ALWAYS_LOCAL = ("chat_template", "lexicon", "config_file")
 
 Found = list[tuple[KeyPath, Problem]]
@@ -117,6 +118,8 @@ def _holders(tree: dict[str, Any]) -> list[tuple[dict[str, Any], KeyPath, tuple[
         if isinstance(spec, dict) and "path" in spec and spec["path"] != "toy":
             found.append((spec, ("data", name, "path"), _DATA_SUFFIXES))
     for name, stage in names.items():
+        if isinstance(stage, dict) and _TEACHER in stage:
+            found.append((stage, ("stages", name, _TEACHER), ()))
         holder = stage.get("accelerate") if isinstance(stage, dict) else None
         if isinstance(holder, dict) and "config_file" in holder:
             found.append((holder, ("stages", name, "accelerate", "config_file"), ()))
@@ -193,7 +196,7 @@ def _unfit(local: Path, path: KeyPath) -> tuple[str, str] | None:
         return f"{local} is a folder, and a word list is a file", ""
     if path[-1] == "config_file" and not local.is_file():
         return f"{local} is a folder, and a configuration of accelerate is a file", ""
-    if path[-1] not in ("model_name_or_path", "pretrained"):
+    if path[-1] not in ("model_name_or_path", "pretrained", _TEACHER):
         return None
     if not local.is_dir():
         return f"{local} is a file, and a model is a folder", f"did you mean {local.parent}?"

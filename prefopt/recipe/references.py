@@ -18,11 +18,11 @@ Graph = Mapping[str, Sequence[str]]
 # The name of the toy world's own reward, so no stage can have it.
 GOLD = "gold"
 SCORER_ROLES = ("reward", "judge", "proxy")
-# In `policies`, where no stage is called so: the recipe's model itself, without any adapter.
+# In `policies` and `teacher`, where no stage is called so: the recipe's model itself, without any adapter.
 BASE = "base"
 
 DATA_ROLES = ("data", "demonstrations", "ood", "prompts")
-STAGE_ROLES = ("init", "policies", *DATA_ROLES, *SCORER_ROLES)
+STAGE_ROLES = ("init", "teacher", "policies", *DATA_ROLES, *SCORER_ROLES)
 # Waited for, and not read: what comes of it decides no numbers.
 AFTER = "after"
 

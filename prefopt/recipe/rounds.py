@@ -20,7 +20,7 @@ from prefopt.recipe.scorers import ScorerSpec, SourceSpec
 from prefopt.recipe.yaml import KeyPath, Places
 
 MODEL_KINDS = ("pretrain", *POLICY_KINDS)
-_CARRIED_ROLES = ("init", "policies", "baseline")
+_CARRIED_ROLES = ("init", "teacher", "policies", "baseline")
 MAX_COUNT = 100  # as the schema says
 _LONGEST_NAME = 64  # of a folder in the run folder
 
@@ -155,7 +155,9 @@ class _Checker:
             if isinstance(inner, str):
                 self._inner(path, inner)
             if len(self.found) == known and not self._taken(outer):
-                message = f"no stage of the rounds names '{outer}' in 'init' or 'policies', so nothing is carried"
+                message = (
+                    f"no stage of the rounds names '{outer}' in 'init', 'teacher' or 'policies', so nothing is carried"
+                )
                 self.warnings.append(str(self._places.problem(path, message)))
 
     def _outer(self, path: KeyPath, name: str) -> None:
@@ -180,7 +182,7 @@ class _Checker:
 
     def _taken(self, outer: str) -> bool:
         inside = [self._stages[name] for name in self._repeated.stages if isinstance(self._stages.get(name), dict)]
-        return any(outer in names_in(stage.get(role)) for stage in inside for role in ("init", "policies"))
+        return any(outer in names_in(stage.get(role)) for stage in inside for role in ("init", "teacher", "policies"))
 
     def _kind(self, name: str) -> str:
         stage = self._stages.get(name)

@@ -34,6 +34,8 @@ _ACCEPTS: dict[tuple[str, str], tuple[tuple[str, ...], str]] = {
     ("collect", "prompts"): (_PROMPTED, "plain text has no prompts"),
     **{(kind, "prompts"): (_PROMPTED, "plain text has no prompts") for kind in ONLINE_KINDS},
     ("ppo", "demonstrations"): (("completions", "pairs"), "what is imitated are completions"),
+    ("distill", "prompts"): (_PROMPTED, "plain text has no prompts"),
+    ("distill", "demonstrations"): (("completions", "pairs"), "what is replayed are completions"),
     ("evaluate", "data"): (("pairs",), "preference accuracy is measured on pairs; name it in 'prompts' instead"),
     ("evaluate", "ood"): (("pairs",), "a reward's accuracy is measured on pairs"),
     ("evaluate", "prompts"): (_PROMPTED, "plain text has no prompts"),

@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from prefopt.recipe.distill_rules import DISTILL_RULES
 from prefopt.recipe.options.suites import POLICY_SUITES, REWARD_SUITES
 from prefopt.recipe.parts import Fault, Part
 from prefopt.recipe.references import names_in, scorers_of
@@ -140,6 +141,7 @@ def _inner(value: Any, key: str) -> Any:
 
 _RULES: dict[str, tuple[Rule, ...]] = {
     "collect": (_pairs, _greedy),
+    "distill": DISTILL_RULES,
     "evaluate": (_suites, _costs, _headroom, _greedy),
     "grpo": (_batches, _pull),
     "ppo": (_batches, _pull, _second_opinion),

@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 
 from prefopt.recipe.base import Name, Names, Seed, Spec, list_as_tuple, quiet, when_set
+from prefopt.recipe.distill import DistillSpec as DistillSpec
 from prefopt.recipe.online import GroupSpec as GroupSpec
 from prefopt.recipe.online import GRPOSpec as GRPOSpec
 from prefopt.recipe.online import OnlineSpec as OnlineSpec
@@ -238,13 +239,26 @@ AnyStage = Annotated[
     | PPOSpec
     | GRPOSpec
     | RLOOSpec
+    | DistillSpec
     | EvaluateSpec,
     Field(discriminator="kind"),
 ]
 
-KINDS: tuple[str, ...] = ("pretrain", "sft", "collect", "reward", "dpo", "kto", "ppo", "grpo", "rloo", "evaluate")
-LATER_KINDS: tuple[str, ...] = ("audit", "distill")
-POLICY_KINDS: tuple[str, ...] = ("sft", "dpo", "kto", "ppo", "grpo", "rloo")
+KINDS: tuple[str, ...] = (
+    "pretrain",
+    "sft",
+    "collect",
+    "reward",
+    "dpo",
+    "kto",
+    "ppo",
+    "grpo",
+    "rloo",
+    "distill",
+    "evaluate",
+)
+LATER_KINDS: tuple[str, ...] = ("audit",)
+POLICY_KINDS: tuple[str, ...] = ("sft", "dpo", "kto", "ppo", "grpo", "rloo", "distill")
 """Kinds that train an adapter which answers."""
 
 

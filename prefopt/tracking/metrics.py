@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from prefopt.tracking.cost_metrics import COSTS, Better
+from prefopt.tracking.distill_metrics import DISTILL
 
 
 @dataclass(frozen=True, slots=True)
@@ -344,7 +345,7 @@ def _estimates(rows: Iterable[tuple[str, str, str, Better | None]]) -> Iterator[
 
 
 def _table() -> dict[str, Metric]:
-    trained = (*_TRAINING, *_DPO, *_KTO, *_PPO, *_GROUPS, *COSTS)
+    trained = (*_TRAINING, *_DPO, *_KTO, *DISTILL, *_PPO, *_GROUPS, *COSTS)
     metrics = [Metric(*row) for row in (*trained, *_COLLECT, *_EVALUATE)]
     metrics.extend(_estimates((*_ESTIMATES, *_REWARD_PROBES)))
     metrics.extend(Metric(*row) for row in _REWARD)  # what training logs as `reward/accuracy`, over its own rows

@@ -9,6 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from prefopt.trainers.distill import DistillTrainer as DistillTrainer
+    from prefopt.trainers.distill_config import DistillConfig as DistillConfig
     from prefopt.trainers.dpo import DPOConfig as DPOConfig
     from prefopt.trainers.dpo import DPOTrainer as DPOTrainer
     from prefopt.trainers.ppo import PPOTrainer as PPOTrainer
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 _HOME = {
     "DPOConfig": "dpo",
     "DPOTrainer": "dpo",
+    "DistillConfig": "distill_config",
+    "DistillTrainer": "distill",
     "GRPOConfig": "trl",
     "GRPOTrainer": "trl",
     "KTOConfig": "trl",
@@ -43,6 +47,8 @@ _HOME = {
 __all__ = [
     "DPOConfig",
     "DPOTrainer",
+    "DistillConfig",
+    "DistillTrainer",
     "GRPOConfig",
     "GRPOTrainer",
     "KTOConfig",

@@ -135,3 +135,58 @@ def tokenised_prompts(
     if not tokenised:
         raise DataError(f"0 of {len(rows)} prompts fit into {max_length} tokens with {reserve} to answer")
     return tokenised
+
+
+def tokenised_targets(
+    rows: Sequence[Mapping[str, Any]],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    reserve: int | None = None,
+) -> list[Mapping[str, Any]]:
+    """Tokenise what a student learns from a teacher; rows that are tokenised already are kept.
+
+    Every row then has `teacher_prompt_ids`, which are the student's `prompt_ids` where the teacher reads the same.
+
+    Args:
+        rows: With `prompt_ids`, or with `prompt`, `completion` and `teacher_prompt` as text or messages.
+        tokenizer: Gets the `transcript` chat template when it has none.
+        max_length: Tokens of prompt and completion together.
+        reserve: Tokens of a completion that the student is to give itself, where a row has none; None where all have.
+
+    Raises:
+        DataError: When a row is wrong or has no completion, or none is usable.
+    """
+    tokenised: list[Mapping[str, Any]] = []
+    for number, row in enumerate(rows, 1):
+        found = dict(row) if "prompt_ids" in row else _target_ids(row, tokenizer, max_length, reserve, number)
+        if found is None:
+            continue
+        if reserve is None and not len(found.get("completion_ids", ())):
+            raise DataError(f"row {number} has no completion", "only a student that answers itself needs none")
+        found.setdefault("teacher_prompt_ids", found["prompt_ids"])
+        tokenised.append(found)
+    if len(rows) and not tokenised:
+        raise DataError(f"0 of {len(rows)} rows fit into {max_length} tokens")
+    return tokenised
+
+
+def _target_ids(
+    row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, max_length: int, reserve: int | None, number: int
+) -> dict[str, Any] | None:
+    ensure_chat_template(tokenizer, "auto")
+    encoder = Encoder(tokenizer, max_length)
+    found = {name: row[name] for name in ("soft", "replay", "weight") if name in row}
+    for name, column in (("prompt_ids", "prompt"), ("teacher_prompt_ids", "teacher_prompt")):
+        if column not in row:
+            continue
+        prompt = row_prompt({"prompt": row[column]}, f"row {number}")
+        if row.get("completion") is None:
+            ids = encoder.encode_prompt(prompt, reserve or 0)
+        else:
+            both = encoder.encode_answer(prompt, row["completion"])
+            ids = None if both is None else both.prompt_ids
+            found |= {} if both is None else {"completion_ids": both.completion_ids}
+        if ids is None:
+            return None
+        found[name] = ids
+    return found

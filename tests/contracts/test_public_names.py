@@ -13,6 +13,8 @@ PUBLIC = {
     "prefopt.trainers": [
         "DPOConfig",
         "DPOTrainer",
+        "DistillConfig",
+        "DistillTrainer",
         "GRPOConfig",
         "GRPOTrainer",
         "KTOConfig",
@@ -26,6 +28,7 @@ PUBLIC = {
         "RewardTrainer",
         "SFTTrainer",
     ],
+    "prefopt.losses.distill": ["DistillTokens", "Target", "distill_tokens", "divergence_of"],
     "prefopt.losses.dpo": [
         "DPOLossOutput",
         "DPO_LOSSES",

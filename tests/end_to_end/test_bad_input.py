@@ -24,7 +24,7 @@ stages:
   base: {kind: pretrain, data: text}
   sft: {kind: sft, data: texts, learning_rate: -1e-4}
   dpo: {kind: dpo, data: pairs, init: stf}
-  rl: {kind: distill, init: sft}
+  rl: {kind: audit, init: sft}
 """
 ROWS = """\
 name: rows
@@ -54,7 +54,7 @@ def test_all_mistakes_are_told_at_once_with_their_lines(tmp_path: Path, verb: st
         (9, "stages.sft.learning_rate: must be above 0"),
         (9, "'texts' holds text without prompts"),
         (10, "there is no stage 'stf' — did you mean 'sft'?"),
-        (11, "kind 'distill' is not in this version"),
+        (11, "kind 'audit' is not in this version"),
     ]
     for (number, text), line in zip(expected, said.splitlines()[1:], strict=True):
         assert line.startswith(f"  {recipe}:{number}: ") and text in line, line

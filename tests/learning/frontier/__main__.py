@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.against_trl.peers import peers_folder
+from tests.benchmarks.against_trl.peers import ROOT, peers_folder
 from tests.learning.frontier import plan, world
 from tests.learning.frontier.plan import Run
 from tests.learning.frontier.score import KLS, Point, chosen
@@ -35,7 +35,7 @@ QUIET = {
     "OMP_NUM_THREADS": "1",
     "PREFOPT_THREADS": "1",
     "CUDA_VISIBLE_DEVICES": "",
-    "PYTHONPATH": str(world.ROOT),
+    "PYTHONPATH": str(ROOT),
 }
 
 
@@ -93,7 +93,7 @@ class Results:
     def _run(self, words: list[str], environment: dict[str, str], folder: Path | None) -> str:
         variables = {**os.environ, **QUIET, "PREFOPT_BENCH": str(peers_folder()), **environment}
         done = subprocess.run(
-            [sys.executable, *words], capture_output=True, text=True, check=False, cwd=world.ROOT, env=variables
+            [sys.executable, *words], capture_output=True, text=True, check=False, cwd=ROOT, env=variables
         )
         if done.returncode:
             raise RuntimeError(f"{words} ended with {done.returncode} in {folder}:\n{done.stderr[-3000:]}")
@@ -109,7 +109,7 @@ class Results:
 def commit() -> str:
     """Of the project, as far as it is known."""
     words = ["git", "rev-parse", "--short", "HEAD"]
-    return subprocess.run(words, capture_output=True, text=True, check=False, cwd=world.ROOT).stdout.strip()
+    return subprocess.run(words, capture_output=True, text=True, check=False, cwd=ROOT).stdout.strip()
 
 
 def tried(budgets: Sequence[int], methods: Sequence[str]) -> list[Run]:
@@ -140,7 +140,7 @@ def reported(results: Results, budgets: Sequence[int], methods: Sequence[str]) -
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, default=world.ROOT / "bench" / "frontier")
+    parser.add_argument("--folder", type=Path, default=ROOT / "bench" / "frontier")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--budget", type=int, nargs="+", default=list(plan.BUDGETS), choices=plan.BUDGETS)
     parser.add_argument("--method", nargs="+", default=list(plan.METHODS), choices=list(plan.METHODS))

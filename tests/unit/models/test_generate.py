@@ -3,7 +3,7 @@ import contextlib
 import torch
 
 from prefopt.models import generate
-from prefopt.models.generate import SamplingOptions, end_token_ids, sample
+from prefopt.models.generate import SamplingOptions, beam_search, end_token_ids, sample
 from tests.tiny import VOCABULARY, random_rows, tiny_llama, tiny_policy, tiny_tokenizer
 
 PROMPTS = [row["prompt_ids"] for row in random_rows(9)]
@@ -115,3 +115,20 @@ def test_a_uniform_number_draws_from_the_distribution() -> None:
     spread = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
     drawn = generate.choose_tokens(probabilities.log().expand(1000, 5), SamplingOptions(), spread)
     assert torch.bincount(drawn, minlength=5).tolist() == [100, 0, 600, 300, 0]
+
+
+def test_a_search_with_beams_finds_what_is_at_least_as_likely() -> None:
+    model, tokenizer = tiny_llama().eval(), tiny_tokenizer()
+    prompts = [row["prompt_ids"] for row in random_rows(5)]
+    options = SamplingOptions(max_new_tokens=5, temperature=0.0, batch_size=2)
+
+    def total(prompt, ids):
+        logits = model(input_ids=torch.tensor([[*prompt, *ids]])).logits[0, len(prompt) - 1 : -1]
+        return float(logits.log_softmax(-1).gather(1, torch.tensor(ids)[:, None]).sum())
+
+    greedy = sample(model, tokenizer, prompts, options)
+    assert [each.ids for each in beam_search(model, tokenizer, prompts, options, 1)] == [each.ids for each in greedy]
+    found = beam_search(model, tokenizer, prompts, options, 4)
+    gains = [total(p, each.ids) - total(p, one.ids) for p, each, one in zip(prompts, found, greedy, strict=True)
+             if len(each.ids) == len(one.ids)]  # fmt: skip
+    assert min(gains) > -1e-4 and max(gains) > 1e-3

@@ -122,5 +122,5 @@ def test_every_stage_comes_after_what_it_reads(experiment: Experiment) -> None:
 
 
 def test_an_unknown_kind_is_refused() -> None:
-    with pytest.raises(InputError, match="'distill'"):
-        Registry().revision("distill")
+    with pytest.raises(InputError, match="'audit'"):
+        Registry().revision("audit")

@@ -70,7 +70,7 @@ def test_every_foreign_name_is_recognised_and_leads_somewhere(problems, good, na
         ("ppo_epochs", "'num_ppo_epochs' is a key of ppo stages"),
         ("init_kl_coef", "kl: {coefficient: 0.05}"),
         ("kl_coef", "kl: {coefficient: 0.05}"),
-        ("response_length", "'max_new_tokens' is a key of collect, ppo, grpo, rloo and evaluate stages"),
+        ("response_length", "'max_new_tokens' is a key of collect, ppo, grpo, rloo, distill and evaluate stages"),
         ("non_eos_penalty", "'missing_eos_penalty' belongs under 'stages.NAME.reward'"),
         ("num_sample_generations", "leave it out"),
         ("reward_model_path", "reward: NAME"),
@@ -150,7 +150,7 @@ def test_later_kinds_are_refused_by_name(problems, good, kind):
     ("old", "new", "key", "message", "remedy"),
     [
         ("init: sft", "init: sfft", "stages.dpo.init", "no stage 'sfft'", "'sft'"),
-        ("init: sft", "init: eval", "stages.dpo.init", "'evaluate'", "sft, dpo, kto, ppo, grpo or rloo"),
+        ("init: sft", "init: eval", "stages.dpo.init", "'evaluate'", "sft, dpo, kto, ppo, grpo, rloo or distill"),
         ("init: sft", "init: dpo", "stages.dpo.init", "names itself", ""),
         ("[base, sft, dpo]", "[sft, dop]", "stages.eval.policies[1]", "no stage 'dop'", "'dpo'"),
         ("baseline: sft", "baseline: sfft", "stages.eval.baseline", "not one of 'policies'", "'sft'"),
@@ -225,7 +225,7 @@ def test_all_problems_come_in_one_list_in_the_order_of_the_file(write, good):
     text = (
         text.replace("init: sft", "init: nope").replace("beta: 0.1", "pref_beta: 1").replace("name: corpus", "nme: 1")
     )
-    text += "  base: {kind: sft}\n  x: {kind: distill}\n"
+    text += "  base: {kind: sft}\n  x: {kind: audit}\n"
     with pytest.raises(RecipeError) as caught:
         load(write(text), ["stages.sft.max_steps=-5"])
     keys = [problem.path for problem in caught.value.problems]

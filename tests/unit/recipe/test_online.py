@@ -49,7 +49,7 @@ def test_a_group_is_of_the_names_of_trl(write, chain):
         ("grpo", "beta: 0.1", "beta", "no such key", "here it is 'kl'"),
         ("rloo", "vf_coef: 0.1", "vf_coef", "no such key", "ppo stages"),
         ("rloo", "lam: 0.9", "lam", "no such key", "ppo stages"),
-        ("grpo", "guards: {patience: 2}", "guards", "no such key", "ppo stages"),
+        ("grpo", "guards: {patience: 2}", "guards", "no such key", "ppo and distill stages"),
         ("rloo", "loss_type: dapo", "loss_type", "no such key", "grpo"),
         ("grpo", "loss_type: cispo", "loss_type", "must be one of dapo, grpo, dr_grpo, bnpo", ""),
         ("grpo", "epsilon: 0.1", "epsilon", "a name of TRL", "'cliprange'"),
@@ -81,6 +81,8 @@ def test_every_policy_can_be_started_from_answer_and_be_carried_through_rounds(w
         text = rounds.replace("kind: ppo", f"kind: {kind}")
         if kind == "kto":
             text = text.replace("prompts: asked, reward: rm}\n  eval", "data: pairs}\n  eval")
+        if kind == "distill":
+            text = text.replace("reward: rm}\n  eval", "reward: rm, target: sample, replay_share: 0}\n  eval")
         recipe = load(write(text)).recipe
         assert recipe.stages["policy@2"].init == "policy@1" and unroll(recipe) == recipe
 

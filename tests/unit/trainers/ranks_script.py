@@ -29,6 +29,9 @@ from prefopt.rewards import Shaper
 from prefopt.rewards.model import RewardModelScorer
 from prefopt.rewards.scale import RewardScale
 from prefopt.trainers.checkpoints import CheckpointedTrainer
+from prefopt.trainers.collapse import CollapseLimits
+from prefopt.trainers.distill import DistillTrainer
+from prefopt.trainers.distill_config import DistillConfig
 from prefopt.trainers.dpo import DPOConfig, DPOTrainer
 from prefopt.trainers.ppo import PPOTrainer
 from prefopt.trainers.ppo_config import PPOConfig
@@ -257,6 +260,29 @@ def marked(count: int, seed: int = 0) -> list[dict[str, Any]]:
     ]
 
 
+def distill(folder: Path, callbacks: list[Any], **options: Any) -> DistillTrainer:
+    """Soft and hard targets, of other weights, real data among them, and guards that look."""
+    fields = common(folder, max_new_tokens=6, guards=CollapseLimits(None, None, every=2, prompts=5), **options)
+    rows = [
+        {"prompt_ids": row["prompt_ids"], "teacher_prompt_ids": [1, 7, 9, *row["prompt_ids"][1:]],
+         "completion_ids": row["chosen_ids"], "soft": number % 3 > 0, "replay": number % 4 == 0,
+         "weight": 0.5 + number % 3}
+        for number, row in enumerate(random_rows(ROWS + HELD_OUT))
+    ]  # fmt: skip
+    if fields.get("on_policy"):
+        for number, row in enumerate(rows[:ROWS]):
+            if number % 4:
+                del row["completion_ids"]
+    return DistillTrainer(
+        tiny_policy(), DistillConfig(**fields), train_dataset=rows[:ROWS], eval_dataset=rows[ROWS:],
+        real_dataset=rows[ROWS:], processing_class=tiny_tokenizer(), callbacks=callbacks,
+    )  # fmt: skip
+
+
+def on_policy_distill(folder: Path, callbacks: list[Any]) -> DistillTrainer:
+    return distill(folder, callbacks, on_policy=True, divergence="reverse")
+
+
 def pretrain(folder: Path, callbacks: list[Any]) -> PretrainTrainer:
     return PretrainTrainer(
         model=tiny_llama().requires_grad_(True), args=TrainingArguments(**common(folder)),
@@ -293,6 +319,7 @@ BUILD: dict[str, Callable[[Path, list[Any]], CheckpointedTrainer]] = {
     "sft": sft, "reward": reward, "dpo": dpo, "ppo": ppo, "shared_ppo": shared_ppo, "full_ppo": full_ppo,
     "full_shared_ppo": full_shared_ppo, "pretrain": pretrain,
     "grpo": grpo, "rloo": rloo, "kto": kto, "estimated_kto": estimated_kto,
+    "distill": distill, "on_policy_distill": on_policy_distill,
     "bypassed": bypassed, "dropped": dropped, "killed": killed, "resumed": resumed,
 }  # fmt: skip
 

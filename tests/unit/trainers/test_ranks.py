@@ -26,6 +26,8 @@ METHODS = (
     "grpo",
     "rloo",
     "kto",
+    "distill",
+    "on_policy_distill",
 )
 
 
