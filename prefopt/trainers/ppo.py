@@ -270,7 +270,9 @@ class PPOTrainer(CheckpointedTrainer):
             self.kl.update(float(rollout.kl.sum(1).mean()), len(rollout.rows))
         self._rollouts, self._kl_price = rollout.episodes, rollout.coefficient
         self.state.num_input_tokens_seen += int(self._rollouts.attention_mask.sum())
-        self._averages.add("ppo/rollout_seconds", time.perf_counter() - start)
+        taken = self.explorer.stopwatch.take() | {"rollout_seconds": time.perf_counter() - start}
+        for name, seconds in taken.items():
+            self._averages.add(f"ppo/{name}", seconds)
         self._passes = micro_batches(
             self._rollouts,
             self.args.num_ppo_epochs,
