@@ -29,7 +29,7 @@ def best_of_n(answers: Mapping[Hashable, Many], score_name: str) -> Findings:
     """Reward of the best of n answers for n = 1, 2, 4, …, with the law that it follows (arXiv 2210.10760).
 
     Chosen by the reward itself it is the most that choosing can give; chosen by a proxy it shows what the proxy is
-    worth, and past its peak that the proxy is over-optimised.
+    worth, and past its peak that the proxy is over-optimised. The curve also says what the proxy itself thinks of them.
 
     Args:
         answers: By prompt; as many for each.
@@ -45,6 +45,7 @@ def best_of_n(answers: Mapping[Hashable, Many], score_name: str) -> Findings:
         if all(m.proxies for m in answers.values()):
             values = [best_of_n_mean(m.proxies, m.rewards, n) for m in answers.values()]
             point["chosen_by_proxy"] = _over_prompts(values)
+            point["proxy"] = _over_prompts([best_of_n_mean(m.proxies, m.proxies, n) for m in answers.values()])
         points.append(point)
     findings.curves["best_of_n"] = points
     for chosen in ("chosen_by_reward", "chosen_by_proxy"):

@@ -63,7 +63,7 @@ def read_result(output: str) -> Result:
             result |= json.loads(line)
     if not result:
         raise ValueError("no JSON line was printed")
-    if "seconds" in result:
+    if "pairs" in result and "seconds" in result:
         before = result.get("reference_seconds", 0.0) * result.get("reference_share", 0.0)
         result["pairs_per_second"] = result["pairs"] / (result["seconds"] + before)
     return result

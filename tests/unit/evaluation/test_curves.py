@@ -23,6 +23,8 @@ def test_best_of_n_rises_and_a_useless_proxy_chooses_at_random() -> None:
     assert own == sorted(own) and own[-1] > 1.4 and max(abs(value) for value in blind) < 0.35
     best = np.mean([max(many.rewards) for many in answers.values()])
     assert own[-1] == pytest.approx(best)
+    believed = np.mean([max(many.proxies) for many in answers.values()])
+    assert points[-1]["proxy"]["estimate"] == pytest.approx(believed) and "proxy" in points[0]
     assert found.metrics["best_of_n/chosen_by_reward/alpha"] > 0.5
     assert found.metrics["best_of_n/chosen_by_reward/r_squared"] > 0.95
     assert len(found.tables[0].columns) == 4
