@@ -9,7 +9,7 @@ WORKERS ?= 2
 OFFLINE := HF_HUB_OFFLINE=1 WANDB_MODE=offline HF_HUB_DISABLE_TELEMETRY=1 OMP_WAIT_POLICY=PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test check format-check format lint types layers gpu bench clean
+.PHONY: help install quickstart test check format-check format lint types layers gpu bench learn clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 16
@@ -53,6 +53,10 @@ gpu: $(STAMP)  ## the chain on a CUDA device: bf16, QLoRA, activation checkpoint
 
 bench: $(STAMP)  ## speed and memory of training against TRL, on a CPU: hours; writes docs/benchmarks.md
 	$(BIN)/python tests/benchmarks/training.py
+	$(BIN)/python tests/benchmarks/ppo.py
+
+learn: $(STAMP)  ## reward against KL of ppo, rloo, grpo and dpo, on a CPU: hours; writes docs/benchmarks.md
+	$(BIN)/python -m tests.learning.frontier
 
 clean:  ## remove what was installed and cached, not your runs
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -58,12 +58,12 @@ class Process:
 
 
 _PPO: Mapping[str, Words] = {
-    f"beta {beta}, lr {rate}": {"kl.coefficient": beta, "learning_rate": rate}
-    for beta in ("0.6", "0.35")
+    f"KL {target}, lr {rate}": {"kl.adaptive_target": target, "kl.horizon": "1000", "learning_rate": rate}
+    for target in ("2.1", "5.2")
     for rate in ("1e-3", "2e-3")
 }
-_TRL_RLOO = {f"beta {b}, lr {r}": {"beta": b, "lr": r} for b in ("2.5", "1.0") for r in ("1e-3", "2e-3")}
-_TRL_GRPO = {f"beta {b}, lr {r}": {"beta": b, "lr": r} for b in ("0.3", "0.1") for r in ("1e-3", "2e-3")}
+_TRL_RLOO = {f"beta {b}, lr {r}": {"beta": b, "lr": r} for b in ("1.35", "0.95") for r in ("1e-3", "2e-3")}
+_TRL_GRPO = {f"beta {b}, lr {r}": {"beta": b, "lr": r} for b in ("0.5", "0.33") for r in ("1e-3", "2e-3")}
 _DPO = {f"beta {b}, lr {r}": {"beta": b, "learning_rate": r} for b in ("0.3", "0.1") for r in ("1e-3", "3e-3")}
 METHODS: Mapping[str, Mapping[str, Words]] = {
     "ppo": _PPO,
@@ -74,7 +74,7 @@ METHODS: Mapping[str, Mapping[str, Words]] = {
     "iterative dpo": _DPO,
 }
 """Settings of every method by name: keys of the recipe's stage, or words of `trl_side`."""
-PROPOSALS = Run("ppo", BUDGETS[0], "beta 0.35, lr 2e-3", CHOSEN_ON)
+PROPOSALS = Run("ppo", BUDGETS[0], "KL 5.2, lr 2e-3", CHOSEN_ON)
 """Goes far from the base: its completions cover rewards that the base rarely has."""
 
 
