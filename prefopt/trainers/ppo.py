@@ -312,6 +312,11 @@ class PPOTrainer(CheckpointedTrainer):
         logps: Tensor = self.model(batch.input_ids, batch.attention_mask, batch.prompt_length, Ask("policy")).logps
         return logps[batch.mask.bool()]
 
+    @property
+    def shared_gap(self) -> float | None:
+        """See `FastPasses.gap`."""
+        return self._fast_passes.gap
+
     def row_lengths(self) -> Sequence[int]:
         """None: the slots hold nothing, a rollout is sampled where it is used."""
         return [0] * len(self.train_dataset)

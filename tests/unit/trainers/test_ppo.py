@@ -221,6 +221,25 @@ def test_a_run_that_stopped_goes_on_as_if_it_had_not(tmp_path: Path, value: str)
     assert resumed.watch.latest == whole.watch.latest
 
 
+@pytest.mark.parametrize("value", ["adapter", "shared"])
+def test_episodes_without_padding_train_what_padded_ones_train(tmp_path: Path, value: str) -> None:
+    padded = tiny_policy()
+    padded.get_base_model().set_attn_implementation("eager")  # takes no layouts
+    trained = []
+    for name, model in (("padded", padded), ("unpadded", tiny_policy())):
+        trained.append(trainer(tmp_path / name, model, value=value, optim="sgd", learning_rate=0.1))
+        trained[-1].train()
+    slow, fast = trained
+    assert slow.shared_gap is None and fast.shared_gap is not None and 0 < fast.shared_gap < 1e-5
+    weights = [
+        torch.cat([p.detach().flatten() for p in each.model.parameters() if p.requires_grad]) for each in trained
+    ]
+    assert float((weights[0] - weights[1]).abs().max()) < 1e-5
+    start = trainer(tmp_path / "start", value=value)
+    first = torch.cat([p.detach().flatten() for p in start.model.parameters() if p.requires_grad])
+    assert float((weights[0] - first).abs().max()) > 1e-2
+
+
 def test_a_run_that_was_killed_inside_a_rollout_makes_it_again(tmp_path: Path) -> None:
     class KilledError(Exception):
         pass
