@@ -34,8 +34,8 @@ def sweep(kind: str, folder: Path, few: int | None, action: Callable[[str, Path]
     assert whole["from"] == 0 and whole["step"] == SAVED[kind][-1]
     shutil.rmtree(folder / "run")
     points = some(len(found), few)
+    out = folder / "run"
     for number in points:
-        out = folder / "run"
         ended = struck(out, number, kill, lambda: action(kind, out))
         assert ended.killed, f"{found[number]} was not reached: {ended.error}"
         again = forked(lambda: action(kind, out), folder / "said")
