@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
-from prefopt.errors import PrefoptError, Problem, RecipeError
+from prefopt.errors import PrefoptError, Problem, RecipeError, one_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -97,8 +97,8 @@ def print_error(error: PrefoptError) -> None:
     stream = sys.stderr
     mark = styled("error:", RED, stream)
     if not isinstance(error, RecipeError):
-        remedy = styled(f" — {error.remedy}", DIM, stream) if error.remedy else ""
-        print(f"{mark} {error.message}{remedy}", file=stream, flush=True)
+        remedy = styled(f" — {one_line(error.remedy)}", DIM, stream) if error.remedy else ""
+        print(f"{mark} {one_line(error.message)}{remedy}", file=stream, flush=True)
         return
     print(f"{mark} {_count(error)}", file=stream)
     for problem in error.problems:
