@@ -31,7 +31,7 @@ from prefopt.pipeline.keys import library_versions, save_key
 from prefopt.pipeline.messages import Committed, Failed, InputRef, Job, Log, Message, Progress
 from prefopt.pipeline.stages import stage_function
 from prefopt.store import manifest as manifests
-from prefopt.store.files import disk_fault, make_folder, read_json, remove, write_json
+from prefopt.store.files import disk_fault, free_bytes, make_folder, read_json, remove, write_json
 from prefopt.store.lock import exclusive
 from prefopt.store.manifest import MEASUREMENTS, Manifest
 
@@ -300,7 +300,10 @@ def seed_process(job: Job) -> None:
         torch.utils.deterministic.fill_uninitialized_memory = False
 
 
-_FULL = ("No space left on device", "PytorchStreamWriter failed writing", "os error 28")
+_FULL = ("No space left on device", "os error 28")
+# What libraries that write in C++ say of any failure to write, and the room below which there is one cause.
+_UNWRITTEN = ("PytorchStreamWriter failed writing", "iostream error", "unexpected pos", "os error 27", "File too large")
+_NO_ROOM_BYTES = 16 << 20
 
 
 def as_prefopt_error(error: BaseException, job: Job) -> PrefoptError:
@@ -308,10 +311,8 @@ def as_prefopt_error(error: BaseException, job: Job) -> PrefoptError:
     if isinstance(error, PrefoptError):
         return error
     name = type(error).__name__
-    disk_is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
-    if disk_is_full or any(text in str(error) for text in _FULL):
-        cause = error if isinstance(error, OSError) and error.errno else OSError(errno.ENOSPC, "")
-        return disk_fault(cause, Path(str(getattr(error, "filename", None) or job.directory)))
+    if (fault := _disk_error(error, job)) is not None:
+        return disk_fault(fault, Path(str(getattr(error, "filename", None) or job.directory)))
     if is_out_of_memory(error):
         return EnvironmentFault(
             f"stage {job.stage} ran out of memory: {_first_line(error)}",
@@ -319,6 +320,20 @@ def as_prefopt_error(error: BaseException, job: Job) -> PrefoptError:
             "max_length, or set activation_checkpointing: true",
         )
     return PrefoptError(f"stage {job.stage} failed: {name}: {_first_line(error)}", f"see {job.log_file}")
+
+
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+
+
+def _disk_error(error: BaseException, job: Job) -> OSError | None:
+    """The error of the operating system that an error stands for, where it is one of the disk."""
+    if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
+        return error
+    if any(text in str(error) for text in _FULL):
+        return OSError(errno.ENOSPC, "")
+    if any(text in str(error) for text in _UNWRITTEN):
+        return OSError(errno.ENOSPC if free_bytes(job.directory) < _NO_ROOM_BYTES else errno.EFBIG, "")
+    return None
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""kill -9 at every statement of the ledger while samples and judgements are made: nothing that is kept is made again."""
+"""kill -9 at statements of the ledger while samples and judgements are made: nothing that is kept is made again."""
 
 from __future__ import annotations
 
