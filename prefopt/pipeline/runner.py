@@ -25,6 +25,7 @@ from prefopt.store.files import make_folder, remove, set_aside
 from prefopt.store.hashing import HashCache
 from prefopt.store.manifest import Manifest
 from prefopt.store.run import SEEDS, RunDirectory
+from prefopt.store.secrets import redact
 from prefopt.tracking.progress import shown_metrics
 
 _REPLACED = "replaced"
@@ -308,7 +309,13 @@ class Runner:
         name, kind = plan.node.name, plan.node.kind
         key = plan.key.digest if plan.key is not None else None
         self._run.event(
-            {"event": f"stage_{state}", "stage": name, "key": key, "exit_code": error.exit_code, "error": str(error)}
+            {
+                "event": f"stage_{state}",
+                "stage": name,
+                "key": key,
+                "exit_code": error.exit_code,
+                "error": redact(str(error)),
+            }
         )
         self._watcher.stage_finished(name, state, seconds, error.message.splitlines()[0])
         if end.traceback:

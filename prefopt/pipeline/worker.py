@@ -34,6 +34,7 @@ from prefopt.store import manifest as manifests
 from prefopt.store.files import disk_fault, free_bytes, make_folder, read_json, remove, write_json
 from prefopt.store.lock import exclusive
 from prefopt.store.manifest import MEASUREMENTS, Manifest
+from prefopt.store.secrets import redact
 
 # What an uncommitted stage's folder keeps when the stage starts again; everything else is made again.
 KEPT = ("checkpoints", "adapters", "members", "metrics.jsonl", "wandb", "wandb_run_id", "key.json", "spent.json")
@@ -68,7 +69,7 @@ def main(job: Job, connection: Connection) -> None:
         manifest = _run(job, stop, send, spent)
         send(Committed(manifest.sha256, manifest.metrics))
     except BaseException as error:
-        text = traceback.format_exc()
+        text = redact(traceback.format_exc())
         print(text, file=sys.stderr)
         send(Failed(as_prefopt_error(error, job), text))
     finally:
@@ -79,6 +80,7 @@ def main(job: Job, connection: Connection) -> None:
 
 def _run(job: Job, stop: StopFlag, send: Callable[[Message], None], spent: _Spent) -> Manifest:
     def log(text: str) -> None:
+        text = redact(text)
         print(text, flush=True)
         send(Log(text))
 

@@ -6,8 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import pytest_socket
 
 from prefopt.store.files import append_json_line
+from tests.faults.runs import Experiment
 
 COUNTS = "PREFOPT_FAULTS_COUNTS"
 Count = Callable[..., None]
@@ -24,3 +26,17 @@ def count(request: pytest.FixtureRequest) -> Count:
         print(json.dumps(line))
 
     return note
+
+
+def without_sockets() -> None:
+    """From here on no socket can be opened in this process and those that are forked from it; pipes can."""
+    pytest_socket.disable_socket(allow_unix_socket=True)
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
+    """A run of every kind of stage that nothing interrupted, and that could open no socket. Tests copy it."""
+    made = Experiment(tmp_path_factory.mktemp("whole"), prepare=without_sockets)
+    ended = made.run()
+    assert not ended.error and ended.value["exit_code"] == 0, ended
+    return made

@@ -87,15 +87,6 @@ def test_t02_a_stage_that_were_made_again_would_be_noticed(chain: Experiment) ->
 # -- real stages -------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
-    """A run of real stages that nothing interrupted."""
-    made = Experiment(tmp_path_factory.mktemp("whole"))
-    ended = made.run()
-    assert not ended.error and ended.value["exit_code"] == 0, ended
-    return made
-
-
 def interesting(found: list[Operation], few: int) -> list[int]:
     """Every operation on the stage's own files, and some of those inside of a checkpoint, which T1 goes through."""
     inside = [number for number, each in enumerate(found) if "/checkpoints/" in each.path]

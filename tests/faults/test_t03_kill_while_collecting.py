@@ -20,20 +20,11 @@ from prefopt.store import ledger as ledgers
 from prefopt.store.ledger import LEDGER_FILE, Ledger
 from tests.faults.conftest import Count
 from tests.faults.injection import some
-from tests.faults.runs import Experiment
+from tests.faults.runs import STAGES, Experiment
 
 TABLES = ("samples", "scores", "judgements")
 FEW = 3
 TRANSACTION = ("BEGIN", "INSERT", "COMMIT")
-
-
-@pytest.fixture(scope="module")
-def start(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
-    """What `pairs` reads."""
-    made = Experiment(tmp_path_factory.mktemp("start"))
-    ended = made.run(only=("base", "sft"))
-    assert not ended.error and ended.value["states"]["sft"] == "done", ended
-    return made
 
 
 class Counted:
@@ -105,13 +96,14 @@ def kept(experiment: Experiment) -> set[str]:
         return {key for table in TABLES for (key,) in ledger.execute(f"SELECT key FROM {table}")}
 
 
-def sweep(start: Experiment, folder: Path, few: int | None) -> int:
-    experiment = start.copy(folder)
-    whole = collected(experiment)
+def sweep(whole: Experiment, folder: Path, few: int | None) -> int:
+    experiment = whole.copy(folder, STAGES[2:])
+    shutil.rmtree(experiment.out / "ledger")
+    uninterrupted = collected(experiment)
     expected = experiment.results(("pairs",))
     rows = (experiment.folder("pairs") / "pairs.jsonl").read_bytes()
-    assert len(whole.keys()) == len(set(whole.keys())) > 60 and whole.count() > 70
-    points = some(whole.count(), few)
+    assert len(uninterrupted.keys()) == len(set(uninterrupted.keys())) > 60 and uninterrupted.count() > 70
+    points = some(uninterrupted.count(), few)
     for number in points:
         for name in ("stages/pairs", "ledger"):
             shutil.rmtree(experiment.out / name)
@@ -120,7 +112,7 @@ def sweep(start: Experiment, folder: Path, few: int | None) -> int:
         again = collected(experiment)
         where = f"killed at statement {number}"
         assert set(again.keys()) & safe == set(), f"{where}: made again"
-        assert set(again.keys()) | safe == set(whole.keys()), where
+        assert set(again.keys()) | safe == set(uninterrupted.keys()), where
         # What was handed over and is not kept is the transaction that was cut: a chunk at most.
         assert len(set(killed.keys()) - safe) <= 24, where
         assert experiment.results(("pairs",)) == expected, where
@@ -129,20 +121,21 @@ def sweep(start: Experiment, folder: Path, few: int | None) -> int:
 
 
 @pytest.mark.slow
-def test_t03_collecting_killed_at_some_statements_makes_nothing_twice(start: Experiment, tmp_path: Path) -> None:
-    assert sweep(start, tmp_path, FEW) == FEW
+def test_t03_collecting_killed_at_some_statements_makes_nothing_twice(whole: Experiment, tmp_path: Path) -> None:
+    assert sweep(whole, tmp_path, FEW) == FEW
 
 
 @pytest.mark.sweep
 def test_t03_collecting_killed_at_every_transaction_makes_nothing_twice(
-    start: Experiment, tmp_path: Path, count: Count
+    whole: Experiment, tmp_path: Path, count: Count
 ) -> None:
-    count("T3", "kill points, statements of the ledger", sweep(start, tmp_path, 40))
+    count("T3", "kill points, statements of the ledger", sweep(whole, tmp_path, 40))
 
 
 @pytest.mark.slow
-def test_t03_without_the_ledger_what_is_made_again_is_noticed(start: Experiment, tmp_path: Path) -> None:
-    experiment = start.copy(tmp_path)
+def test_t03_without_the_ledger_what_is_made_again_is_noticed(whole: Experiment, tmp_path: Path) -> None:
+    experiment = whole.copy(tmp_path, STAGES[2:])
+    shutil.rmtree(experiment.out / "ledger")
     first = collected(experiment)
     for name in ("stages/pairs", "ledger"):
         shutil.rmtree(experiment.out / name)

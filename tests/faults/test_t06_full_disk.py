@@ -17,18 +17,15 @@ from prefopt.store import checkpoints
 from prefopt.store.checkpoints import newest_verified, read_checkpoint
 from tests.faults.conftest import Count
 from tests.faults.injection import fail, some
-from tests.faults.runs import Experiment, Strike
+from tests.faults.runs import STAGES, Experiment, Strike
 
 FEW = 3
 
 
-@pytest.fixture(scope="module")
-def start(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
+@pytest.fixture
+def start(whole: Experiment, tmp_path: Path) -> Experiment:
     """What `sft` reads."""
-    made = Experiment(tmp_path_factory.mktemp("start"))
-    ended = made.run(only=("base",))
-    assert not ended.error and ended.value["states"]["base"] == "done", ended
-    return made
+    return whole.copy(tmp_path / "start", STAGES[1:])
 
 
 @pytest.fixture
@@ -79,13 +76,13 @@ def sweep(start: Experiment, folder: Path, few: int | None, *, for_good: bool) -
 @pytest.mark.slow
 @pytest.mark.parametrize("for_good", [False, True])
 def test_t06_no_space_at_some_operations(start: Experiment, tmp_path: Path, for_good: bool) -> None:
-    assert sweep(start, tmp_path, FEW, for_good=for_good)[0] == FEW
+    assert sweep(start, tmp_path / "copy", FEW, for_good=for_good)[0] == FEW
 
 
 @pytest.mark.sweep
 @pytest.mark.parametrize("for_good", [False, True])
 def test_t06_no_space_at_every_operation(start: Experiment, tmp_path: Path, for_good: bool, count: Count) -> None:
-    tried, unharmed = sweep(start, tmp_path, 60, for_good=for_good)
+    tried, unharmed = sweep(start, tmp_path / "copy", 60, for_good=for_good)
     assert unharmed < tried / 2
     count("T6", "operations refused for want of space" + (", and all after" if for_good else ""), tried)
 
@@ -129,7 +126,7 @@ def resize(disk: Path, size: int) -> None:
 @pytest.mark.slow
 def test_t06_a_limit_on_the_size_of_files(start: Experiment, tmp_path: Path) -> None:
     """As a quota does: writes beyond it fail with EFBIG."""
-    experiment = start.copy(tmp_path)
+    experiment = start.copy(tmp_path / "copy")
     assert experiment.run(only=("sft",)).value["exit_code"] == 0
     largest = max(path.stat().st_size for path in (experiment.out / "stages" / "sft").rglob("*") if path.is_file())
     shutil.rmtree(experiment.out / "stages" / "sft")

@@ -89,14 +89,6 @@ def train_again(kind: str, folder: Path) -> dict:
 # -- artefacts ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
-    made = Experiment(tmp_path_factory.mktemp("run"))
-    ended = made.run(only=("base", "sft"))
-    assert not ended.error and ended.value["states"]["sft"] == "done", ended
-    return made
-
-
 def damage_artefact(folder: Path, copy: Path) -> int:
     listed = {output.path for output in manifests.read(folder).outputs} | {MANIFEST}
     count = 0
@@ -118,16 +110,13 @@ def damage_artefact(folder: Path, copy: Path) -> int:
 
 
 @pytest.mark.slow
-def test_t08_t09_a_damaged_artefact_is_named(run: Experiment, tmp_path: Path) -> None:
-    assert damage_artefact(run.folder("sft"), tmp_path / "copy") > 60
+def test_t08_t09_a_damaged_artefact_is_named(whole: Experiment, tmp_path: Path) -> None:
+    assert damage_artefact(whole.folder("sft"), tmp_path / "copy") > 60
 
 
 @pytest.mark.sweep
-def test_t08_t09_every_damaged_artefact_is_named(tmp_path: Path, count: Count) -> None:
-    experiment = Experiment(tmp_path / "run")
-    ended = experiment.run()
-    assert not ended.error and ended.value["exit_code"] == 0, ended
-    found = sum(damage_artefact(experiment.folder(stage), tmp_path / "copy") for stage in STAGES)
+def test_t08_t09_every_damaged_artefact_is_named(whole: Experiment, tmp_path: Path, count: Count) -> None:
+    found = sum(damage_artefact(whole.folder(stage), tmp_path / "copy") for stage in STAGES)
     count("T8-T9", "damaged files of artefacts", found)
 
 
@@ -135,9 +124,9 @@ def test_t08_t09_every_damaged_artefact_is_named(tmp_path: Path, count: Count) -
 @pytest.mark.parametrize("name", ["adapter/adapter_model.safetensors", "tokenizer/tokenizer.json"])
 @pytest.mark.parametrize("damage", ["half", "a bit in the middle", "gone"])
 def test_t08_t09_a_run_never_trains_on_a_damaged_artefact(
-    run: Experiment, tmp_path: Path, name: str, damage: str
+    whole: Experiment, tmp_path: Path, name: str, damage: str
 ) -> None:
-    experiment = run.copy(tmp_path)
+    experiment = whole.copy(tmp_path, STAGES[2:])
     expected = experiment.results(("sft",))
     path = experiment.folder("sft") / name
     EVERY[damage](path)
@@ -158,10 +147,10 @@ def test_t08_t09_a_run_never_trains_on_a_damaged_artefact(
 
 
 def test_t09_without_hashes_a_flipped_bit_is_not_found(
-    run: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    whole: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copy = tmp_path / "copy"
-    shutil.copytree(run.folder("sft"), copy)
+    shutil.copytree(whole.folder("sft"), copy)
     FLIPPED["a bit in the middle"](copy / "adapter" / "adapter_model.safetensors")
     assert manifests.verify(copy, full=False).stage == "sft"  # by size alone
     with pytest.raises(IntegrityError):
