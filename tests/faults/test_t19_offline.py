@@ -25,12 +25,13 @@ def test_t19_a_socket_would_be_noticed() -> None:
     def open_one() -> str:
         without_sockets()
         try:
-            socket.create_connection(("127.0.0.1", 9))
+            socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         except pytest_socket.SocketBlockedError as error:
             return type(error).__name__
         return "opened"
 
-    assert forked(open_one).value == "SocketBlockedError"
+    ended = forked(open_one)
+    assert "A test tried to use socket.socket" in ended.error or ended.value == "SocketBlockedError"
 
 
 @pytest.mark.slow
@@ -46,6 +47,6 @@ def test_t19_what_only_the_hub_has_is_refused_at_once_when_offline(
     start = time.monotonic()
     ended = experiment.run(only=("sft",) if place == "model" else ("base", "sft"))
     assert not ended.error, ended.error
-    code, said = ended.value["errors"]["sft"]
+    code, said = next(iter(ended.value["errors"].values()))  # of a data set already base, which asks what it holds out
     assert code == 3 and "nobody/nothing" in said and len(said.splitlines()) == 1, said
     assert time.monotonic() - start < 60
