@@ -17,7 +17,7 @@ from tests.faults.injection import Operation, forked, kill, operations, some, st
 from tests.faults.trained import KINDS, SAVED, train
 from tests.unit.trainers.four import METHODS
 
-FEW = 3
+FEW = 2
 # Where a run costs more, or its saves are those of another kind.
 FEWER = {"ppo": 120, "grpo": 30, "rloo": 15, "kto": 30, "distill": 30}
 
@@ -71,4 +71,4 @@ def believing(kind: str, folder: Path) -> dict:
 
 def test_t01_without_commit_and_verification_the_sweep_fails(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="sft, killed at"):
-        sweep("sft", tmp_path, 12, believing)
+        sweep("sft", tmp_path, 6, believing)

@@ -17,7 +17,7 @@ from tests.faults.runs import STAGES, Experiment, Strike
 
 UNIT = Path(__file__).parents[1] / "unit" / "pipeline"
 FAKE = ("base", "sft", "other", "dpo")
-FEW = 4
+FEW = 3
 RECIPE = """\
 name: faults
 seed: 3

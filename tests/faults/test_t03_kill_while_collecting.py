@@ -23,7 +23,7 @@ from tests.faults.injection import some
 from tests.faults.runs import STAGES, Experiment
 
 TABLES = ("samples", "scores", "judgements")
-FEW = 3
+FEW = 2
 TRANSACTION = ("BEGIN", "INSERT", "COMMIT")
 
 

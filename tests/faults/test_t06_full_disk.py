@@ -19,7 +19,7 @@ from tests.faults.conftest import Count
 from tests.faults.injection import fail, some
 from tests.faults.runs import STAGES, Experiment, Strike
 
-FEW = 3
+FEW = 2
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def no_estimate() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("share", [0.3, 0.6, 0.85])
+@pytest.mark.parametrize("share", [pytest.param(0.3, marks=pytest.mark.sweep), 0.6, 0.85])
 def test_t06_a_disk_that_is_really_full(start: Experiment, tmp_path: Path, small_disk: Path, share: float) -> None:
     """Writers in native code meet it as well."""
     experiment = start.copy(tmp_path / "copy")

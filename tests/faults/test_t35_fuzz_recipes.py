@@ -165,7 +165,7 @@ def said_by_check(folder: Path) -> Callable[[bytes], str]:
 
 @pytest.mark.parametrize("name", ["edited recipes", "recipes by the schema"])
 def test_t35_the_command_answers_generated_recipes_without_a_traceback(tmp_path: Path, name: str) -> None:
-    ended = fuzz(STRATEGIES[name], said_by_check(tmp_path), FEW // 4)
+    ended = fuzz(STRATEGIES[name], said_by_check(tmp_path), FEW // 8)
     assert not ended.error, ended.error
 
 
