@@ -105,6 +105,9 @@ class RecipeError(InputError):
 class DataError(InputError):
     """A data set that cannot be used, named with file, row and column."""
 
+    def __init__(self, message: str, remedy: str = "") -> None:
+        super().__init__(one_line(message), one_line(remedy))  # names of columns and values are quoted in both
+
 
 class EnvironmentFault(PrefoptError):
     """The machine cannot do it: disk, network, key, lock or device."""

@@ -31,7 +31,7 @@ from prefopt.pipeline.keys import library_versions, save_key
 from prefopt.pipeline.messages import Committed, Failed, InputRef, Job, Log, Message, Progress
 from prefopt.pipeline.stages import stage_function
 from prefopt.store import manifest as manifests
-from prefopt.store.files import disk_fault, free_bytes, make_folder, read_json, remove, write_json
+from prefopt.store.files import disk_fault, disk_faults, free_bytes, make_folder, read_json, remove, write_json
 from prefopt.store.lock import exclusive
 from prefopt.store.manifest import MEASUREMENTS, Manifest
 from prefopt.store.secrets import redact
@@ -49,7 +49,17 @@ def main(job: Job, connection: Connection) -> None:
     # A session of its own: Ctrl-C reaches the runner only, and all that the stage starts can be ended together.
     os.setsid()
     stop = _stop_on_signals()
-    _redirect_output(job.log_file)
+
+    def send(message: Message) -> None:
+        # A runner that is gone hears nothing, and this process is about to end as well.
+        with contextlib.suppress(OSError):
+            connection.send(message)
+
+    try:
+        _redirect_output(job.log_file)
+    except EnvironmentFault as error:  # there is no log for it
+        send(Failed(error, ""))
+        return
     faulthandler.enable()
     os.environ.update(job.environment)
     loading.fix_environment(os.environ)
@@ -57,11 +67,6 @@ def main(job: Job, connection: Connection) -> None:
         loading.show_one_device(os.environ)
     spent = _Spent(job.directory / SPENT)
     _end_with_runner(spent)
-
-    def send(message: Message) -> None:
-        # A runner that is gone hears nothing, and this process is about to end as well.
-        with contextlib.suppress(OSError):
-            connection.send(message)
 
     try:
         for warning in loading.warnings():
@@ -263,7 +268,8 @@ def _stop_on_signals() -> StopFlag:
 
 def _redirect_output(log_file: Path) -> None:
     make_folder(log_file.parent)
-    descriptor = os.open(log_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    with disk_faults(log_file):
+        descriptor = os.open(log_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.close(descriptor)
