@@ -306,16 +306,11 @@ class Runner:
 
     def _not_done(self, plan: Plan, end: Failed, seconds: float) -> StageOutcome:
         state, error = self._judge(plan.node, end.error)
+        error.message, error.remedy = redact(error.message), redact(error.remedy)
         name, kind = plan.node.name, plan.node.kind
         key = plan.key.digest if plan.key is not None else None
         self._run.event(
-            {
-                "event": f"stage_{state}",
-                "stage": name,
-                "key": key,
-                "exit_code": error.exit_code,
-                "error": redact(str(error)),
-            }
+            {"event": f"stage_{state}", "stage": name, "key": key, "exit_code": error.exit_code, "error": str(error)}
         )
         self._watcher.stage_finished(name, state, seconds, error.message.splitlines()[0])
         if end.traceback:

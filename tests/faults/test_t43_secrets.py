@@ -46,6 +46,21 @@ def test_t43_no_secret_is_in_what_a_run_leaves(tmp_path: Path, monkeypatch: pyte
     assert not [name for name, value in SECRETS.items() if value in said]
 
 
+@pytest.mark.slow
+def test_t43_a_secret_in_an_error_of_a_stage_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SERVICE_PASSWORD", SECRETS["SERVICE_PASSWORD"])
+    lost = RECIPE.replace("path: toy, name: corpus", 'path: "./${SERVICE_PASSWORD}.jsonl"', 1)
+    experiment = Experiment(tmp_path / "experiment", lost)
+    rows = experiment.directory / f"{SECRETS['SERVICE_PASSWORD']}.jsonl"
+    rows.write_text('{"text": 3}\n')
+    ended = experiment.run(only=("base",))
+    assert not ended.error, ended.error
+    code, said = ended.value["errors"]["base"]
+    assert code == 2 and "[redacted].jsonl" in said and SECRETS["SERVICE_PASSWORD"] not in said, said
+    assert leaks(experiment.out / "logs") == []
+    assert SECRETS["SERVICE_PASSWORD"] not in (experiment.out / "events.jsonl").read_text()
+
+
 def test_t43_a_secret_that_an_error_quotes_is_not_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
