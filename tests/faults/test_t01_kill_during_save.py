@@ -19,7 +19,7 @@ from tests.unit.trainers.four import METHODS
 
 FEW = 2
 # Where a run costs more, or its saves are those of another kind.
-FEWER = {"ppo": 120, "grpo": 30, "rloo": 15, "kto": 30, "distill": 30}
+FEWER = {"ppo": 80, "grpo": 30, "rloo": 15, "kto": 30, "distill": 30}
 
 
 def committed(before: Sequence[Operation]) -> int:

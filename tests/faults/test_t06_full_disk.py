@@ -82,7 +82,7 @@ def test_t06_no_space_at_some_operations(start: Experiment, tmp_path: Path, for_
 @pytest.mark.sweep
 @pytest.mark.parametrize("for_good", [False, True])
 def test_t06_no_space_at_every_operation(start: Experiment, tmp_path: Path, for_good: bool, count: Count) -> None:
-    tried, unharmed = sweep(start, tmp_path / "copy", 40, for_good=for_good)
+    tried, unharmed = sweep(start, tmp_path / "copy", 30, for_good=for_good)
     assert unharmed < tried / 2
     count("T6", "operations refused for want of space" + (", and all after" if for_good else ""), tried)
 
