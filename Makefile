@@ -9,7 +9,7 @@ WORKERS ?= 2
 OFFLINE := HF_HUB_OFFLINE=1 WANDB_MODE=offline HF_HUB_DISABLE_TELEMETRY=1 OMP_WAIT_POLICY=PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test check format-check format lint types layers gpu bench learn clean
+.PHONY: help install quickstart test check format-check format lint types layers faults gpu bench learn clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 16
@@ -46,6 +46,13 @@ types: $(STAMP)
 
 layers: $(STAMP)
 	$(BIN)/lint-imports
+
+faults: $(STAMP)  ## every kill point, damaged file and fuzz case: minutes; writes the counts of docs/reliability.md
+	rm -f docs/.faults.jsonl
+	$(OFFLINE) OMP_NUM_THREADS=1 PREFOPT_FAULTS_COUNTS=$(CURDIR)/docs/.faults.jsonl \
+		$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "sweep or not sweep" tests/faults
+	$(BIN)/python tests/faults/fill_docs.py docs/.faults.jsonl
+	rm docs/.faults.jsonl
 
 gpu: $(STAMP)  ## the chain on a CUDA device: bf16, QLoRA, activation checkpointing
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,bitsandbytes]'

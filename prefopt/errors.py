@@ -18,8 +18,17 @@ the command line can set it apart.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+
+# Characters that end a line, move a terminal's cursor, change its colours or turn text around; halves of characters.
+_ACTING = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def one_line(text: str) -> str:
+    r"""Text in which a user's file may be quoted, with what would break the line written out, as in `\n`."""
+    return _ACTING.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
 
 
 class PrefoptError(Exception):
@@ -67,6 +76,10 @@ class Problem:
     message: str
     remedy: str = ""
 
+    def __post_init__(self) -> None:
+        for each in fields(self):  # keys and values of the file are quoted in all of them
+            object.__setattr__(self, each.name, one_line(getattr(self, each.name)))
+
     def __str__(self) -> str:
         key = f" {self.path}:" if self.path else ""
         return f"{self.where}:{key} {self.message}" + (f" ({self.remedy})" if self.remedy else "")
@@ -91,6 +104,9 @@ class RecipeError(InputError):
 
 class DataError(InputError):
     """A data set that cannot be used, named with file, row and column."""
+
+    def __init__(self, message: str, remedy: str = "") -> None:
+        super().__init__(one_line(message), one_line(remedy))  # names of columns and values are quoted in both
 
 
 class EnvironmentFault(PrefoptError):

@@ -12,7 +12,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
-from prefopt.errors import PrefoptError, Problem, RecipeError
+from prefopt.errors import PrefoptError, Problem, RecipeError, one_line
+from prefopt.store.secrets import redact
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -97,13 +98,18 @@ def print_error(error: PrefoptError) -> None:
     stream = sys.stderr
     mark = styled("error:", RED, stream)
     if not isinstance(error, RecipeError):
-        remedy = styled(f" — {error.remedy}", DIM, stream) if error.remedy else ""
-        print(f"{mark} {error.message}{remedy}", file=stream, flush=True)
+        remedy = styled(f" — {_shown(error.remedy)}", DIM, stream) if error.remedy else ""
+        print(f"{mark} {_shown(error.message)}{remedy}", file=stream, flush=True)
         return
     print(f"{mark} {_count(error)}", file=stream)
     for problem in error.problems:
-        print(f"  {_problem_line(problem, stream)}", file=stream)
+        print(f"  {redact(_problem_line(problem, stream))}", file=stream)
     stream.flush()
+
+
+def _shown(text: str) -> str:
+    """A text that may quote a file: one line, without secrets."""
+    return redact(one_line(text))
 
 
 def _count(error: RecipeError) -> str:
@@ -122,13 +128,13 @@ def error_document(error: PrefoptError) -> dict[str, Any]:
     said: dict[str, Any] = {
         "type": type(error).__name__,
         "exit_code": error.exit_code,
-        "message": error.message,
-        "remedy": error.remedy,
+        "message": redact(error.message),
+        "remedy": redact(error.remedy),
     }
     if isinstance(error, RecipeError):
         said["message"] = _count(error)
         said["problems"] = [
-            {"where": item.where, "key": item.path, "message": item.message, "remedy": item.remedy}
+            {"where": item.where, "key": item.path, "message": redact(item.message), "remedy": redact(item.remedy)}
             for item in error.problems
         ]
     return {"error": said}

@@ -270,7 +270,7 @@ def _split(
             report.drop(Reason.HELD_OUT)
     account = DataReport(tuple(reports.values()))
     if not (train or evaluation):
-        raise DataError(f"0 usable rows of {what} in {', '.join(reports)}: {account.reasons()}")
+        raise account.none_usable(what)
     return Loaded(train, evaluation, account)
 
 

@@ -29,7 +29,6 @@ from prefopt.data.pair_encoder import Encoded, PairEncoder
 from prefopt.data.report import IDS_LISTED, DataReport, SourceReport
 from prefopt.data.splits import Share, normalise, position, prompt_key
 from prefopt.data.token_rows import EVAL, TRAIN, Columns, RowWriter, TokenRows
-from prefopt.errors import DataError
 from prefopt.recipe.schema import DataSpec
 from prefopt.records import PreferencePair
 from prefopt.store.files import disk_faults, make_folder, remove
@@ -230,8 +229,7 @@ class _Decisions:
             report.dropped.update({reason.value: count for reason, count in dropped.items() if count})
         whole = DataReport(tuple(reports))
         if not (whole.kept_train or whole.kept_eval):
-            names = ", ".join(report.name for report in reports)
-            raise DataError(f"0 usable rows of {PAIRS.what} in {names}: {whole.reasons()}")
+            raise whole.none_usable(PAIRS.what)
         found = whole.to_json()
         for number, report in enumerate(reports):
             found["sources"][report.name] |= {

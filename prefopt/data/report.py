@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from prefopt.data.formats import Reason
+from prefopt.errors import DataError
 
 T = TypeVar("T")
 IDS_LISTED = 20
@@ -102,6 +103,11 @@ class DataReport:
         """One line with the number of rows read and dropped, by reason."""
         dropped = ", ".join(f"{reason} {count}" for reason, count in self.dropped.items())
         return f"{self.rows_read} rows read" + (f"; dropped: {dropped}" if dropped else "")
+
+    def none_usable(self, what: str) -> DataError:
+        """The error of a load that has no record left."""
+        where = ", ".join(f"'{source.name}' ({source.path})" for source in self.sources)
+        return DataError(f"0 usable rows of {what} in {where}: {self.reasons()}", "mend those rows, or name other data")
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for the manifest; at most 20 contradictions are listed."""

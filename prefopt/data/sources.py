@@ -340,6 +340,10 @@ def _arrow_errors(path: Path) -> Iterator[None]:
         if isinstance(error, gzip.BadGzipFile):
             raise
         raise DataError(f"{path}: damaged or of another kind ({error})", "write or download it again") from error
+    except MemoryError as error:  # a damaged length asks for gigabytes
+        raise DataError(
+            f"{path}: damaged, or its parts are larger than the memory", "write it again, in smaller row groups"
+        ) from error
 
 
 def _batch_rows(batches: Iterator[Any]) -> Iterator[_Numbered]:

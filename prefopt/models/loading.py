@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -22,6 +24,8 @@ from prefopt.errors import EnvironmentFault, InputError, IntegrityError
 from prefopt.models.host_memory import return_large_blocks
 from prefopt.recipe.schema import ModelSpec
 
+# What Hugging Face's loaders raise of a folder that is none of theirs, torn, or wants to run code.
+_UNREADABLE = (OSError, ValueError, SafetensorError)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -88,10 +92,23 @@ def load_tokenizer(base: BaseLocation, *, trust_remote_code: bool = False) -> Pr
     return tokenizer
 
 
+def load_config(base: BaseLocation, *, trust_remote_code: bool = False) -> PretrainedConfig:
+    """Load the model's configuration.
+
+    Raises:
+        EnvironmentFault: When the folder or the Hub does not have it.
+        InputError: When it runs code of its own that nobody has agreed to.
+    """
+    try:
+        return AutoConfig.from_pretrained(base.path, revision=base.revision, trust_remote_code=trust_remote_code)
+    except _UNREADABLE as error:
+        raise _unreadable(base, "configuration", error) from error
+
+
 def _tokenizer(base: BaseLocation, trust_remote_code: bool) -> Any:
     try:
         return AutoTokenizer.from_pretrained(base.path, revision=base.revision, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
+    except _UNREADABLE as error:
         raise _unreadable(base, "tokenizer", error) from error
 
 
@@ -122,7 +139,7 @@ def load_classifier(
                 base.path, config=config, dtype=resolve_dtype(dtype), use_safetensors=True, output_loading_info=True,
                 **where,
             )  # fmt: skip
-    except (OSError, ValueError) as error:
+    except _UNREADABLE as error:
         raise _unreadable(base, "model", error) from error
     if config.num_labels != 1:
         raise InputError(
@@ -165,7 +182,7 @@ def load_base(base: BaseLocation, spec: ModelSpec, *, trust_remote_code: bool = 
             use_safetensors=True,
             **kwargs,
         )
-    except (OSError, ValueError) as error:
+    except _UNREADABLE as error:
         raise _unreadable(base, "model", error) from error
     model.requires_grad_(False)
     # Dropout in the base would make the policy's log-probabilities differ from the reference's before any step.
@@ -203,9 +220,11 @@ def _refuse_pickles(folder: Path) -> None:
 
 def _unreadable(base: BaseLocation, what: str, error: Exception) -> Exception:
     first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if isinstance(error, SafetensorError):
+        return IntegrityError(f"{base.path}: the weights are damaged: {first}", "download or copy the model again")
     if "trust_remote_code" in str(error):
         return InputError(
-            f"{base.name} runs code of its own to load its {what}",
+            f"{base.path} runs code of its own to load its {what}",
             "if you have read that code: write `trust_remote_code: true` under `model` and pass --trust-remote-code",
         )
     remedy = (

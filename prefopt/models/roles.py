@@ -221,6 +221,8 @@ def save_adapter(model: PeftModel, adapter: str, directory: Path, base_name: str
     if complete and len(stack_of(model, adapter)) > 1:
         write_adapter(flattened(adapter_of(model, START), adapter_of(model, adapter)), directory)
     else:
+        # PEFT would read and go on with a card that is there, also one that a kill has torn.
+        (directory / "README.md").unlink(missing_ok=True)
         # Left to itself PEFT asks the Hub for the base's vocabulary size, by the name that is recorded here.
         model.save_pretrained(str(directory), selected_adapters=[adapter], save_embedding_layers=False)
         nested = directory / adapter

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
 
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from prefopt.data.templates import Encoder, ensure_chat_template
 from prefopt.errors import InputError
-from prefopt.models.loading import BaseLocation, load_base, load_tokenizer, locate_base
+from prefopt.models.loading import BaseLocation, load_base, load_config, load_tokenizer, locate_base
 from prefopt.pipeline.context import Inputs, StageContext
 from prefopt.recipe.references import BASE
 from prefopt.recipe.schema import CollectSpec, DataSpec
@@ -80,9 +80,7 @@ def open_base(inputs: Inputs, context: StageContext) -> OpenBase:
     trust = trusts_code(context)
     tokenizer = load_tokenizer(location, trust_remote_code=trust)
     template = ensure_chat_template(tokenizer, spec.chat_template)
-    config = AutoConfig.from_pretrained(
-        location.path, revision=location.revision, trust_remote_code=trust
-    ).get_text_config()
+    config = load_config(location, trust_remote_code=trust).get_text_config()
     positions = positions_of(config)
     context.log(f"base {location.name}: chat template '{template}', {positions} positions")
     return OpenBase(location, tokenizer, template, positions)

@@ -14,6 +14,7 @@ from prefopt.recipe.load import LoadedRecipe
 from prefopt.recipe.schema import Recipe
 from prefopt.store.files import write_atomic, write_json
 from prefopt.store.run import RunDirectory
+from prefopt.store.secrets import as_variables, redact
 
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "tokenizers", "datasets", "safetensors", "wandb")
 
@@ -22,18 +23,18 @@ def write_provenance(run: RunDirectory, loaded: LoadedRecipe) -> None:
     """Writes `recipe.yaml` and `fingerprint.json`.
 
     The recipe is written as it was understood: overrides and variables filled in, local paths absolute, so that
-    `status` judges the same recipe from any folder and without the variables. `rounds` stay as they were written.
+    `status` judges the same recipe from any folder and without the variables. Values of variables that look like
+    secrets stay variables. `rounds` stay as they were written.
 
     Raises:
         EnvironmentFault: When they cannot be written.
     """
     changed = "".join(f" --set {override}" for override in loaded.overrides)
     header = f"# {loaded.path.absolute()}{changed}\n# Variables and relative paths are filled in.\n"
-    text = header.replace("\r", " ") + recipe_text(loaded.written)
+    text = redact(header.replace("\r", " ")) + recipe_text(loaded.written)
     write_atomic(run.recipe, text)
-    write_json(
-        run.fingerprint, {**environment(), "recipe": str(loaded.path.absolute()), "overrides": list(loaded.overrides)}
-    )
+    came_from = {"recipe": str(loaded.path.absolute()), "overrides": list(loaded.overrides)}
+    write_json(run.fingerprint, {**environment(), **as_variables(came_from)})  # type: ignore[dict-item]
 
 
 def recipe_changed(run: RunDirectory, loaded: LoadedRecipe) -> bool:
@@ -48,7 +49,7 @@ def recipe_changed(run: RunDirectory, loaded: LoadedRecipe) -> bool:
 def recipe_text(recipe: Recipe) -> str:
     """A recipe as YAML: the keys that were set, in the schema's order."""
     content = recipe.model_dump(mode="json", exclude_unset=True)
-    text: str = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120)
+    text: str = yaml.safe_dump(as_variables(content), sort_keys=False, allow_unicode=True, width=120)
     return text
 
 

@@ -25,6 +25,7 @@ from prefopt.store.files import make_folder, remove, set_aside
 from prefopt.store.hashing import HashCache
 from prefopt.store.manifest import Manifest
 from prefopt.store.run import SEEDS, RunDirectory
+from prefopt.store.secrets import redact
 from prefopt.tracking.progress import shown_metrics
 
 _REPLACED = "replaced"
@@ -305,6 +306,7 @@ class Runner:
 
     def _not_done(self, plan: Plan, end: Failed, seconds: float) -> StageOutcome:
         state, error = self._judge(plan.node, end.error)
+        error.message, error.remedy = redact(error.message), redact(error.remedy)
         name, kind = plan.node.name, plan.node.kind
         key = plan.key.digest if plan.key is not None else None
         self._run.event(

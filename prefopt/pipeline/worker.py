@@ -31,9 +31,10 @@ from prefopt.pipeline.keys import library_versions, save_key
 from prefopt.pipeline.messages import Committed, Failed, InputRef, Job, Log, Message, Progress
 from prefopt.pipeline.stages import stage_function
 from prefopt.store import manifest as manifests
-from prefopt.store.files import disk_fault, make_folder, read_json, remove, write_json
+from prefopt.store.files import disk_fault, disk_faults, free_bytes, make_folder, read_json, remove, write_json
 from prefopt.store.lock import exclusive
 from prefopt.store.manifest import MEASUREMENTS, Manifest
+from prefopt.store.secrets import redact
 
 # What an uncommitted stage's folder keeps when the stage starts again; everything else is made again.
 KEPT = ("checkpoints", "adapters", "members", "metrics.jsonl", "wandb", "wandb_run_id", "key.json", "spent.json")
@@ -48,7 +49,17 @@ def main(job: Job, connection: Connection) -> None:
     # A session of its own: Ctrl-C reaches the runner only, and all that the stage starts can be ended together.
     os.setsid()
     stop = _stop_on_signals()
-    _redirect_output(job.log_file)
+
+    def send(message: Message) -> None:
+        # A runner that is gone hears nothing, and this process is about to end as well.
+        with contextlib.suppress(OSError):
+            connection.send(message)
+
+    try:
+        _redirect_output(job.log_file)
+    except EnvironmentFault as error:  # there is no log for it
+        send(Failed(error, ""))
+        return
     faulthandler.enable()
     os.environ.update(job.environment)
     loading.fix_environment(os.environ)
@@ -57,18 +68,13 @@ def main(job: Job, connection: Connection) -> None:
     spent = _Spent(job.directory / SPENT)
     _end_with_runner(spent)
 
-    def send(message: Message) -> None:
-        # A runner that is gone hears nothing, and this process is about to end as well.
-        with contextlib.suppress(OSError):
-            connection.send(message)
-
     try:
         for warning in loading.warnings():
             send(Log(warning))
         manifest = _run(job, stop, send, spent)
         send(Committed(manifest.sha256, manifest.metrics))
     except BaseException as error:
-        text = traceback.format_exc()
+        text = redact(traceback.format_exc())
         print(text, file=sys.stderr)
         send(Failed(as_prefopt_error(error, job), text))
     finally:
@@ -79,6 +85,7 @@ def main(job: Job, connection: Connection) -> None:
 
 def _run(job: Job, stop: StopFlag, send: Callable[[Message], None], spent: _Spent) -> Manifest:
     def log(text: str) -> None:
+        text = redact(text)
         print(text, flush=True)
         send(Log(text))
 
@@ -261,7 +268,8 @@ def _stop_on_signals() -> StopFlag:
 
 def _redirect_output(log_file: Path) -> None:
     make_folder(log_file.parent)
-    descriptor = os.open(log_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    with disk_faults(log_file):
+        descriptor = os.open(log_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.close(descriptor)
@@ -300,7 +308,10 @@ def seed_process(job: Job) -> None:
         torch.utils.deterministic.fill_uninitialized_memory = False
 
 
-_FULL = ("No space left on device", "PytorchStreamWriter failed writing", "os error 28")
+_FULL = ("No space left on device", "os error 28")
+# What libraries that write in C++ say of any failure to write, and the room below which there is one cause.
+_UNWRITTEN = ("PytorchStreamWriter failed writing", "iostream error", "unexpected pos", "os error 27", "File too large")
+_NO_ROOM_BYTES = 16 << 20
 
 
 def as_prefopt_error(error: BaseException, job: Job) -> PrefoptError:
@@ -308,10 +319,8 @@ def as_prefopt_error(error: BaseException, job: Job) -> PrefoptError:
     if isinstance(error, PrefoptError):
         return error
     name = type(error).__name__
-    disk_is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
-    if disk_is_full or any(text in str(error) for text in _FULL):
-        cause = error if isinstance(error, OSError) and error.errno else OSError(errno.ENOSPC, "")
-        return disk_fault(cause, Path(str(getattr(error, "filename", None) or job.directory)))
+    if (fault := _disk_error(error, job)) is not None:
+        return disk_fault(fault, Path(str(getattr(error, "filename", None) or job.directory)))
     if is_out_of_memory(error):
         return EnvironmentFault(
             f"stage {job.stage} ran out of memory: {_first_line(error)}",
@@ -319,6 +328,20 @@ def as_prefopt_error(error: BaseException, job: Job) -> PrefoptError:
             "max_length, or set activation_checkpointing: true",
         )
     return PrefoptError(f"stage {job.stage} failed: {name}: {_first_line(error)}", f"see {job.log_file}")
+
+
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+
+
+def _disk_error(error: BaseException, job: Job) -> OSError | None:
+    """The error of the operating system that an error stands for, where it is one of the disk."""
+    if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
+        return error
+    if any(text in str(error) for text in _FULL):
+        return OSError(errno.ENOSPC, "")
+    if any(text in str(error) for text in _UNWRITTEN):
+        return OSError(errno.ENOSPC if free_bytes(job.directory) < _NO_ROOM_BYTES else errno.EFBIG, "")
+    return None
 
 
 def _first_line(error: BaseException) -> str:

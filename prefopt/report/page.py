@@ -20,8 +20,8 @@ from prefopt.report.rundata import RunData, StageData, read_run
 from prefopt.report.samples import samples_of
 from prefopt.store.files import make_folder, write_atomic
 from prefopt.store.run import RunDirectory
+from prefopt.store.secrets import redact, without_values
 from prefopt.tracking.metrics import METRICS, Metric, describe
-from prefopt.tracking.redaction import redact
 
 _HEADLINES = (
     *(f"{method}/{name}" for method in ("ppo", "grpo", "rloo") for name in ("score", "kl", "entropy")),
@@ -116,7 +116,7 @@ def page(run: RunData, plots: list[Plot]) -> str:
         "environment": [(name, redact(fmt.quantity(name, value))) for name, value in fmt.flatten(run.fingerprint)],
         "warnings": [fmt.segments(redact(warning)) for warning in run.warnings],
     }
-    return _environment().get_template("template.html").render(context)
+    return without_values(_environment().get_template("template.html").render(context))
 
 
 def _environment() -> Environment:

@@ -3,7 +3,8 @@
 The ledger lies in `runs/NAME/ledger/`, outside every stage's folder: a collect stage is a view of it. A row is known by
 a hash of everything that decides it, so a restart, or another stage, finds it and nothing is sampled or judged twice.
 
-It is one SQLite file in WAL mode: a transaction is there as a whole or not at all, however the process ends.
+It is one SQLite file in WAL mode: a transaction is there as a whole or not at all, however the process ends. SQLite
+finds damage of its own structure only, so every row carries a hash of itself.
 """
 
 from __future__ import annotations
@@ -24,20 +25,22 @@ from prefopt.records import Prompt
 from prefopt.store.files import make_folder
 
 LEDGER_FILE = "ledger.sqlite3"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _KEYS_AT_ONCE = 500  # SQLite's limit on variables of a statement is 999 in old versions
 _SCHEMA = """
 CREATE TABLE samples (
     key TEXT PRIMARY KEY, prompt TEXT NOT NULL, completion TEXT NOT NULL, finished INTEGER NOT NULL,
-    tokens INTEGER NOT NULL, policy TEXT NOT NULL, stage TEXT NOT NULL, created TEXT NOT NULL
+    tokens INTEGER NOT NULL, policy TEXT NOT NULL, stage TEXT NOT NULL, created TEXT NOT NULL,
+    checksum TEXT NOT NULL
 ) WITHOUT ROWID;
 CREATE TABLE scores (
     key TEXT PRIMARY KEY, judge TEXT NOT NULL, value REAL NOT NULL, std REAL NOT NULL, stage TEXT NOT NULL,
-    created TEXT NOT NULL
+    created TEXT NOT NULL, checksum TEXT NOT NULL
 ) WITHOUT ROWID;
 CREATE TABLE judgements (
     key TEXT PRIMARY KEY, prompt TEXT NOT NULL, first TEXT NOT NULL, second TEXT NOT NULL, probability REAL,
-    judge TEXT NOT NULL, question TEXT NOT NULL, stage TEXT NOT NULL, created TEXT NOT NULL
+    judge TEXT NOT NULL, question TEXT NOT NULL, stage TEXT NOT NULL, created TEXT NOT NULL,
+    checksum TEXT NOT NULL
 ) WITHOUT ROWID;
 """
 
@@ -95,6 +98,11 @@ class StoredJudgement:
     probability: float | None
 
 
+def _real(value: float | None) -> float | None:
+    """A number as SQLite gives it back."""
+    return None if value is None else float(value)
+
+
 class Ledger:
     """The ledger of a run; a context manager.
 
@@ -134,16 +142,16 @@ class Ledger:
 
     def samples(self, keys: Sequence[str]) -> dict[str, StoredSample]:
         """The samples among the keys that are there."""
-        rows = self._select("SELECT key, completion, finished, tokens FROM samples", keys)
-        return {key: StoredSample(text, bool(done), tokens) for key, text, done, tokens in rows}
+        rows = self._select("samples", keys)
+        return {key: StoredSample(text, bool(done), tokens) for key, _, text, done, tokens, *_ in rows}
 
     def scores(self, keys: Sequence[str]) -> dict[str, float]:
         """The scores among the keys that are there."""
-        return dict(self._select("SELECT key, value FROM scores", keys))
+        return {key: value for key, _, value, *_ in self._select("scores", keys)}
 
     def judgements(self, keys: Sequence[str]) -> dict[str, float | None]:
         """The judgements among the keys that are there; None is an abstention."""
-        return dict(self._select("SELECT key, probability FROM judgements", keys))
+        return {row[0]: row[4] for row in self._select("judgements", keys)}
 
     def add_samples(self, policy: str, rows: Mapping[str, tuple[Prompt, StoredSample]]) -> None:
         """Add samples in one transaction; what is there already stays as it is.
@@ -155,37 +163,46 @@ class Ledger:
         self._insert(
             "samples",
             (
-                (key, canonical_prompt(prompt), sample.completion, sample.finished, sample.tokens, policy)
+                (key, canonical_prompt(prompt), sample.completion, int(sample.finished), sample.tokens, policy)
                 for key, (prompt, sample) in rows.items()
             ),
         )
 
     def add_scores(self, judge: str, rows: Mapping[str, tuple[float, float]]) -> None:
         """Add scores (value, deviation) by key in one transaction; what is there already stays as it is."""
-        self._insert("scores", ((key, judge, value, std) for key, (value, std) in rows.items()))
+        self._insert("scores", ((key, judge, float(value), float(std)) for key, (value, std) in rows.items()))
 
     def add_judgements(self, judge: str, question: str, rows: Mapping[str, StoredJudgement]) -> None:
         """Add judgements by key in one transaction; what is there already stays as it is."""
         self._insert(
             "judgements",
             (
-                (key, canonical_prompt(row.prompt), row.first, row.second, row.probability, judge, question)
+                (key, canonical_prompt(row.prompt), row.first, row.second, _real(row.probability), judge, question)
                 for key, row in rows.items()
             ),
         )
 
-    def _select(self, statement: str, keys: Sequence[str]) -> list[tuple[Any, ...]]:
+    def _select(self, table: str, keys: Sequence[str]) -> list[tuple[Any, ...]]:
+        """The rows of keys, each what was written.
+
+        Raises:
+            IntegrityError: For a row that has changed.
+        """
         found: list[tuple[Any, ...]] = []
         with self._faults():
             for start in range(0, len(keys), _KEYS_AT_ONCE):
                 part = keys[start : start + _KEYS_AT_ONCE]
                 places = ",".join("?" * len(part))
-                found += self._db.execute(f"{statement} WHERE key IN ({places})", list(part)).fetchall()
+                found += self._db.execute(f"SELECT * FROM {table} WHERE key IN ({places})", list(part)).fetchall()
+        for *row, checksum in found:
+            # A damaged type of a column makes bytes of what was text.
+            if any(isinstance(each, bytes) for each in row) or checksum != key_of(*row):
+                raise self._damaged(f"a row of {table} has changed since it was written: {str(row[0])[:12]}…")
         return found
 
     def _insert(self, table: str, rows: Iterable[tuple[object, ...]]) -> None:
         created = datetime.now(UTC).isoformat(timespec="seconds")
-        complete = [(*row, self._stage, created) for row in rows]
+        complete = [(*row, self._stage, created, key_of(*row, self._stage, created)) for row in rows]
         if not complete:
             return
         places = ",".join("?" * len(complete[0]))
@@ -203,11 +220,16 @@ class Ledger:
         try:
             yield
         except sqlite3.OperationalError as error:
+            if "decode" in str(error):
+                raise self._damaged(str(error)) from error
             raise EnvironmentFault(
                 f"{self.path}: {error}", "free some space, close other programs that use the file, and run again"
             ) from error
         except sqlite3.DatabaseError as error:
-            raise IntegrityError(
-                f"{self.path}: damaged ({error})",
-                "restore it from a copy, or move it away: everything is then sampled and judged anew",
-            ) from error
+            raise self._damaged(str(error)) from error
+
+    def _damaged(self, how: str) -> IntegrityError:
+        return IntegrityError(
+            f"{self.path}: damaged ({how})",
+            "restore it from a copy, or move it away: everything is then sampled and judged anew",
+        )

@@ -6,7 +6,6 @@ every text is searched for the values of environment variables that look like se
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,28 +14,10 @@ from typing import Annotated, Any, get_args, get_origin
 from pydantic import BaseModel
 
 from prefopt.recipe.schema import AnyStage, ModelSpec
+from prefopt.store.secrets import redact
 
-REDACTED = "[redacted]"
-
-_SECRET_VARIABLE = re.compile(r"(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL)S?(?:$|_)", re.IGNORECASE)
 _SECRET_SETTING = re.compile(r"api_?key|secret|passw|credential|(?:access|auth|bearer|hf)_?token$", re.IGNORECASE)
-_URL_CREDENTIALS = re.compile(r"(?<=://)[^/\s:@]*:?[^/\s@]*@")
-_SHORTEST_SECRET = 8  # a shorter value would redact ordinary words
 _IDENTITY = ("run", "stage", "kind", "key", "seed")
-
-
-def redact(text: str, environ: Mapping[str, str] | None = None) -> str:
-    """The text without the values of secret-looking environment variables and without credentials in URLs.
-
-    Args:
-        text: Anything that is about to be shown or sent.
-        environ: The environment; the process's own by default.
-    """
-    environ = os.environ if environ is None else environ
-    values = {v for k, v in environ.items() if _SECRET_VARIABLE.search(k) and len(v) >= _SHORTEST_SECRET}
-    for value in sorted(values, key=len, reverse=True):
-        text = text.replace(value, REDACTED)
-    return _URL_CREDENTIALS.sub(f"{REDACTED}@", text)
 
 
 def allowed_config(kind: str, config: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> dict[str, Any]:

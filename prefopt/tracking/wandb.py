@@ -28,7 +28,8 @@ from typing import Any, TypeVar
 
 from prefopt.recipe.schema import WandbSpec
 from prefopt.store.files import write_atomic
-from prefopt.tracking.redaction import allowed_config, redact
+from prefopt.store.secrets import redact
+from prefopt.tracking.redaction import allowed_config
 
 RUN_ID_FILE = "wandb_run_id"
 STEP_AXIS = "step"

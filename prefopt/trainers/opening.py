@@ -29,7 +29,9 @@ def open_adapted(
     """
     if isinstance(model, str):
         tokenizer = tokenizer or transformers.AutoTokenizer.from_pretrained(model)
-        model = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=resolve_dtype("auto"))
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            model, dtype=resolve_dtype("auto"), use_safetensors=True
+        )
     if peft_config is not None:
         model = get_peft_model(model, peft_config, adapter_name=adapter)
     if not isinstance(model, PeftModel) or adapter not in model.peft_config:

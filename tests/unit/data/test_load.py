@@ -163,7 +163,7 @@ class TestKinds:
 
 class TestNoUsableRows:
     def test_an_empty_source(self, jsonl):
-        with pytest.raises(DataError, match="0 usable rows of pairs in a: 0 rows read"):
+        with pytest.raises(DataError, match=r"0 usable rows of pairs in 'a' \(.*jsonl\): 0 rows read"):
             load_pairs(("a",), {"a": DataSpec(path=jsonl())}, 17)
 
     def test_nothing_left_after_dropping_says_why(self, jsonl):

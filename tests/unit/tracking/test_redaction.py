@@ -1,5 +1,6 @@
 from prefopt.recipe.schema import DPOSpec, LoraSpec, ModelSpec
-from prefopt.tracking.redaction import allowed_config, redact
+from prefopt.store.secrets import redact
+from prefopt.tracking.redaction import allowed_config
 
 ENVIRON = {
     "HF_TOKEN": "hf_abcdefghij",
