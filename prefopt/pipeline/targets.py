@@ -26,7 +26,9 @@ from prefopt.models.distill_policy import DistillPolicy
 from prefopt.models.generate import Sampled, SamplingOptions, beam_search
 from prefopt.models.soft_prompt import sample_from
 from prefopt.pipeline.base_model import OpenBase, data_of, data_policy
+from prefopt.pipeline.collect_costs import answered
 from prefopt.pipeline.context import Inputs, StageContext
+from prefopt.pipeline.costs import open_cost
 from prefopt.pipeline.scoring import open_scorer, scorer_identity
 from prefopt.recipe.schema import DistillSpec
 from prefopt.records import Prompt
@@ -136,7 +138,7 @@ class Answers:
             asked: Questions.
             ledger: Has what was sampled and judged before, and takes the rest.
             samples: Answers to each.
-            judged: Whether the reward is asked.
+            judged: Whether the reward is asked, and costs are measured.
 
         Raises:
             Interrupted: When the process was asked to stop; what was done is in the ledger.
@@ -158,9 +160,10 @@ class Answers:
         flat = [(number, sample) for number, each in enumerate(found) for sample in each]
         logps = self._logps(asked, flat, ledger)
         rewards = self._rewards(asked, flat, ledger) if judged else [None] * len(flat)
+        violated = self._violated(asked, flat) if judged else [()] * len(flat)
         return [
-            Answer(number, asked[number].prompt, sample.completion, sample.finished, sample.tokens, logp, reward)
-            for (number, sample), logp, reward in zip(flat, logps, rewards, strict=True)
+            Answer(number, asked[number].prompt, each.completion, each.finished, each.tokens, logp, reward, costs)
+            for (number, each), logp, reward, costs in zip(flat, logps, rewards, violated, strict=True)
         ]
 
     def options(self, target: str) -> SamplingOptions:
@@ -242,6 +245,16 @@ class Answers:
                 ledger.add_scores(scorer.name, fresh)
                 known |= {key: value for key, (value, _) in fresh.items()}
         return [known[key] for key in keys]
+
+    def _violated(self, asked: Sequence[Question], flat: Sequence[tuple[int, StoredSample]]) -> list[tuple[str, ...]]:
+        """Names of the costs that every answer violates, as an answer to the data's own prompt."""
+        costs = [open_cost(spec, self._inputs, self._context) for spec in self._spec.keep.costs]
+        samples = [answered(asked[number].prompt, each, self._base.tokenizer) for number, each in flat if costs]
+        measured = [(cost, cost.measure(samples)) for cost in costs]
+        return [
+            tuple(cost.label for cost, found in measured if found[place].value > cost.threshold)
+            for place in range(len(flat))
+        ]
 
 
 def target_row(

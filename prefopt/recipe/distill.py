@@ -9,7 +9,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from prefopt.recipe.base import Name, Names, Spec, list_as_tuple
+from prefopt.recipe.base import Name, Names, Spec, list_as_tuple, when_set
+from prefopt.recipe.options.loss_costs import KeptCosts
 from prefopt.recipe.scorers import Scorer
 from prefopt.recipe.training import AdapterSpec, TrainingSpec
 
@@ -58,6 +59,7 @@ class KeepSpec(Spec):
         0.02, ge=0, lt=1, description="share of the answers that is dropped for the lowest mean log-probability"
     )
     min_reward_quantile: float = Field(0.0, ge=0, lt=1, description="share that is dropped for the lowest reward")
+    costs: KeptCosts = when_set((), description="costs that no answer may violate, as in the penalties of ppo")
 
 
 class CollapseGuardsSpec(Spec):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from prefopt.tracking.cost_metrics import Better
 
-DISTILL: tuple[tuple[str, str, str, Literal["higher", "lower"] | None], ...] = (
+DISTILL: tuple[tuple[str, str, str, Better | None], ...] = (
     (
         "distill/kl",
         "How far the student is from its teacher along the targets, over the whole vocabulary or the top k; of the "

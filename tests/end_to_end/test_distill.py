@@ -52,7 +52,7 @@ stages:
     samples_per_prompt: 3
     best_per_prompt: 1
     reward: gold
-    keep: {ended: false}
+    keep: {ended: false, costs: [{cost: banned, patterns: [z], name: buzz}, {cost: missing_eos, threshold: 1}]}
     max_steps: 3
     max_new_tokens: 8
     guards: {every: 2, prompts: 4, action: warn}
@@ -126,6 +126,16 @@ def test_what_is_learned_is_written_down_and_learned_again(out: Path) -> None:
     assert metrics["distill/kept_reward"] > metrics["distill/reward"]
     assert metrics["distill/kept"] <= 1 / 3 and metrics["distill/replay_share"] >= 0.25
     assert manifest(out, "student").metrics["distill/context_tokens"] > 8
+
+
+def test_an_answer_that_violates_a_cost_is_not_learned(out: Path) -> None:
+    found = manifest(out, "best")
+    new = [json.loads(line) for line in ((folder(out, "best") or out) / "targets.jsonl").read_text().splitlines()]
+    before = len(((folder(out, "student") or out) / "targets.jsonl").read_text().splitlines())
+    assert not any("z" in row["completion"].lower() for row in new[:-before])
+    rate = found.metrics["violation_rate/buzz"]
+    assert 0 < rate < 1 and found.metrics["violation_rate/missing_eos"] == 0
+    assert found.details["left_out"]["violates buzz"] == pytest.approx(rate * 3 * found.metrics["distill/prompts"])
 
 
 def test_the_origin_of_the_first_round_is_the_origin(out: Path) -> None:

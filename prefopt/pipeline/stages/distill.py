@@ -236,6 +236,8 @@ def _learned(setting: _Setting, policy: DistillPolicy) -> _Learned:
         for answer in each
     )
     metrics = _of_answers(asked, said, chosen, rows, mixed)
+    for label in (cost.label for cost in spec.keep.costs if said):
+        metrics[f"violation_rate/{label}"] = sum(label in answer.violated for answer in said) / len(said)
     return _Learned(Rows(mixed, evaluation, details), lines, metrics, sampled, held_out)
 
 

@@ -61,6 +61,11 @@ def test_a_context_or_a_teacher_or_chosen_answers_are_something_to_learn(write):
         (f"{CONTEXT}, num_beams: 4", "num_beams", "target: argmax"),
         (f"{CONTEXT}, target: sample, top_k: 4", "top_k", "no distribution"),
         (f"{CONTEXT}, target: on_policy, reward: gold", "reward", "the student answers"),
+        (f"{CONTEXT}, target: on_policy, keep: {{min_tokens: 2}}", "keep", "nothing is chosen"),
+        (f"{CONTEXT}, keep: {{costs: [{{cost: ensemble_std}}]}}", "keep.costs", "where a reward is trained on"),
+        (f"{CONTEXT}, keep: {{costs: [{{cost: lenght, limit: 3}}]}}", "keep.costs[0]", "did you mean 'length'"),
+        (f"{CONTEXT}, keep: {{costs: [{{cost: plugin, function: no}}]}}", "keep.costs[0].function", "registers"),
+        (f"{CONTEXT}, keep: {{costs: [{{cost: banned, lexicon: no.txt}}]}}", "keep.costs[0].lexicon", "there is no"),
         (", teacher: student", "teacher", "names itself"),
         (", teacher: nobody", "teacher", "there is no stage 'nobody'"),
         (", teacher_context: [{do: prepend}]", "teacher_context[0]", "needs a 'text'"),
@@ -108,3 +113,14 @@ def test_a_bundled_recipe_reads_a_long_text_once():
     stages = load(path).recipe.stages
     (learned,), (taught,) = stages["obedient"].student_context, stages["student"].teacher_context
     assert learned == taught and len(taught.text.split()) > 80 and not stages["student"].student_context
+
+
+def test_costs_of_kept_answers_find_their_files_and_are_in_the_key(write, tmp_path):
+    (tmp_path / "banned.txt").write_text("word\n")
+    listed = "[{cost: banned, lexicon: banned.txt}, {cost: missing_eos}]"
+    loaded = load(write(recipe(f"{CONTEXT}, target: sample, keep: {{costs: {listed}}}")))
+    keep = loaded.recipe.stages["student"].keep
+    assert keep.costs[0].lexicon == str(tmp_path / "banned.txt") and loaded.warnings == ()
+    assert "costs" in spec_for_key(keep) and "costs" not in spec_for_key(type(keep)()), "older keys stay"
+    (warning,) = load(write(recipe(f"{CONTEXT}, keep: {{costs: {listed}}}"))).warnings
+    assert "learns the kept answers alone" in warning
