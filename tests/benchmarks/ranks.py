@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from tests.unit.trainers.ranks_script import difference, launch, logged_difference, logs, run, weights
+from tests.unit.trainers.ranks_read import difference, logged_difference, logs, weights
+from tests.unit.trainers.ranks_script import launch, run
 
 METHODS = {"sft": "sft", "reward": "reward", "dpo": "dpo", "ppo": "ppo", "shared_ppo": "ppo, `value: shared`",
            "pretrain": "pretrain"}  # fmt: skip
