@@ -41,8 +41,7 @@ def _answers(part: Part) -> Iterator[Fault]:
     if best is not None and best >= samples:
         yield Fault("best_per_prompt", f"{best} of {samples} answers are all of them", "raise 'samples_per_prompt'")
     if target == "on_policy":
-        useless = [key for key in ("reward", "keep") if part.written(key)] + ["samples_per_prompt"] * (samples > 1)
-        for key in useless[:1]:
+        for key in ["keep"] * part.written("keep") + ["samples_per_prompt"] * (samples > 1):
             yield Fault(key, "on policy the student answers, once in every step, and nothing is chosen", "leave it out")
 
 
@@ -64,4 +63,16 @@ def _filters(part: Part) -> Iterator[Fault]:
         yield Fault("keep.costs", message, "`target: sample` learns the kept answers alone", wrong=False)
 
 
-DISTILL_RULES: tuple[Callable[[Part], Iterator[Fault]], ...] = (_replay, _something_to_learn, _answers, _filters)
+def _vectors(part: Part) -> Iterator[Fault]:
+    """A soft prompt is no adapter."""
+    if part.written("soft_prompt") and part.written("lora"):
+        yield Fault("lora", "a soft prompt is trained, and no adapter", "leave out one of 'lora' and 'soft_prompt'")
+
+
+DISTILL_RULES: tuple[Callable[[Part], Iterator[Fault]], ...] = (
+    _replay,
+    _something_to_learn,
+    _answers,
+    _filters,
+    _vectors,
+)
