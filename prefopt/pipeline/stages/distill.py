@@ -6,10 +6,11 @@ import shutil
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
 from prefopt.errors import DataError
+from prefopt.evaluation.distilled import beside_teacher
 from prefopt.evaluation.text import distinct
 from prefopt.feedback.targets import Answer, kept
 from prefopt.models.distill_policy import DistillPolicy
@@ -46,6 +47,7 @@ from prefopt.trainers.distill import DistillTrainer
 from prefopt.trainers.distill_config import DistillConfig
 from prefopt.trainers.ranks import from_first
 
+_FINDINGS = "findings.json"
 _TIMED = 64  # held-out prompts that both answer greedily
 
 
@@ -119,10 +121,12 @@ def run(spec: DistillSpec, inputs: Inputs, context: StageContext) -> StageResult
         **_compared(setting, policy, learned.answers),
         "distill/guard": float(trained.guard.reason is not None),
     }
+    write_json(context.directory / _FINDINGS, {"tables": [asdict(beside_teacher(metrics))], "curves": {}})
+    guards = {"ended_by": trained.guard.reason, "origin": trained.guard.origin.to_json()}
     return StageResult(
         metrics=metrics,
-        outputs=[*weights, "tokenizer", TARGETS_FILE, GUARDS_FILE],
-        details={**learned.rows.details, "guards": {"ended_by": trained.guard.reason}},
+        outputs=[*weights, "tokenizer", TARGETS_FILE, GUARDS_FILE, _FINDINGS],
+        details={**learned.rows.details, "guards": guards},
         cost=distill_cost(trained, sampled=learned.sampled),
     )
 
