@@ -25,7 +25,7 @@ FOLLOWERS = (8, 5, 4, 3, 3, 2, 2, 1)
 """How often each of the words that may follow one does."""
 LONGEST = 12
 """Words of an answer at most; its end token comes after them."""
-STEPS, BATCH = 800, 64
+STEPS, BATCH = 600, 64
 
 
 @dataclass(frozen=True)
