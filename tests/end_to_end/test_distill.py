@@ -81,9 +81,8 @@ def written(into: Path, other: Path | None = None) -> Path:
 
 
 def manifest(out: Path, stage: str) -> manifests.Manifest:
-    directory = folder(out, stage)
-    assert directory is not None
-    return manifests.verify(directory, full=True)
+    current = out / "stages" / stage / "current"  # not what was started last, which may be of other options
+    return manifests.verify(current.with_name(current.read_text().strip()), full=True)
 
 
 def sampled(out: Path) -> int:
