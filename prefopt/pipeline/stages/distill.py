@@ -98,7 +98,10 @@ class _Learned:
 
 
 def run(spec: DistillSpec, inputs: Inputs, context: StageContext) -> StageResult:
-    """Let the teacher answer, and train on it; writes weights, `tokenizer/`, `targets.jsonl` and `guards.json`."""
+    """Let the teacher answer, and train on it.
+
+    Writes the adapter or the soft prompt, `tokenizer/`, `targets.jsonl`, `guards.json` and `findings.json`.
+    """
     setting = _read(spec, inputs, context)
     base = setting.base
     policy = open_student(spec, inputs, context, base)
