@@ -24,7 +24,9 @@ from prefopt.losses.token_statistics import TokenStatistics, token_statistics
 from prefopt.models.heads import ScoreHead, hang_reward, hidden_states
 from prefopt.models.lm_head import head_of
 from prefopt.models.modes import without_dropout
+from prefopt.models.pairs import without_padding
 from prefopt.models.roles import POLICY, reference_of, save_adapter, set_active, stack_of
+from prefopt.models.shared_prefix import shared_states
 from prefopt.models.wrapped import HoldsPeft
 
 VALUE = "value"
@@ -117,11 +119,10 @@ class ActorCritic(HoldsPeft):
             ask: What to say.
         """
         with self._computing(ask.role):
-            hidden = hidden_states(self.peft, input_ids, attention_mask)[:, prompt_length - 1 : -1]
-            if ask.role == "value":
-                return TokenOutputs(None, None, self._values(hidden))
             mask = attention_mask[:, prompt_length:].bool()
-            states = hidden[mask]
+            states = self._states(input_ids, attention_mask, prompt_length)
+            if ask.role == "value":
+                return TokenOutputs(None, None, _placed(self._values(states), mask))
             said = token_statistics(
                 states,
                 input_ids[:, prompt_length:][mask],
@@ -131,8 +132,17 @@ class ActorCritic(HoldsPeft):
             )
             found = _spread(said, mask)._replace(states=states)
             if ask.role == "policy" and self.shared:
-                found = found._replace(values=self._values(hidden.detach() if ask.value_alone else hidden))
+                values = self._values(states.detach() if ask.value_alone else states)
+                found = found._replace(values=_placed(values, mask))
             return found
+
+    def _states(self, input_ids: Tensor, attention_mask: Tensor, prompt_length: int) -> Tensor:
+        """The states that the completions' tokens are chosen from, [n, H], row by row."""
+        if self.shares_prompts:
+            tokens, layout = without_padding(input_ids, attention_mask, prompt_length)
+            return shared_states(self.peft, tokens, layout, layout.states)
+        hidden = hidden_states(self.peft, input_ids, attention_mask)[:, prompt_length - 1 : -1]
+        return hidden[attention_mask[:, prompt_length:].bool()]
 
     def _values(self, hidden: Tensor) -> Tensor:
         values: Tensor = self.value_head(hidden.float()).squeeze(-1)
@@ -157,12 +167,13 @@ class ActorCritic(HoldsPeft):
 
 def _spread(said: TokenStatistics, mask: Tensor) -> TokenOutputs:
     """Statistics [n] of tokens, each at its place in [B, L]."""
+    divergence = None if said.divergence is None else _placed(said.divergence, mask)
+    return TokenOutputs(_placed(said.logps, mask), _placed(said.entropy, mask), None, divergence)
 
-    def place(values: Tensor) -> Tensor:
-        return torch.zeros(mask.shape, dtype=values.dtype, device=mask.device).masked_scatter(mask, values)
 
-    divergence = None if said.divergence is None else place(said.divergence)
-    return TokenOutputs(place(said.logps), place(said.entropy), None, divergence)
+def _placed(values: Tensor, mask: Tensor) -> Tensor:
+    """Values [n] of tokens in [B, L], 0 on padding."""
+    return torch.zeros(mask.shape, dtype=values.dtype, device=mask.device).masked_scatter(mask, values)
 
 
 def _is_trained(name: str) -> bool:

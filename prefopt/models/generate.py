@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from peft import PeftModel
 from torch import Tensor
@@ -362,7 +363,8 @@ class _Stopped(StoppingCriteria):  # type: ignore[misc]
 
 def beginning(tokenizer: PreTrainedTokenizerBase, sampled: Sampled, count: int) -> str:
     """The text of a completion's first tokens, without what a stop string has cut from its end."""
-    return str(tokenizer.decode(sampled.ids[:count], skip_special_tokens=True))[: len(sampled.text)]
+    ids = np.asarray(sampled.ids[:count], dtype=np.int64)  # of a list, `decode` would look at the type of every token
+    return str(tokenizer.decode(ids, skip_special_tokens=True))[: len(sampled.text)]
 
 
 def _cut(

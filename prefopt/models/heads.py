@@ -24,9 +24,9 @@ from transformers import PreTrainedModel
 from prefopt.errors import IntegrityError
 from prefopt.models.batches import padded_pairs
 from prefopt.models.flatten import CONFIG_FILE, WEIGHTS_FILE
-from prefopt.models.pairs import PairLayout
+from prefopt.models.pairs import PairLayout, without_padding
 from prefopt.models.roles import REWARD, adapter_on, left_as_found, save_adapter, set_active
-from prefopt.models.shared_prefix import shared_states
+from prefopt.models.shared_prefix import shared_states, takes_layouts
 from prefopt.models.wrapped import HoldsPeft
 
 HEAD_KEY = "base_model.model.score.weight"
@@ -85,6 +85,14 @@ def last_token(hidden: Tensor, attention_mask: Tensor) -> Tensor:
     return hidden[torch.arange(len(hidden), device=hidden.device), last]
 
 
+def _last_states(model: PeftModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """The states of each row's last token, [B, H], without computing padding where the model can do without."""
+    if takes_layouts(model):
+        tokens, layout = without_padding(input_ids, attention_mask, input_ids.shape[1])
+        return shared_states(model, tokens, layout, layout.last[: len(input_ids)])
+    return last_token(hidden_states(model, input_ids, attention_mask), attention_mask)
+
+
 class RewardModel(HoldsPeft):
     """A base with an adapter and a head: scores of whole rows.
 
@@ -141,8 +149,7 @@ class RewardEnsemble(HoldsPeft):
         for adapter, head in zip(self.adapters, self.heads, strict=True):
             if list(self.peft.active_adapters) != [adapter]:
                 set_active(self.peft, [adapter])
-            hidden = hidden_states(self.peft, input_ids, attention_mask)
-            scores.append(head(last_token(hidden, attention_mask).float()))
+            scores.append(head(_last_states(self.peft, input_ids, attention_mask).float()))
         return torch.cat(scores, dim=1)
 
 

@@ -1,7 +1,8 @@
 """Preference pairs that share their prompt: one row of tokens, `prompt | chosen | rejected` pair after pair.
 
 A completion sees its own prompt and itself, and nothing else: positions start again after the prompt, and attention is
-computed block by block. So a prompt is computed once instead of twice, and nothing is padded.
+computed block by block. So a prompt is computed once instead of twice, and nothing is padded. Rows with one completion
+are pairs whose rejected one has no tokens.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ class PairLayout:
         targets: [n], where those tokens are.
         completion: [n], the completion each belongs to: pair i has i and B + i.
         offset: [n], the number of the token in its completion, from 0.
-        last: [2B], the last token of each completion.
+        last: [2B], the last token of each completion, or the one before it where it has no tokens.
         wanted: Positions whose last states are asked for, each once; None for all.
     """
 
@@ -79,7 +80,7 @@ class PairLayout:
                 skipped = 0 if prompt else 1
                 target = torch.arange(first + skipped, first + size)
                 state = target - 1
-                if prompt:
+                if prompt and size:
                     state[0] = start + prompt - 1
                 states.append(state)
                 targets.append(target)
@@ -169,3 +170,19 @@ class PairLayout:
 def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
     mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
     return mask.masked_fill_(~visible, -torch.inf)[None, None]
+
+
+def without_padding(input_ids: Tensor, attention_mask: Tensor, prompt_length: int) -> tuple[Tensor, PairLayout]:
+    """Padded rows as one row of tokens, each with one completion.
+
+    Args:
+        input_ids: [B, P + L].
+        attention_mask: [B, P + L], 0 on padding.
+        prompt_length: P.
+
+    Returns:
+        [1, N], and where everything is: `states` and `targets` are in the order of the rows.
+    """
+    parts = [attention_mask[:, :prompt_length].sum(1), attention_mask[:, prompt_length:].sum(1)]
+    lengths = torch.stack([*parts, torch.zeros_like(parts[0])], 1)
+    return input_ids[attention_mask.bool()].unsqueeze(0), PairLayout(lengths, input_ids.device)

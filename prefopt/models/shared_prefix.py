@@ -91,6 +91,8 @@ def _by_parts(
         mask = None if window is None else layout.part_mask(prompt, 0, window, query.dtype)
         yield attend(query, key, value, mask)
     for queries, keys, values in completions:
+        if not queries.shape[2]:
+            continue
         mask = layout.part_mask(queries.shape[2], prompt, window, query.dtype)
         yield attend(queries, torch.cat([key, keys], 2), torch.cat([value, values], 2), mask)
 
@@ -160,6 +162,11 @@ def _picking(base: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         del block.forward, vars(attention)[_PICKING]
+
+
+def takes_layouts(model: PeftModel | PreTrainedModel) -> bool:
+    """Whether a model is inside `sharing_prompts`."""
+    return bool(model.config.get_text_config()._attn_implementation == NAME)
 
 
 @contextmanager

@@ -15,8 +15,9 @@ class HoldsPeft(nn.Module):
         peft: The base with its adapters.
 
     Attributes:
-        shares_prompts: Whether the pairs of a batch share their prompts, where it is made of pairs; set inside
-            `prefopt.models.shared_prefix.sharing_prompts` alone. Otherwise every completion is a padded row.
+        shares_prompts: Whether a batch is computed as one row of tokens without padding, and where it is made of pairs
+            each prompt once; set inside `prefopt.models.shared_prefix.sharing_prompts` alone. Otherwise every
+            completion is a padded row.
     """
 
     shares_prompts = False

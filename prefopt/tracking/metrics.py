@@ -153,12 +153,14 @@ _PPO: tuple[tuple[str, str, str, Better | None], ...] = (
         "s",
         "lower",
     ),
+    ("ppo/sampling_seconds", "Wall time of sampling, as part of a rollout.", "s", "lower"),
+    ("ppo/scoring_seconds", "Wall time of asking the reward, as part of a rollout.", "s", "lower"),
     ("ppo/update_seconds", "Wall time of one forward and backward pass of the update.", "s", "lower"),
 )
 
 _GROUP = frozenset(
     "score score_finished score_truncated disagreement kl entropy length eos_rate repetition episodes "
-    "rollout_seconds".split()
+    "rollout_seconds sampling_seconds scoring_seconds".split()
 )
 """Names that mean the same for all that learn from groups of completions as for ppo."""
 

@@ -25,6 +25,10 @@ from prefopt.rewards.costs.sample import Sample
 from prefopt.rewards.penalties import Penalty
 from prefopt.rewards.shaper import ShapedReward, Shaper, lazy_offsets
 from prefopt.trainers.ranks import shared_out
+from prefopt.trainers.stopwatch import Stopwatch
+
+TIMED = SAMPLING, SCORING = "sampling_seconds", "scoring_seconds"
+"""What the stopwatch knows, as metrics name it after the method."""
 
 RewardFunction = Callable[[Sequence[Prompt], Sequence[str]], Sequence[float | Score]]
 
@@ -67,7 +71,7 @@ class Scores:
 
 
 class Answerer:
-    """Samples from a policy, and has the samples scored.
+    """Samples from a policy, and has the samples scored; `stopwatch` knows how long that took.
 
     Args:
         peft: The policy.
@@ -93,6 +97,7 @@ class Answerer:
         self._args = args
         self._accelerator = accelerator
         self._reward = reward
+        self.stopwatch = Stopwatch(*TIMED)
         self._watched = {each.label: TokenWatch(each.watched, tokenizer) for each in penalties if each.watched}
 
     def activate(self) -> None:
@@ -108,7 +113,8 @@ class Answerer:
         def answer(indices: Sequence[int]) -> list[tuple[Sampled, Score]]:
             mine = [rows[index] for index in indices]
             samples = self._sample(mine, uniforms[list(indices)])
-            return list(zip(samples, score_texts(self._reward, mine, samples), strict=True))
+            with self.stopwatch.timing(SCORING):
+                return list(zip(samples, score_texts(self._reward, mine, samples), strict=True))
 
         samples, scores = zip(*shared_out(len(rows), answer), strict=True)
         numbers = torch.tensor([(score.value, score.std) for score in scores], dtype=torch.float64).float()
@@ -132,6 +138,7 @@ class Answerer:
         """Let the shaper see completions of the reference, which the policy still equals: they say what is usual."""
         samples, scores = self.answers(rows, seed)
         shaper.see(scores.values, scores.stds, self._measurable(rows, samples), shared_out)
+        self.stopwatch.take()  # no part of a rollout
 
     def _measurable(self, rows: Sequence[Mapping[str, Any]], samples: Sequence[Sampled]) -> list[Sample]:
         """Completions as costs see them."""
@@ -164,7 +171,7 @@ class Answerer:
         )
         self.activate()
         prompts = [row["prompt_ids"] for row in rows]
-        with self._accelerator.autocast():
+        with self._accelerator.autocast(), self.stopwatch.timing(SAMPLING):
             return sample(self._peft, self._tokenizer, prompts, options, uniforms=uniforms)
 
 

@@ -18,7 +18,7 @@ from prefopt.models.actor_critic import ActorCritic, Ask
 from prefopt.models.generate import Sampled, beginning
 from prefopt.models.modes import evaluating
 from prefopt.rewards.penalties import Penalty
-from prefopt.trainers.answers import Answerer, RewardFunction, scores_of
+from prefopt.trainers.answers import SCORING, Answerer, RewardFunction, scores_of
 from prefopt.trainers.ppo_config import PPOConfig
 from prefopt.trainers.ranks import shared_out
 from prefopt.trainers.rollouts import Rollouts
@@ -96,7 +96,8 @@ class Explorer(Answerer):
             places = [range(0, len(samples[index].ids), step) for index in indices]
             asked = [(index, place) for index, each in zip(indices, places, strict=True) for place in each]
             texts = [beginning(self._tokenizer, samples[index], place) for index, place in asked]
-            scores = iter(scores_of(self._reward, [rows[index]["prompt"] for index, _ in asked], texts))
+            with self.stopwatch.timing(SCORING):
+                scores = iter(scores_of(self._reward, [rows[index]["prompt"] for index, _ in asked], texts))
             return [[value for _ in each for value in [next(scores).value] * step] for each in places]
 
         known = shared_out(len(rows), score)

@@ -150,7 +150,9 @@ class GroupTrainer(AdoptedTrainer):
         for name, value in (self._seen(samples, scores, nats) | self._shaped.metrics()).items():
             self._averages["train"].add(name, value)
         self.shaper.update(self._shaped)
-        self._averages["train"].add(f"{self.method}/rollout_seconds", time.perf_counter() - start)
+        taken = self.answerer.stopwatch.take() | {"rollout_seconds": time.perf_counter() - start}
+        for name, seconds in taken.items():
+            self._averages["train"].add(f"{self.method}/{name}", seconds)
         return batch
 
     def _prompts_of(self, number: int, size: int, seed: int) -> list[Mapping[str, Any]]:

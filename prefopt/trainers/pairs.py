@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,11 +16,9 @@ from torch.utils.data import Sampler, SequentialSampler
 from prefopt.data.token_rows import lengths_of
 from prefopt.errors import DataError
 from prefopt.models.batches import FILLER, some_pairs
-from prefopt.models.fused_lora import fused_lora
-from prefopt.models.modes import evaluating
-from prefopt.models.shared_prefix import sharing_prompts, why_not_shared
 from prefopt.models.wrapped import HoldsPeft
 from prefopt.trainers.checkpoints import CheckpointedTrainer
+from prefopt.trainers.fast_passes import FastPasses
 from prefopt.trainers.rows import TOKENISED
 
 Row = Mapping[str, Any]
@@ -29,16 +26,10 @@ TOKENS_PER_PASS = 2**12
 """Most tokens of a pass over several pairs on a CPU; a batch with more is cut, and the step stays the same."""
 _MORE_ON_A_DEVICE = 4  # a CPU computes 4,000 tokens as fast as more, which would only take memory
 PROVED_PAIRS = 2  # that what must hold of all pairs is proved on, before the first step
-_LOGGER = logging.getLogger(__name__)
 
 
 class PairTrainer(CheckpointedTrainer):
-    """A trainer whose rows are pairs with weights and soft labels; a subclass gives `pair_losses` and `said_of`.
-
-    Attributes:
-        shared_gap: How far pairs that share their prompts were from padded rows on the first rows, relative to the
-            larger of 1 and what is said of them; None where prompts are not shared.
-    """
+    """A trainer whose rows are pairs with weights and soft labels; a subclass gives `pair_losses` and `said_of`."""
 
     model: HoldsPeft
     train_dataset: Sequence[Row]
@@ -51,10 +42,13 @@ class PairTrainer(CheckpointedTrainer):
             # Older versions read these instead of `loss_is_scaled_for_ga`.
             self.model_accepts_loss_kwargs = False
             self.compute_loss_func = self.pair_losses
-        self._why_not_shared: str | None = None
-        self._proved = False
-        self.shared_gap: float | None = None
+        self._passes = FastPasses(self.model, self.accelerator, "pairs are padded rows, each prompt computed twice")
         self._sums: dict[str, dict[str, Tensor]] = {"train": defaultdict(_zeros), "eval": defaultdict(_zeros)}
+
+    @property
+    def shared_gap(self) -> float | None:
+        """See `FastPasses.gap`."""
+        return self._passes.gap
 
     # -- the passes ----------------------------------------------------------------------------------------------------
 
@@ -65,38 +59,11 @@ class PairTrainer(CheckpointedTrainer):
         Args:
             rows: To be trained or evaluated on.
         """
-        model = self.model
-        if self._why_not_shared is None and (reason := why_not_shared(model.peft)):
-            self._why_not_shared = reason
-            _LOGGER.warning("pairs are padded rows, each prompt computed twice: of this model %s", reason)
-        if self._why_not_shared or model.shares_prompts:
-            with fused_lora(model):
-                yield
-            return
-        with sharing_prompts(model.peft), fused_lora(model):
-            if not self._proved:
-                self._prove(rows[:PROVED_PAIRS])
-            model.shares_prompts = self._why_not_shared is None
-            try:
-                yield
-            finally:
-                model.shares_prompts = False
+        with self._passes.allowed(lambda: self._said_of_first(rows)):
+            yield
 
-    def _prove(self, rows: Sequence[Row]) -> None:
-        """Pairs that share their prompts must give what padded rows give; otherwise they are padded."""
-        batch = self._prepare_inputs(self.data_collator(rows))
-        found = []
-        for self.model.shares_prompts in (False, True):
-            with torch.no_grad(), evaluating(self.model), self.accelerator.autocast():
-                found.append(self.said_of(batch).double())
-        padded, shared = found
-        self.model.shares_prompts = False
-        gap = float(((shared - padded).abs() / padded.abs().clamp(min=1.0)).max())
-        exact = next(self.model.peft.parameters()).dtype is torch.float32 and not self.args.bf16 and not self.args.fp16
-        self._proved, self.shared_gap = True, gap
-        if gap > (1e-4 if exact else 5e-2):
-            self._why_not_shared = f"shared and padded rows differ by {gap:.1e}"
-            _LOGGER.warning("pairs are padded rows, each prompt computed twice: %s", self._why_not_shared)
+    def _said_of_first(self, rows: Sequence[Row]) -> Tensor:
+        return self.said_of(self._prepare_inputs(self.data_collator(rows[:PROVED_PAIRS])))
 
     def said_of(self, batch: dict[str, Tensor]) -> Tensor:
         """What the model says of the completions of a batch: [2B], or one row for each of them."""

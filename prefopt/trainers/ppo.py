@@ -33,6 +33,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from prefopt.errors import InputError
 from prefopt.losses import ppo
 from prefopt.models.actor_critic import HEAD, ActorCritic, Ask, actor_critic, fold_normaliser, save_value_head
+from prefopt.models.generate import Sampled
 from prefopt.models.roles import POLICY
 from prefopt.rewards.controllers import KLController
 from prefopt.rewards.penalties import Penalty
@@ -44,6 +45,7 @@ from prefopt.trainers.averages import Averages
 from prefopt.trainers.checkpoints import CheckpointedTrainer
 from prefopt.trainers.demonstrations import Demonstrations, nll_tokens
 from prefopt.trainers.explorer import Explorer
+from prefopt.trainers.fast_passes import FastPasses
 from prefopt.trainers.opening import open_adapted, pad_token_of
 from prefopt.trainers.ppo_config import PPOConfig
 from prefopt.trainers.ppo_metrics import Rollout
@@ -53,6 +55,7 @@ from prefopt.trainers.rows import tokenised_prompts
 from prefopt.trainers.watch import Judge, Watch
 
 STATE_FILE = "ppo_state.json"
+PROVED, PROVED_TOKENS = 2, 16  # rows, and tokens of their made-up answers, that passes without padding are proved on
 
 
 class PPOTrainer(CheckpointedTrainer):
@@ -116,6 +119,7 @@ class PPOTrainer(CheckpointedTrainer):
         self.explorer = Explorer(self.model, tokenizer, args, self.accelerator, reward, penalties=penalties)
         self.kl = KLController(args.kl_coefficient, args.kl_target, args.kl_horizon, args.kl_bounds)
         self.watch = Watch(args, self.explorer, judge, self.prompts, tokenizer)
+        self._fast_passes = FastPasses(self.model, self.accelerator, "episodes are padded rows")
         self._demonstrations = Demonstrations(demonstrations, args.mini_batch_size, args.seed, pad_token_of(tokenizer))
         self._passes: Iterator[MicroBatch] = iter(())
         self._averages = Averages()
@@ -270,7 +274,9 @@ class PPOTrainer(CheckpointedTrainer):
             self.kl.update(float(rollout.kl.sum(1).mean()), len(rollout.rows))
         self._rollouts, self._kl_price = rollout.episodes, rollout.coefficient
         self.state.num_input_tokens_seen += int(self._rollouts.attention_mask.sum())
-        self._averages.add("ppo/rollout_seconds", time.perf_counter() - start)
+        taken = self.explorer.stopwatch.take() | {"rollout_seconds": time.perf_counter() - start}
+        for name, seconds in taken.items():
+            self._averages.add(f"ppo/{name}", seconds)
         self._passes = micro_batches(
             self._rollouts,
             self.args.num_ppo_epochs,
@@ -292,10 +298,19 @@ class PPOTrainer(CheckpointedTrainer):
         checkpoint = self.checkpoint_of(resume_from_checkpoint)
         if checkpoint is None and self.args.samples_of_reference(self.args.rollout_batch_size):
             self._normalise_by_reference()
-        output = super().train(resume_from_checkpoint=checkpoint, **kwargs)
+        with self._fast_passes.allowed(self._said_of_first):
+            output = super().train(resume_from_checkpoint=checkpoint, **kwargs)
         if not self._between_rollouts.asked_to_stop:
             self.watch.put_back(self.model)
         return output
+
+    def _said_of_first(self) -> Tensor:
+        """Log-probabilities of made-up answers to the first prompts."""
+        prompts = [row["prompt_ids"] for row in self.prompts[:PROVED]]
+        samples = [Sampled(tuple(ids[::-1][:PROVED_TOKENS]), "", True) for ids in prompts]
+        batch = episodes(prompts, samples, pad_token_of(self.processing_class)).to(self.args.device)
+        logps: Tensor = self.model(batch.input_ids, batch.attention_mask, batch.prompt_length, Ask("policy")).logps
+        return logps[batch.mask.bool()]
 
     def row_lengths(self) -> Sequence[int]:
         """None: the slots hold nothing, a rollout is sampled where it is used."""

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from tests.unit.trainers.ranks_read import difference, logged_difference, logs, weights
-from tests.unit.trainers.ranks_script import launch, run
+from tests.unit.trainers.on_ranks import difference, launch, logged_difference, logs, weights
+from tests.unit.trainers.ranks_script import run
 
 METHODS = {"sft": "sft", "reward": "reward", "dpo": "dpo", "ppo": "ppo", "shared_ppo": "ppo, `value: shared`",
            "pretrain": "pretrain"}  # fmt: skip

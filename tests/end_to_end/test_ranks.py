@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from prefopt.store import manifest as manifests
 from tests.end_to_end.small import alive, environment, wait_until
 from tests.tiny import tiny_llama, tiny_tokenizer
-from tests.unit.trainers.ranks_read import difference
+from tests.unit.trainers.on_ranks import difference
 
 pytestmark = pytest.mark.slow
 

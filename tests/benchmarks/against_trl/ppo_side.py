@@ -139,9 +139,8 @@ def main() -> None:
         return
     rollouts = [row for row in trainer.state.log_history if "ppo/rollout_seconds" in row][1:]
     told |= {"seconds": taken, "episodes_per_second": a.episodes / taken}
-    for name in ("sampling", "reward", "rollout"):
-        if f"ppo/{name}_seconds" in rollouts[0]:
-            told[f"{name}_share"] = sum(row[f"ppo/{name}_seconds"] for row in rollouts) / taken
+    for name in ("sampling", "scoring", "rollout"):
+        told[f"{name}_share"] = sum(row[f"ppo/{name}_seconds"] for row in rollouts) / taken
     print(json.dumps({**told, **memory.report()}))
 
 

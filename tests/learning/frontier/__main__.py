@@ -1,141 +1,22 @@
-"""Train and measure what the frontier of reward against KL shows.
+"""Train and measure what the frontier of reward against KL shows, and write it into docs/benchmarks.md.
 
 usage: python -m tests.learning.frontier [--folder bench/frontier] [--workers 2] [--budget N …] [--method NAME …]
-       [--dry-run]
+       [--dry-run | --no-page]
 
 Every run is a few processes of one thread each; what is finished is in FOLDER/results.jsonl and is not trained again.
-The peers' side is in the folder that PREFOPT_BENCH names.
+The page says what all finished runs show, and leaves out what none has finished. The peers' side is in the folder that
+PREFOPT_BENCH names.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import shutil
-import subprocess
 import sys
-import threading
-import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
-from tests.benchmarks.against_trl.peers import ROOT, peers_folder
-from tests.learning.frontier import plan, world
-from tests.learning.frontier.plan import Run
-from tests.learning.frontier.score import KLS, Point, chosen
-
-Row = dict[str, Any]
-QUIET = {
-    "HF_HUB_OFFLINE": "1",
-    "WANDB_MODE": "offline",
-    "TOKENIZERS_PARALLELISM": "false",
-    "OMP_NUM_THREADS": "1",
-    "PREFOPT_THREADS": "1",
-    "CUDA_VISIBLE_DEVICES": "",
-    "PYTHONPATH": str(ROOT),
-}
-
-
-class Results:
-    """The file of results, and what is missing in it.
-
-    Args:
-        folder: Where it is; runs leave their adapters beside it only until they are measured.
-        workers: Runs at a time.
-    """
-
-    def __init__(self, folder: Path, workers: int) -> None:
-        self._folder, self._workers = folder, workers
-        self._prompts = folder / "prompts"
-        self._file = folder / "results.jsonl"
-        self._lock = threading.Lock()
-        lines = self._file.read_text("utf-8").splitlines() if self._file.exists() else []
-        self.rows: dict[str, Row] = {row["key"]: row for row in map(json.loads, lines)}
-
-    def path(self, run: Run) -> list[Point]:
-        """From the base through the policies that a run kept."""
-        points = [Point(row["kl"], row["reward"]) for row in self.rows[run.key]["measured"]]
-        return [Point(0.0, self.rows["base"]["measured"][0]["reward"]), *points]
-
-    def complete(self, runs: Sequence[Run]) -> None:
-        """Train and measure what is missing of some runs.
-
-        Raises:
-            RuntimeError: When a process fails, once those that run beside it are done.
-        """
-        world.write_prompts(self._prompts)
-        if "base" not in self.rows:
-            self._add({"key": "base", "measured": self._measured([])})
-        missing = [run for run in runs if run.key not in self.rows]
-        with ThreadPoolExecutor(self._workers) as pool:
-            list(pool.map(self._one, missing))
-
-    def _one(self, run: Run) -> None:
-        folder, start = self._folder / "runs" / run.key.replace("/", "_").replace(" ", "-"), time.perf_counter()
-        for process in plan.processes(run, folder, self._prompts):
-            self._run(list(process.words), dict(process.environment), folder)
-        seconds = time.perf_counter() - start
-        measured = self._measured(plan.adapters(run, folder))
-        self._add({"key": run.key, "commit": commit(), "seconds": round(seconds, 1), "measured": measured})
-        shutil.rmtree(folder)
-        end = measured[-1]
-        print(f"{run.key}: reward {end['reward']:.2f} at KL {end['kl']:.2f} ({seconds:.0f} s)", flush=True)
-
-    def _measured(self, adapters: Sequence[Path]) -> list[Row]:
-        words = ["-m", f"{plan.HERE}.measure", str(self._prompts), *map(str, adapters)]
-        said = self._run(words, {}, None)
-        rows = [json.loads(line) for line in said.splitlines() if line.startswith('{"adapter"')]
-        return [{name: value for name, value in row.items() if name != "adapter"} for row in rows]
-
-    def _run(self, words: list[str], environment: dict[str, str], folder: Path | None) -> str:
-        variables = {**os.environ, **QUIET, "PREFOPT_BENCH": str(peers_folder()), **environment}
-        done = subprocess.run(
-            [sys.executable, *words], capture_output=True, text=True, check=False, cwd=ROOT, env=variables
-        )
-        if done.returncode:
-            raise RuntimeError(f"{words} ended with {done.returncode} in {folder}:\n{done.stderr[-3000:]}")
-        return done.stdout
-
-    def _add(self, row: Row) -> None:
-        with self._lock:
-            self.rows[row["key"]] = row
-            with self._file.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-
-
-def commit() -> str:
-    """Of the project, as far as it is known."""
-    words = ["git", "rev-parse", "--short", "HEAD"]
-    return subprocess.run(words, capture_output=True, text=True, check=False, cwd=ROOT).stdout.strip()
-
-
-def tried(budgets: Sequence[int], methods: Sequence[str]) -> list[Run]:
-    """All settings, on the seed that they are chosen on."""
-    return [
-        Run(method, budget, setting, plan.CHOSEN_ON)
-        for budget in budgets
-        for method in methods
-        for setting in plan.METHODS[method]
-    ]
-
-
-def best(results: Results, method: str, budget: int) -> dict[float, str | None]:
-    """The setting of a method for each KL."""
-    runs = {name: results.path(Run(method, budget, name, plan.CHOSEN_ON)) for name in plan.METHODS[method]}
-    return {kl: chosen(runs, kl) for kl in KLS}
-
-
-def reported(results: Results, budgets: Sequence[int], methods: Sequence[str]) -> list[Run]:
-    """The chosen settings, on the other seeds."""
-    found = []
-    for budget in budgets:
-        for method in methods:
-            settings = dict.fromkeys(name for name in best(results, method, budget).values() if name is not None)
-            found += [Run(method, budget, name, seed) for seed in plan.REPORTED for name in settings]
-    return found
+from tests.benchmarks.against_trl.peers import ROOT
+from tests.learning.frontier import page, plan
+from tests.learning.frontier.runs import Results, reported, tried
 
 
 def main() -> int:
@@ -144,7 +25,9 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--budget", type=int, nargs="+", default=list(plan.BUDGETS), choices=plan.BUDGETS)
     parser.add_argument("--method", nargs="+", default=list(plan.METHODS), choices=list(plan.METHODS))
-    parser.add_argument("--dry-run", action="store_true", help="print what is missing of the first seed")
+    told = parser.add_mutually_exclusive_group()
+    told.add_argument("--dry-run", action="store_true", help="print what is missing of the first seed")
+    told.add_argument("--no-page", action="store_true", help="leave docs/benchmarks.md as it is")
     a = parser.parse_args()
     results = Results(a.folder.absolute(), a.workers)
     first = tried(a.budget, a.method)
@@ -153,6 +36,9 @@ def main() -> int:
         return 0
     results.complete(first)
     results.complete(reported(results, a.budget, a.method))
+    results.estimate_limit()
+    if not a.no_page:
+        page.write(results, ROOT / "docs")
     return 0
 
 

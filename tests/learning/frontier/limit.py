@@ -1,12 +1,13 @@
 """The limit of the frontier: the base tilted by the reward, p(y) ∝ base(y) exp(tilt · reward(y)) for every prompt.
 
-usage: python -m tests.learning.frontier.limit PROMPTS [ADAPTER …] [--samples 1000] [--prompts 512]
+usage: python -m tests.learning.frontier.limit PROMPTS [ADAPTER …] [--samples 256] [--prompts 512]
 
 No policy has more reward at its KL (arXiv 2402.00742, section 2; Csiszár 1975). Reward, normaliser and KL of the tilted
 model are estimated from completions of the base and of the policies given, a mixture that covers high rewards better
 than the base alone, weighted by base / mixture (Veach and Guibas 1995, balance heuristic). Prints a JSON line for each
-tilt: `tilt`, `reward`, `kl`, their standard errors over prompts, and `effective_samples` of a prompt; where these are
-few, the estimate is too low.
+tilt: `tilt`, `reward`, `kl`, their standard errors over prompts, and `effective_samples` of a prompt, on average and
+`least`; where these are few, the estimate is too low. Then one for the best of n of the base's completions: `n`,
+`reward`, `kl`.
 """
 
 from __future__ import annotations
@@ -22,9 +23,11 @@ from torch import Tensor
 from prefopt.evaluation.policy import PolicyBench
 from prefopt.models.generate import SamplingOptions, sample
 from prefopt.models.roles import adapter_active, load_frozen
+from prefopt.stats.curves import best_of_n_kl, best_of_n_mean
 from tests.learning.frontier import world
 
 TILTS = [round(0.05 * number, 2) for number in range(31)]
+BEST_OF = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 BATCH = 1000
 
 
@@ -71,7 +74,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", metavar="PROMPTS", type=Path)
     parser.add_argument("adapters", type=Path, nargs="*")
-    parser.add_argument("--samples", type=int, default=1000, help="of a prompt and a policy; 1000")
+    parser.add_argument("--samples", type=int, default=256, help="of a prompt and a policy; 256")
     parser.add_argument("--prompts", type=int, default=world.HELD_OUT)
     a = parser.parse_args()
     model, tokenizer = world.load()
@@ -84,9 +87,17 @@ def main() -> None:
     rewards, log_weights = (torch.stack(column) for column in zip(*rows, strict=True))
     for tilt in TILTS:
         reward, kl, effective = tilted(rewards, log_weights, tilt)
-        told = {"tilt": tilt, "reward": float(reward.mean()), "kl": float(kl.mean())}
-        told |= {f"{n}_se": float(x.std()) / len(x) ** 0.5 for n, x in (("reward", reward), ("kl", kl))}
+        told = {"tilt": tilt} | over_prompts("reward", reward) | over_prompts("kl", kl)
         print(json.dumps(told | {"effective_samples": float(effective.mean()), "least": float(effective.min())}))
+    of_base = rewards[:, : a.samples].tolist()
+    for n in (n for n in BEST_OF if n <= a.samples // 2):
+        best = torch.tensor([best_of_n_mean(values, values, n) for values in of_base], dtype=torch.float64)
+        print(json.dumps({"n": n, "kl": best_of_n_kl(n)} | over_prompts("reward", best)))
+
+
+def over_prompts(name: str, values: Tensor) -> dict[str, float]:
+    """Mean and its standard error."""
+    return {name: float(values.mean()), f"{name}_se": float(values.std()) / len(values) ** 0.5}
 
 
 if __name__ == "__main__":

@@ -74,6 +74,8 @@ METHODS: Mapping[str, Mapping[str, Words]] = {
     "iterative dpo": _DPO,
 }
 """Settings of every method by name: keys of the recipe's stage, or words of `trl_side`."""
+PROPOSALS = Run("ppo", BUDGETS[0], "beta 0.35, lr 2e-3", CHOSEN_ON)
+"""Goes far from the base: its completions cover rewards that the base rarely has."""
 
 
 def processes(run: Run, folder: Path, prompts: Path) -> list[Process]:

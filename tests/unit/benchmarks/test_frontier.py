@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from pathlib import Path
 
@@ -10,10 +11,12 @@ import pytest
 import torch
 
 from prefopt.recipe.load import load
-from tests.learning.frontier import plan
+from tests.learning.frontier import page, plan
 from tests.learning.frontier.limit import tilted
 from tests.learning.frontier.plan import Run
+from tests.learning.frontier.runs import Results, reported, tried
 from tests.learning.frontier.score import Point, chosen, reward_at, share, t_interval
+from tests.learning.frontier.summary import Cell, cell, difference, verdict
 from tests.tiny import tiny_llama, tiny_tokenizer
 
 PATH = [Point(0.0, 1.0), Point(1.0, 3.0), Point(4.0, 5.0), Point(1.0, 4.0)]
@@ -100,3 +103,57 @@ def test_every_method_has_as_many_settings_and_samples_no_more_than_its_budget(
                     if stage.kind in ("ppo", "collect")
                 )
             assert 0.95 * budget <= sampled <= budget, run.key
+
+
+def test_a_kl_counts_as_reached_when_all_seeds_reached_it() -> None:
+    limit = [Point(0.0, 1.0), Point(4.0, 9.0)]
+    near, far = PATH[:2], PATH[:3]
+    assert cell("a", [far, far], limit, 1.0).share == t_interval([0.5, 0.5])
+    partly = cell("a", [far, near], limit, 4.0)
+    assert partly.reward is None and partly.reached == 1 and partly.rewards == [5.0, None]
+    assert cell(None, [], limit, 4.0).reached == 0
+
+
+def test_methods_are_compared_seed_by_seed() -> None:
+    ours, other = (Cell("a", rewards, None, None) for rewards in ([3.0, 5.0, 7.0, None], [2.0, 4.1, 5.9, 0.0]))
+    found = difference(ours, other)
+    assert found is not None and found.estimate == pytest.approx(1.0) and verdict(found) == "above"
+    assert verdict(difference(other, ours)) == "below"
+    assert verdict(difference(ours, Cell("a", [3.5, 4.0, 7.5, 1.0], None, None))) == "no difference"
+    assert difference(ours, Cell("a", [1.0, None, None, 1.0], None, None)) is None and verdict(None) == "–"
+
+
+def test_the_page_says_what_the_finished_runs_show(tmp_path: Path) -> None:
+    def row(reward: float, kl: float) -> dict[str, float]:
+        return {"reward": reward, "kl": kl, "reward_se": 0.1, "kl_se": 0.0, "effective_samples": 50.0}
+
+    limit = [row(1.0, 0.0), row(9.0, 4.0), row(13.0, 9.0)]
+    best = [{"n": n, "reward": reward, "kl": kl} for n, reward, kl in ((1, 1.0, 0.0), (8, 6.0, 2.0), (32, 7.0, 2.5))]
+    lines = [{"key": "base", "measured": [row(1.0, 0.0)]}, {"key": "limit", "measured": limit, "best_of_n": best}]
+    # RLOO stays behind, and GRPO is not finished.
+    for method, gain in (("ppo", 5.0), ("rloo", 3.0)):
+        for setting, seed in itertools.product(plan.METHODS[method], (plan.CHOSEN_ON, *plan.REPORTED)):
+            path = [row(1 + gain + seed / 100, 2.0), row(1 + 1.2 * gain, 4.0 if method == "rloo" else 8.0)]
+            lines.append({"key": Run(method, 3_200, setting, seed).key, "measured": path})
+    docs = tmp_path / "docs"
+    (docs / "images").mkdir(parents=True)
+    (docs / "benchmarks.md").write_text("# B\n<!-- measured: make learn -->\n<!-- /measured -->\n", encoding="utf-8")
+    (tmp_path / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    results = Results(tmp_path, 1)
+    assert all(run.key in results.rows for run in reported(results, [3_200], ["ppo", "rloo"]))
+    assert not any(run.key in results.rows for run in tried([3_200], ["grpo"]))
+    page.write(results, docs)
+    told = (docs / "benchmarks.md").read_text(encoding="utf-8")
+    of_ppo, of_rloo, of_best = (
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for name in ("PPO", "RLOO", "best of n")
+        for line in told.splitlines()
+        if line.startswith(f"| {name}")
+    )
+    share_at_2 = 5.03 / (8 * math.sqrt(0.5))
+    assert of_ppo[1].startswith("6.03 (") and of_ppo[2].startswith(f"{share_at_2:.0%}") and of_ppo[3] == "–"
+    assert of_rloo[3].startswith("+2.00") and of_rloo[3].endswith("above")
+    assert of_rloo[4] == "not reached" and of_best[1] == "6.00" and of_best[4] == "not reached"
+    assert "GRPO" not in told and "16,000" not in told
+    assert (docs / "images" / "frontier-3200.png").read_bytes()[1:4] == b"PNG"
+    assert json.loads((docs / "frontier.json").read_text(encoding="utf-8"))[0]["budget"] == 3_200

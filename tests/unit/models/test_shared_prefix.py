@@ -15,11 +15,14 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import create_mask
 
 from prefopt.models import pairs
-from prefopt.models.batches import PairCollator
-from prefopt.models.heads import RewardModel, new_head
+from prefopt.models.actor_critic import Ask, actor_critic
+from prefopt.models.batches import PairCollator, pad_rows
+from prefopt.models.generate import Sampled
+from prefopt.models.heads import RewardEnsemble, RewardModel, new_head
 from prefopt.models.pair_policy import PairPolicy
 from prefopt.models.pairs import PairLayout
 from prefopt.models.shared_prefix import sharing_prompts, why_not_shared
+from prefopt.trainers.rollouts import episodes
 from tests.tiny import VOCABULARY, random_rows, tiny_llama
 
 SHAPE: dict[str, Any] = {
@@ -105,6 +108,9 @@ def test_sums_and_gradients_are_those_of_padded_rows(family: str) -> None:
         found.append((sums, gradients(policy)))
     (padded, expected), (shared, gradient) = found
     for name, one, other in zip(padded._fields, padded, shared, strict=True):
+        if one is None:  # nothing is flagged
+            assert other is None and name == "unlikelihood"
+            continue
         assert torch.allclose(one, other, rtol=1e-10, atol=1e-10), (name, float((one - other).abs().max()))
     assert gradient.keys() == expected.keys() and gradient
     for name in gradient:
@@ -122,6 +128,51 @@ def test_scores_are_those_of_padded_rows() -> None:
         model.shares_prompts = True
         found = model(batch["input_ids"], lengths=batch["lengths"])
     assert expected.shape == (14, 2) and torch.allclose(found, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.usefixtures("double_norms")
+@pytest.mark.parametrize("value", ["shared", "adapter"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_episodes_without_padding_are_those_of_padded_rows(family: str, value: str) -> None:
+    model = actor_critic(decoder(family), value=value).double()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    rows = long_rows(7)
+    samples = [Sampled(tuple(row["chosen_ids"]), "", True) for row in rows]
+    batch = episodes([row["prompt_ids"] for row in rows], samples, 0)
+    inputs = (batch.input_ids, batch.attention_mask, batch.prompt_length)
+    found = []
+    for model.shares_prompts in (False, True):
+        with sharing_prompts(model.peft) if model.shares_prompts else nullcontext():
+            said = model(*inputs, Ask("policy", 0.7, entropy_gradient=True))
+            reference = model(*inputs, Ask("reference", policy_states=said.states.detach()))
+            loss = said.logps.sin().sum() + said.entropy.sum() + (0 if said.values is None else said.values.cos().sum())
+            loss.backward()
+            if value == "adapter":
+                said = said._replace(values=model(*inputs, Ask("value")).values)
+                said.values.cos().sum().backward()
+        found.append(((*said, reference.logps, reference.divergence), gradients(model)))
+    (padded, expected), (unpadded, gradient) = found
+    for one, other in zip(padded, unpadded, strict=True):
+        assert (one is None and other is None) or torch.allclose(one, other, rtol=1e-10, atol=1e-10)
+    assert torch.equal(padded[2] == 0, batch.mask == 0)
+    assert gradient.keys() == expected.keys() and any("value_head" in name for name in gradient)
+    for name in gradient:
+        scale = float(expected[name].abs().max())
+        assert float((gradient[name] - expected[name]).abs().max()) < 1e-9 * max(1.0, scale), name
+
+
+@pytest.mark.usefixtures("double_norms")
+def test_a_reward_model_scores_rows_without_padding_where_its_base_can() -> None:
+    peft = decoder("qwen2")
+    ensemble = RewardEnsemble(peft, {"policy": new_head(peft, 2).double()})
+    rows = [row["prompt_ids"] + row["chosen_ids"] for row in long_rows(7)]
+    ids, mask = pad_rows(rows, 0), pad_rows([[1] * len(row) for row in rows], 0)
+    expected = ensemble(ids, mask)
+    with sharing_prompts(peft):
+        found = ensemble(ids, mask)
+    assert expected.shape == (7, 2) and torch.allclose(found, expected, rtol=1e-10, atol=1e-10)
+    assert not torch.equal(found, expected)  # the sums are others, so it did go another way
 
 
 def test_no_attention_crosses_pairs_or_completions() -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -52,8 +51,6 @@ from prefopt.trainers.trl import (
 from tests.tiny import random_rows, tiny_llama, tiny_policy, tiny_tokenizer
 from tests.unit.trainers.priced import penalties
 
-ROOT = Path(__file__).parents[3]
-ON_A_CPU = ROOT / "recipes" / "accelerate" / "ddp_cpu.yaml"
 PASS = 4  # rows of a pass over all ranks
 # 21 rows in steps of 8: in the last step one rank has 3 rows, then 1, then none.
 ROWS, HELD_OUT = 21, 7
@@ -355,15 +352,6 @@ def run(folder: Path, what: str) -> None:
 def _trained(trainer: CheckpointedTrainer) -> dict[str, torch.Tensor]:
     model = trainer.accelerator.unwrap_model(trainer.model)
     return {name: p.detach().clone().contiguous() for name, p in model.named_parameters() if p.requires_grad}
-
-
-def launch(folder: Path, *what: str, count: int = 2) -> subprocess.CompletedProcess[str]:
-    """Run this file on several ranks."""
-    folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(ON_A_CPU)]
-    command += ["--num_processes", str(count), "--main_process_port", "0", str(Path(__file__)), str(folder), *what]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
 
 
 if __name__ == "__main__":

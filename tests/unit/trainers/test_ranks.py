@@ -12,8 +12,8 @@ from prefopt.errors import InputError
 from prefopt.store.checkpoints import checkpoints, read_checkpoint
 from prefopt.trainers.order import TrainingOrder
 from prefopt.trainers.ranks import FilledCollator, FilledOrder, FilledRows, any_rank, from_first, gathered, shared_out
-from tests.unit.trainers.ranks_read import difference, logged_difference, logs, weights
-from tests.unit.trainers.ranks_script import launch, ppo, run, sft
+from tests.unit.trainers.on_ranks import difference, launch, logged_difference, logs, weights
+from tests.unit.trainers.ranks_script import ppo, run, sft
 
 METHODS = (
     "sft",

@@ -1,12 +1,28 @@
-"""Reads what `ranks_script` wrote, and says how far two runs are apart."""
+"""Runs `ranks_script.py` on several ranks, reads what they wrote, and compares it."""
 
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
+
+SCRIPT = Path(__file__).with_name("ranks_script.py")
+ROOT = Path(__file__).parents[3]
+ON_A_CPU = ROOT / "recipes" / "accelerate" / "ddp_cpu.yaml"
+
+
+def launch(folder: Path, *what: str, count: int = 2) -> subprocess.CompletedProcess[str]:
+    """Train with these trainers on several ranks."""
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(ON_A_CPU)]
+    command += ["--num_processes", str(count), "--main_process_port", "0", str(SCRIPT), str(folder), *what]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
 
 
 def weights(folder: Path, what: str, number: int = 0, *, start: bool = False) -> dict[str, torch.Tensor]:
