@@ -48,7 +48,6 @@ class Loop:
 TOP_HALF = ALL.model_copy(update={"min_reward_quantile": 0.5})
 LOOPS: Mapping[str, Loop] = {
     "argmax, replace": Loop(0.0),
-    "argmax, accumulate and replay": Loop(0.0, accumulate=True),
     "temperature 0.7, replace": Loop(0.7),
     "temperature 0.7, accumulate and replay": Loop(0.7, accumulate=True),
     "better half, replace": Loop(1.0, TOP_HALF),
