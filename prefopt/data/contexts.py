@@ -1,9 +1,11 @@
-"""Edits of a conversation that is to be answered: what a teacher reads, and what its student reads."""
+"""Edits of a conversation that is to be answered: what a teacher reads, what its student reads, or a whole data set."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
+from prefopt.data.formats import Item
 from prefopt.errors import DataError
 from prefopt.recipe.distill import SLOT, ContextEdit
 from prefopt.records import Message, Prompt
@@ -27,6 +29,26 @@ def edited(prompt: Prompt, edits: Sequence[ContextEdit]) -> Prompt:
     if not prompt[-1].content.strip():
         raise DataError("the edits of the context leave nothing of the turn that is to be answered")
     return prompt
+
+
+def in_context(item: Item, edits: Sequence[ContextEdit]) -> Item:
+    """What a row of a data set holds, with its prompt edited.
+
+    Args:
+        item: Also a conversation, whose last turn may be an answer.
+        edits: Of the data set.
+
+    Raises:
+        DataError: For a text without a prompt.
+    """
+    if not edits:
+        return item
+    if isinstance(item, str):
+        raise DataError("a text without a prompt has no context that could be edited", "delete 'context'")
+    if not isinstance(item, tuple):
+        return replace(item, prompt=edited(item.prompt, edits))
+    asked = len(item) - (len(item) > 1 and item[-1].role == "assistant")
+    return (*edited(item[:asked], edits), *item[asked:])
 
 
 def _one(prompt: Prompt, edit: ContextEdit) -> Prompt:

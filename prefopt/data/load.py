@@ -14,6 +14,7 @@ from itertools import chain, islice
 from typing import Any, Generic, TypeVar
 
 from prefopt.data import formats
+from prefopt.data.contexts import in_context
 from prefopt.data.formats import Item, Reason, RowDropped
 from prefopt.data.report import DataReport, SourceReport
 from prefopt.data.sources import Log, read_rows
@@ -286,14 +287,14 @@ def items(
     with _naming(name):
         if spec.path == "toy":
             report.format = "toy"
-            yield from ((item, "") for item in report.count(_toy_items(spec, seed, want.toy)))
+            yield from ((in_context(item, spec.context), "") for item in report.count(_toy_items(spec, seed, want.toy)))
             return
         rows = formats.rename(read_rows(spec, log), spec.columns)
         found, rows = formats.choose(rows, spec.format, want.formats)
         report.format = found.name
         for _, item in formats.convert(report.count(rows), found, report.drop):
             # Counted over all files of a folder, where line numbers begin again in each.
-            yield item, f"{name}/{report.rows_read}"
+            yield in_context(item, spec.context), f"{name}/{report.rows_read}"
 
 
 def _identified(item: Item, number: str) -> Item:
@@ -357,7 +358,7 @@ def held_out_elsewhere(names: tuple[str, ...], data: Mapping[str, DataSpec], see
 def _prompted_items(spec: DataSpec, seed: int, log: Log) -> Iterator[Item]:
     """The items of a data set whatever its format; nothing for texts, which have no prompts."""
     if spec.path == "toy":
-        yield from _toy_items(spec, seed, "preferences")
+        yield from (in_context(item, spec.context) for item in _toy_items(spec, seed, "preferences"))
         return
     rows = formats.rename(read_rows(spec, log), spec.columns)
     known = tuple(formats.FORMATS)
@@ -371,7 +372,7 @@ def _prompted_items(spec: DataSpec, seed: int, log: Log) -> Iterator[Item]:
     else:
         found, rows = formats.choose(rows, spec.format, known)
     if found.name != "text":
-        yield from (item for _, item in formats.convert(rows, found, lambda reason: None))
+        yield from (in_context(item, spec.context) for _, item in formats.convert(rows, found, lambda reason: None))
 
 
 def _contradictions(pairs: Iterable[PreferencePair]) -> Iterator[tuple[str, str]]:

@@ -5,18 +5,20 @@ All policies are adapters on one base, so measuring ten costs the memory of one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prefopt.losses.logprobs import completion_logps, entropy, exact_kl
 from prefopt.models.batches import batches_by_length, prompt_completion_batch
 from prefopt.models.generate import Sampled, SamplingOptions, sample
 from prefopt.models.roles import adapter_active
+from prefopt.models.soft_prompt import SoftPrompt, WithSoftPrompt
 
 
 @dataclass(frozen=True)
@@ -48,11 +50,13 @@ class PolicyBench:
         model: The base with every policy's adapter on it.
         tokenizer: Its tokenizer.
         batch_size: Rows of one forward pass.
+        soft_prompts: Names of further policies, which read vectors before every prompt.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     batch_size: int = 64
+    soft_prompts: Mapping[str, SoftPrompt] = field(default_factory=dict)
 
     def sample(
         self,
@@ -62,8 +66,15 @@ class PolicyBench:
         progress: Callable[[int], None] = lambda done: None,
     ) -> list[Sampled]:
         """One completion for each prompt from the policy `adapter`; None is the base."""
-        with adapter_active(self.model, adapter):
-            return sample(self.model, self.tokenizer, prompts, options, progress)
+        with self._computing(adapter) as model:
+            return sample(model, self.tokenizer, prompts, options, progress)
+
+    @contextmanager
+    def _computing(self, policy: str | None) -> Iterator[nn.Module]:
+        """Within the block what is given computes the policy."""
+        prompt = self.soft_prompts.get(policy or "")
+        with adapter_active(self.model, policy if prompt is None else prompt.adapter):
+            yield self.model if prompt is None else WithSoftPrompt(self.model, prompt.vectors)
 
     @torch.no_grad()
     def along(
@@ -79,15 +90,15 @@ class PolicyBench:
         for indices in batches_by_length(lengths, self.batch_size, self._vocabulary):
             batch = self._batch([prompts[i] for i in indices], [samples[i].ids for i in indices])
             mask = batch["completion_mask"][:, 1:].bool()
-            with adapter_active(self.model, adapter):
-                policy = self._logits(batch)[:, :-1]
+            with self._computing(adapter) as model:
+                policy = _logits(model, batch)[:, :-1]
             means = torch.where(mask, entropy(policy), 0.0).sum(-1) / mask.sum(-1).clamp(min=1)
             for index, value in zip(indices, means.tolist(), strict=True):
                 undecided[index] = value
             if adapter == baseline:
                 continue
-            with adapter_active(self.model, baseline):
-                reference = self._logits(batch)[:, :-1]
+            with self._computing(baseline) as model:
+                reference = _logits(model, batch)[:, :-1]
             divergence = torch.where(mask, exact_kl(policy, reference), 0.0).sum(-1)
             for index, value in zip(indices, divergence.tolist(), strict=True):
                 kl[index] = value
@@ -100,10 +111,10 @@ class PolicyBench:
         """Sum of each completion's log-probabilities under the policy `adapter`, in nats."""
         values = [0.0] * len(completions)
         lengths = [len(prompt) + len(completion) for prompt, completion in zip(prompts, completions, strict=True)]
-        with adapter_active(self.model, adapter):
+        with self._computing(adapter) as model:
             for indices in batches_by_length(lengths, self.batch_size, self._vocabulary):
                 batch = self._batch([prompts[i] for i in indices], [completions[i] for i in indices])
-                logps = completion_logps(self._logits(batch), batch["input_ids"], batch["completion_mask"])
+                logps = completion_logps(_logits(model, batch), batch["input_ids"], batch["completion_mask"])
                 for index, value in zip(indices, logps.tolist(), strict=True):
                     values[index] = value
         return values
@@ -129,7 +140,7 @@ class PolicyBench:
         device = next(self.model.parameters()).device
         return {name: tensor.to(device) for name, tensor in batch.items()}
 
-    def _logits(self, batch: dict[str, Tensor]) -> Tensor:
-        output = self.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
-        logits: Tensor = output.logits
-        return logits
+
+def _logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    logits: Tensor = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
+    return logits

@@ -27,6 +27,7 @@ class Answer:
         tokens: How long it is, the end token included.
         mean_logp: Of its tokens under the teacher, nats.
         reward: None where nothing judges.
+        violated: Names of the costs above their threshold.
     """
 
     number: int
@@ -36,6 +37,7 @@ class Answer:
     tokens: int
     mean_logp: float
     reward: float | None = None
+    violated: tuple[str, ...] = ()
 
 
 def kept(answers: Sequence[Answer], keep: KeepSpec, best: int | None = None) -> tuple[list[Answer], Counter[str]]:
@@ -82,7 +84,7 @@ def _fault(answer: Answer, keep: KeepSpec) -> str | None:
         return "too short"
     if keep.max_tokens is not None and answer.tokens > keep.max_tokens:
         return "too long"
-    return None
+    return f"violates {answer.violated[0]}" if answer.violated else None
 
 
 def _best(answers: Sequence[Answer], best: int) -> list[Answer]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal, NamedTuple, cast
 
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -18,6 +18,8 @@ from prefopt.recipe.schema import CollectSpec, DataSpec
 
 DEFAULT_MAX_LENGTH = 1024
 PAIRS_FILE = "pairs.jsonl"  # what a collect stage gives
+ADAPTER = "adapter"
+SOFT_PROMPT = "soft_prompt"  # vectors, which stand before what reads the adapter beside them, where there is one
 Overlong = Literal["trim_prompt", "drop"]
 
 
@@ -97,10 +99,40 @@ def trusts_code(context: StageContext) -> bool:
 
 
 def adapter_of(stage: str | None, inputs: Inputs) -> Path | None:
-    """Adapter folder of an input stage; None for no stage, for a pretrain stage, and for `base`: the base itself."""
+    """Adapter folder of an input stage; None for no stage, for a pretrain stage, and for `base`: the base itself.
+
+    Raises:
+        InputError: For a stage that trained a soft prompt.
+    """
     if stage is None or (stage == BASE and stage not in inputs) or inputs[stage].kind == "pretrain":
         return None
-    return inputs[stage].directory / "adapter"
+    if (inputs[stage].directory / SOFT_PROMPT).is_dir():
+        raise InputError(
+            f"stage {stage} trained a soft prompt, which is no adapter",
+            "collect, evaluate and `prefopt sample` take it as a policy",
+        )
+    return inputs[stage].directory / ADAPTER
+
+
+class PolicyFolder(NamedTuple):
+    """Where what makes a policy of the base is.
+
+    Attributes:
+        adapter: None for none.
+        soft_prompt: Vectors before every prompt; None for none.
+    """
+
+    adapter: Path | None
+    soft_prompt: Path | None = None
+
+
+def policy_of(stage: str, inputs: Inputs) -> PolicyFolder:
+    """The folders of an input stage that answers; both None for a pretrain stage, and for `base`: the base itself."""
+    soft_prompt = inputs[stage].directory / SOFT_PROMPT if stage in inputs else None
+    if soft_prompt is None or not soft_prompt.is_dir():
+        return PolicyFolder(adapter_of(stage, inputs))
+    below = inputs[stage].directory / ADAPTER
+    return PolicyFolder(below if below.is_dir() else None, soft_prompt)
 
 
 def data_of(inputs: Inputs, context: StageContext) -> dict[str, DataSpec]:

@@ -61,7 +61,7 @@ def shaped_answers(
     """
     costs = open_loss_costs(specs, inputs, context)
     context.log(f"{len(answers)} answers are measured: {', '.join(one.cost.label for one in costs)}")
-    samples = [_sample(prompt, sample, tokenizer) for prompt, sample, _ in answers]
+    samples = [answered(prompt, sample, tokenizer) for prompt, sample, _ in answers]
     rewards = [reward for _, _, reward in answers]
     deviation = statistics.pstdev(rewards)
     unit = deviation if deviation > _SMALLEST_DEVIATION else 1.0
@@ -84,7 +84,8 @@ def cost_metrics(shaped: Sequence[Shaped], dropped: int) -> dict[str, float]:
     return found
 
 
-def _sample(prompt: Prompt, sample: StoredSample, tokenizer: PreTrainedTokenizerBase) -> Sample:
+def answered(prompt: Prompt, sample: StoredSample, tokenizer: PreTrainedTokenizerBase) -> Sample:
+    """An answer from the ledger, as costs look at it; its tokens are those of its text."""
     text = sample.completion
     ids = list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
     if sample.finished:

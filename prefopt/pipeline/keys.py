@@ -127,9 +127,10 @@ class Keys:
                 spec[role]["weighted"] = [self._scorer(part) for part in scorer["weighted"]]
             if "penalties" in scorer:
                 spec[role]["penalties"] = [self._scorer(cost, COSTS) for cost in scorer["penalties"]]
-        for role in ("costs", *LOSS_COST_ROLES):
-            if role in spec:
-                spec[role] = [self._scorer(cost, COSTS) for cost in spec[role]]
+        for holder in (spec, spec.get("keep", {})):
+            for role in ("costs", *LOSS_COST_ROLES):
+                if role in holder:
+                    holder[role] = [self._scorer(cost, COSTS) for cost in holder[role]]
 
     def _scorer(self, scorer: dict[str, Any], group: str = REWARDS) -> dict[str, Any]:
         """A scorer, or a cost, with what it is made of."""

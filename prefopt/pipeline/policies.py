@@ -9,7 +9,8 @@ from pathlib import Path
 from prefopt.evaluation.policy import PolicyBench
 from prefopt.models.generate import SamplingOptions
 from prefopt.models.roles import load_frozen
-from prefopt.pipeline.base_model import OpenBase, load_weights
+from prefopt.models.soft_prompt import SoftPrompt, read_soft_prompt
+from prefopt.pipeline.base_model import OpenBase, PolicyFolder, load_weights
 from prefopt.pipeline.context import Inputs, StageContext
 from prefopt.recipe.schema import SamplingSpec
 from prefopt.trainers.callbacks import KEPT_ADAPTERS
@@ -21,7 +22,7 @@ class OpenPolicies:
 
     Attributes:
         bench: The base with every policy's adapter on it.
-        adapters: Each policy's adapter on the base, in the order asked for; None where the policy is the base itself.
+        adapters: What the bench calls each policy, in the order asked for; None where it is the base itself.
     """
 
     bench: PolicyBench
@@ -56,26 +57,30 @@ def kept_adapters(names: Sequence[str], inputs: Inputs) -> dict[str, KeptAdapter
 
 
 def open_policies(
-    folders: Mapping[str, Path | None], context: StageContext, base: OpenBase, batch_size: int
+    folders: Mapping[str, PolicyFolder], context: StageContext, base: OpenBase, batch_size: int
 ) -> OpenPolicies:
     """Load the base once and hang the policies on it, frozen.
 
     Args:
-        folders: Adapter of each policy; None for the base itself.
+        folders: Of each policy.
         context: The stage's context.
         base: The recipe's base.
         batch_size: Rows of one forward pass.
     """
     # Not the stages' names: a stage may be called what PEFT's modules are called, or have a dot in its name.
-    adapters = {name: None if folder is None else f"policy{i}" for i, (name, folder) in enumerate(folders.items())}
+    hung = {f"policy{i}": folder.adapter for i, folder in enumerate(folders.values()) if folder.adapter is not None}
+    soft_prompts: dict[str, SoftPrompt] = {}
+    adapters: dict[str, str | None] = {}
+    for number, (name, folder) in enumerate(folders.items()):
+        adapter = f"policy{number}" if folder.adapter is not None else None
+        if folder.soft_prompt is None:
+            adapters[name] = adapter
+            continue
+        adapters[name] = f"soft{number}"
+        soft_prompts[f"soft{number}"] = SoftPrompt(adapter, read_soft_prompt(folder.soft_prompt))
     weights = load_weights(base, context)
-    hung = {
-        adapter: folder
-        for adapter, folder in zip(adapters.values(), folders.values(), strict=True)
-        if adapter and folder
-    }
     model = load_frozen(weights, hung) if hung else weights.eval()
-    return OpenPolicies(PolicyBench(model, base.tokenizer, batch_size), adapters)
+    return OpenPolicies(PolicyBench(model, base.tokenizer, batch_size, soft_prompts), adapters)
 
 
 def sampling_options(spec: SamplingSpec, seed: int) -> SamplingOptions:

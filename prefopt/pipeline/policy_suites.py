@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from prefopt.data.load import load_pairs, load_prompts
@@ -19,7 +18,7 @@ from prefopt.evaluation.summary import PolicyResult
 from prefopt.models.flops import flops_model
 from prefopt.models.generate import Sampled
 from prefopt.models.token_offsets import token_offsets
-from prefopt.pipeline.base_model import OpenBase, adapter_of, data_of, data_policy
+from prefopt.pipeline.base_model import OpenBase, PolicyFolder, data_of, data_policy, policy_of
 from prefopt.pipeline.context import Inputs, StageContext
 from prefopt.pipeline.cost import answering_cost, total
 from prefopt.pipeline.keys import KEY_FILE
@@ -155,9 +154,10 @@ class PolicySuites:
         self._offsets = partial(token_offsets, base.tokenizer)
         self.baseline = spec.baseline or spec.policies[0]
         self.names = [self.baseline, *(name for name in spec.policies if name != self.baseline)]
-        folders = {name: adapter_of(name, inputs) for name in self.names}
+        folders = {name: policy_of(name, inputs) for name in self.names}
         self.checkpoints = kept_adapters(self.names, inputs) if spec.checkpoints else {}
-        self._folders: dict[str, Path | None] = {**folders, **{n: c.folder for n, c in self.checkpoints.items()}}
+        kept = {name: PolicyFolder(checkpoint.folder) for name, checkpoint in self.checkpoints.items()}
+        self._folders: dict[str, PolicyFolder] = {**folders, **kept}
         self._opened: OpenPolicies = open_policies(self._folders, context, base, spec.per_device_eval_batch_size)
         key = read_json(context.directory / KEY_FILE)
         common = [key["model"], key["versions"], key["revision"], self._base_identity(key["inputs"])]

@@ -16,8 +16,9 @@ from prefopt.evaluation.policy import PolicyBench
 from prefopt.models.generate import SamplingOptions
 from prefopt.models.loading import BaseLocation, load_base, load_tokenizer, locate_base
 from prefopt.models.roles import POLICY, load_frozen
+from prefopt.models.soft_prompt import SoftPrompt, read_soft_prompt
 from prefopt.pipeline.artefact import ModelArtefact
-from prefopt.pipeline.base_model import OpenBase, adapter_of, positions_of, stage_directories
+from prefopt.pipeline.base_model import SOFT_PROMPT, OpenBase, policy_of, positions_of, stage_directories
 from prefopt.pipeline.loading import threads
 from prefopt.records import Completion
 
@@ -30,7 +31,7 @@ class OpenPolicy:
         name: The stage that trained it.
         base: Its base, with the stage's own tokenizer and chat template.
         bench: The model with the stage's adapter on it.
-        adapter: Name of the adapter; None where the stage is the base itself.
+        adapter: What the bench calls it; None where the stage is the base itself.
         log: Takes what the person who asked should know.
     """
 
@@ -122,11 +123,15 @@ def open_policy(artefact: ModelArtefact, *, trust_remote_code: bool, log: Callab
     tokenizer, template = stage_tokenizer(artefact, location, trust)
     weights = load_base(location, artefact.model, trust_remote_code=trust)
     positions = positions_of(weights.config.get_text_config())
-    adapter = adapter_of(name, artefact.inputs)
+    folder = policy_of(name, artefact.inputs)
     # Not by the stage's name: a stage may be called what PEFT's modules are called, or have a dot in its name.
-    model = weights.eval() if adapter is None else load_frozen(weights, {POLICY: adapter})
+    adapter = None if folder.adapter is None else POLICY
+    model = weights.eval() if folder.adapter is None else load_frozen(weights, {POLICY: folder.adapter})
     base = OpenBase(location, tokenizer, template, positions)
-    return OpenPolicy(name, base, PolicyBench(model, tokenizer), None if adapter is None else POLICY, log)
+    if folder.soft_prompt is None:
+        return OpenPolicy(name, base, PolicyBench(model, tokenizer), adapter, log)
+    soft_prompts = {SOFT_PROMPT: SoftPrompt(adapter, read_soft_prompt(folder.soft_prompt))}
+    return OpenPolicy(name, base, PolicyBench(model, tokenizer, soft_prompts=soft_prompts), SOFT_PROMPT, log)
 
 
 def stage_tokenizer(artefact: ModelArtefact, base: BaseLocation, trust: bool) -> tuple[PreTrainedTokenizerBase, str]:

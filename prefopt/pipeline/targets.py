@@ -26,7 +26,9 @@ from prefopt.models.distill_policy import DistillPolicy
 from prefopt.models.generate import Sampled, SamplingOptions, beam_search
 from prefopt.models.soft_prompt import sample_from
 from prefopt.pipeline.base_model import OpenBase, data_of, data_policy
+from prefopt.pipeline.collect_costs import answered
 from prefopt.pipeline.context import Inputs, StageContext
+from prefopt.pipeline.costs import open_cost
 from prefopt.pipeline.scoring import open_scorer, scorer_identity
 from prefopt.recipe.schema import DistillSpec
 from prefopt.records import Prompt
@@ -129,14 +131,14 @@ class Answers:
         self._policy = policy
         self._identity = key_of(identity, "beams", spec.num_beams)
 
-    def of(self, asked: Sequence[Question], ledger: Ledger, samples: int, *, judged: bool) -> list[Answer]:
+    def of(self, asked: Sequence[Question], ledger: Ledger, samples: int, *, filtered: bool) -> list[Answer]:
         """Answers to questions, one question after the other.
 
         Args:
             asked: Questions.
             ledger: Has what was sampled and judged before, and takes the rest.
             samples: Answers to each.
-            judged: Whether the reward is asked.
+            filtered: Whether costs are measured.
 
         Raises:
             Interrupted: When the process was asked to stop; what was done is in the ledger.
@@ -157,10 +159,12 @@ class Answers:
         )  # fmt: skip
         flat = [(number, sample) for number, each in enumerate(found) for sample in each]
         logps = self._logps(asked, flat, ledger)
-        rewards = self._rewards(asked, flat, ledger) if judged else [None] * len(flat)
+        prompts = [asked[number].prompt for number, _ in flat]
+        rewards = self.rewards(prompts, [each.completion for _, each in flat], ledger)
+        violated = self._violated(asked, flat) if filtered else [()] * len(flat)
         return [
-            Answer(number, asked[number].prompt, sample.completion, sample.finished, sample.tokens, logp, reward)
-            for (number, sample), logp, reward in zip(flat, logps, rewards, strict=True)
+            Answer(number, asked[number].prompt, each.completion, each.finished, each.tokens, logp, reward, costs)
+            for (number, each), logp, reward, costs in zip(flat, logps, rewards, violated, strict=True)
         ]
 
     def options(self, target: str) -> SamplingOptions:
@@ -214,16 +218,21 @@ class Answers:
             found |= {rows[index][0]: value for index, value in zip(indices, said.tolist(), strict=True)}
         return found
 
-    def _rewards(
-        self, asked: Sequence[Question], flat: Sequence[tuple[int, StoredSample]], ledger: Ledger
-    ) -> list[float | None]:
-        """What the reward says of every answer to the data's own prompt; collect stages know the same keys."""
+    def rewards(self, prompts: Sequence[Prompt], completions: Sequence[str], ledger: Ledger) -> Sequence[float | None]:
+        """What the reward says of answers; None for each where the stage has none. Collect stages know the same keys.
+
+        Args:
+            prompts: As the data has them.
+            completions: One for each.
+            ledger: Has what was judged before, and takes the rest.
+        """
         spec = self._spec.reward
         if spec is None:
-            return [None] * len(flat)
+            return [None] * len(completions)
         identity = scorer_identity(spec, self._inputs)
         keys = [
-            key_of("score", canonical_prompt(asked[number].prompt), each.completion, identity) for number, each in flat
+            key_of("score", canonical_prompt(prompt), completion, identity)
+            for prompt, completion in zip(prompts, completions, strict=True)
         ]
         known = ledger.scores(keys)
         missing = {key: place for place, key in enumerate(keys) if key not in known}
@@ -231,17 +240,22 @@ class Answers:
             scorer = open_scorer(spec, self._inputs, self._context)
             places = list(missing.values())
             for start in range(0, len(places), SCORED_AT_ONCE):
-                part = [flat[place] for place in places[start : start + SCORED_AT_ONCE]]
-                scores = scorer.score(
-                    [asked[number].prompt for number, _ in part], [each.completion for _, each in part]
-                )
-                fresh = {
-                    keys[place]: (score.value, score.std)
-                    for place, score in zip(places[start : start + SCORED_AT_ONCE], scores, strict=True)
-                }
+                part = places[start : start + SCORED_AT_ONCE]
+                scores = scorer.score([prompts[place] for place in part], [completions[place] for place in part])
+                fresh = {keys[place]: (score.value, score.std) for place, score in zip(part, scores, strict=True)}
                 ledger.add_scores(scorer.name, fresh)
                 known |= {key: value for key, (value, _) in fresh.items()}
         return [known[key] for key in keys]
+
+    def _violated(self, asked: Sequence[Question], flat: Sequence[tuple[int, StoredSample]]) -> list[tuple[str, ...]]:
+        """Names of the costs that every answer violates, as an answer to the data's own prompt."""
+        costs = [open_cost(spec, self._inputs, self._context) for spec in self._spec.keep.costs]
+        samples = [answered(asked[number].prompt, each, self._base.tokenizer) for number, each in flat if costs]
+        measured = [(cost, cost.measure(samples)) for cost in costs]
+        return [
+            tuple(cost.label for cost, found in measured if found[place].value > cost.threshold)
+            for place in range(len(flat))
+        ]
 
 
 def target_row(

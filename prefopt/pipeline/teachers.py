@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
+from transformers import PreTrainedModel
 
 from prefopt.errors import InputError
 from prefopt.models.distill_policy import DistillPolicy, Teacher
 from prefopt.models.loading import BaseLocation, load_base, load_tokenizer
 from prefopt.models.roles import POLICY, TEACHER, activate_trained
+from prefopt.models.soft_prompt import soft_prompt_on
 from prefopt.pipeline.adapters import open_trained_policy
-from prefopt.pipeline.base_model import OpenBase, adapter_of, trusts_code
+from prefopt.pipeline.base_model import OpenBase, adapter_of, load_weights, trusts_code
 from prefopt.pipeline.context import Inputs, StageContext
 from prefopt.pipeline.keys import KEY_FILE
 from prefopt.recipe.schema import DistillSpec
@@ -24,8 +26,10 @@ def open_student(spec: DistillSpec, inputs: Inputs, context: StageContext, base:
     """The student that a stage trains, the policy it starts from, and its teacher.
 
     Raises:
-        InputError: When another model as teacher has another vocabulary.
+        InputError: When another model as teacher has another vocabulary; for a soft prompt before a 4-bit adapter.
     """
+    if spec.soft_prompt is not None:
+        return _soft_prompt(spec, inputs, context, base)
     peft: PeftModel = open_trained_policy(spec, inputs, context, base, reference=True)
     if spec.teacher_model_name_or_path is not None:
         return DistillPolicy(peft, _other_model(spec.teacher_model_name_or_path, context, base))
@@ -37,6 +41,33 @@ def open_student(spec: DistillSpec, inputs: Inputs, context: StageContext, base:
     peft.load_adapter(folder, TEACHER, is_trainable=False)
     activate_trained(peft, POLICY)
     return DistillPolicy(peft, Teacher("adapter"))
+
+
+def _soft_prompt(spec: DistillSpec, inputs: Inputs, context: StageContext, base: OpenBase) -> DistillPolicy:
+    """Vectors before a frozen model: the base, or what `init` made of it."""
+    assert spec.soft_prompt is not None
+    count, text = spec.soft_prompt.num_virtual_tokens, spec.soft_prompt.prompt_tuning_init_text
+    peft = soft_prompt_on(_with_adapter(spec.init, inputs, context, base), base.tokenizer, count, text)
+    if spec.teacher_model_name_or_path is not None:
+        return DistillPolicy(peft, _other_model(spec.teacher_model_name_or_path, context, base))
+    if spec.teacher is None or adapter_of(spec.teacher, inputs) == adapter_of(spec.init, inputs):
+        return DistillPolicy(peft, Teacher("start"))
+    # What the vectors stand before has its adapter in its weights, so another adapter needs a base of its own.
+    return DistillPolicy(peft, Teacher("model", _with_adapter(spec.teacher, inputs, context, base).eval()))
+
+
+def _with_adapter(stage: str | None, inputs: Inputs, context: StageContext, base: OpenBase) -> PreTrainedModel:
+    """The base with a stage's adapter in its weights."""
+    weights, folder = load_weights(base, context), adapter_of(stage, inputs)
+    if folder is None:
+        return weights
+    if context.recipe.model.load_in_4bit:
+        raise InputError(
+            f"stage {context.stage}: a soft prompt stands before {stage}, whose adapter does not fit into 4 bits",
+            "leave out 'load_in_4bit', or 'init'",
+        )
+    merged: PreTrainedModel = PeftModel.from_pretrained(weights, folder).merge_and_unload()
+    return merged
 
 
 def teacher_identity(spec: DistillSpec, inputs: Inputs, context: StageContext) -> str:

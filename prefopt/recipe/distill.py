@@ -9,7 +9,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from prefopt.recipe.base import Name, Names, Spec, list_as_tuple
+from prefopt.recipe.base import Name, Names, Spec, list_as_tuple, when_set
+from prefopt.recipe.options.loss_costs import KeptCosts
 from prefopt.recipe.scorers import Scorer
 from prefopt.recipe.training import AdapterSpec, TrainingSpec
 
@@ -58,6 +59,16 @@ class KeepSpec(Spec):
         0.02, ge=0, lt=1, description="share of the answers that is dropped for the lowest mean log-probability"
     )
     min_reward_quantile: float = Field(0.0, ge=0, lt=1, description="share that is dropped for the lowest reward")
+    costs: KeptCosts = when_set((), description="costs that no answer may violate, as in the penalties of ppo")
+
+
+class SoftPromptSpec(Spec):
+    """Vectors that a frozen model reads before every prompt, in the names of `peft.PromptTuningConfig`."""
+
+    num_virtual_tokens: int = Field(16, ge=1, description="how many")
+    prompt_tuning_init_text: str | None = Field(
+        None, min_length=1, description="text whose tokens they start as; by default tokens of the vocabulary"
+    )
 
 
 class CollapseGuardsSpec(Spec):
@@ -100,7 +111,7 @@ class DistillSpec(TrainingSpec, AdapterSpec):
     samples_per_prompt: int = Field(1, ge=1, description="answers of the teacher to a prompt")
     best_per_prompt: int | None = Field(None, ge=1, description="only the best by `reward` of them are learned from")
     reward: Scorer | None = Field(
-        None, description="judges the teacher's answers: 'gold' in the toy world, a reward stage, or a mapping"
+        None, description="judges the teacher's answers, and the student's: 'gold', a reward stage, or a mapping"
     )
     keep: KeepSpec = KeepSpec()
     demonstrations: Names = Field((), description="real data that is replayed")
@@ -112,4 +123,7 @@ class DistillSpec(TrainingSpec, AdapterSpec):
         True, description="learn also from what the distill stage of `init` learned from (arXiv 2404.01413)"
     )
     guards: CollapseGuardsSpec = CollapseGuardsSpec()
+    soft_prompt: SoftPromptSpec | None = when_set(
+        None, description="train vectors before every prompt of the frozen model in place of an adapter"
+    )
     learning_rate: float = Field(2e-4, gt=0)

@@ -30,7 +30,7 @@ def _something_to_learn(part: Part) -> Iterator[Fault]:
 
 
 def _answers(part: Part) -> Iterator[Fault]:
-    """How the teacher answers, and which answers are left."""
+    """How the teacher answers."""
     target, samples, best = part.get("target"), int(part.get("samples_per_prompt")), part.get("best_per_prompt")
     if target == "argmax" and samples > 1:
         yield Fault("samples_per_prompt", "the likeliest answer is one", "write 1, or `target: sample`")
@@ -40,17 +40,39 @@ def _answers(part: Part) -> Iterator[Fault]:
         yield Fault("top_k", f"'{target}' looks at no distribution", "write `target: soft`")
     if best is not None and best >= samples:
         yield Fault("best_per_prompt", f"{best} of {samples} answers are all of them", "raise 'samples_per_prompt'")
-    keep = part.get("keep")
-    below = dict(keep or {}).get("min_reward_quantile")  # a mapping, or the default of the schema
-    for key, wants in (("best_per_prompt", best is not None), ("keep.min_reward_quantile", bool(below))):
-        if wants and not part.written("reward"):
+    if target == "on_policy":
+        for key in ["keep"] * part.written("keep") + ["samples_per_prompt"] * (samples > 1):
+            yield Fault(key, "on policy the student answers, once in every step, and nothing is chosen", "leave it out")
+
+
+def _filters(part: Part) -> Iterator[Fault]:
+    """Which answers are left."""
+    target, keep = part.get("target"), dict(part.get("keep") or {})  # a mapping, or the default of the schema
+    chosen = (
+        ("best_per_prompt", part.get("best_per_prompt") is not None),
+        ("keep.min_reward_quantile", bool(keep.get("min_reward_quantile"))),
+    )
+    for key in (key for key, wants in chosen if wants):
+        if not part.written("reward"):
             yield Fault(key, "answers are chosen by a reward, and the stage has none", "add 'reward'")
-        elif wants and target == "soft":
+        elif target == "soft":
             message = "'soft' learns the teacher's whole distribution, wherever its answers were good"
             yield Fault(key, message, "write `target: sample`, so that the chosen answers themselves are learned")
-    if target == "on_policy" and (samples > 1 or part.written("reward")):
-        key = "reward" if part.written("reward") else "samples_per_prompt"
-        yield Fault(key, "on policy the student answers, once in every step, and nothing is chosen", "leave it out")
+    if keep.get("costs") and target == "soft":
+        message = "along the answers that are kept, 'soft' still learns how likely the teacher was to violate these"
+        yield Fault("keep.costs", message, "`target: sample` learns the kept answers alone", wrong=False)
 
 
-DISTILL_RULES: tuple[Callable[[Part], Iterator[Fault]], ...] = (_replay, _something_to_learn, _answers)
+def _vectors(part: Part) -> Iterator[Fault]:
+    """A soft prompt is no adapter."""
+    if part.written("soft_prompt") and part.written("lora"):
+        yield Fault("lora", "a soft prompt is trained, and no adapter", "leave out one of 'lora' and 'soft_prompt'")
+
+
+DISTILL_RULES: tuple[Callable[[Part], Iterator[Fault]], ...] = (
+    _replay,
+    _something_to_learn,
+    _answers,
+    _filters,
+    _vectors,
+)

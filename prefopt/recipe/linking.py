@@ -77,7 +77,7 @@ class _Linker:
         self._each((*at, "prompts"), stage.get("prompts"), self._prompts)
         if kind in _STARTED:
             self._each((*at, "init"), stage.get("init"), self._start)
-        self._each((*at, "teacher"), stage.get("teacher"), self._policy)
+        self._each((*at, "teacher"), stage.get("teacher"), self._teacher)
         if kind in _ANSWERED:
             self._each((*at, "policies"), stage.get("policies"), self._policy)
         if kind == "evaluate":
@@ -142,6 +142,17 @@ class _Linker:
 
     def _start(self, path: KeyPath, name: str) -> None:
         self._model_stage(path, name, "a stage starts from")
+        self._no_vectors(path, name, "nothing starts from it")
+
+    def _teacher(self, path: KeyPath, name: str) -> None:
+        self._policy(path, name)
+        self._no_vectors(path, name, "it teaches nobody")
+
+    def _no_vectors(self, path: KeyPath, name: str, consequence: str) -> None:
+        """A soft prompt answers, in collect and evaluate, and is nothing else."""
+        if self._kind(name) == "distill" and self.stages[name].get("soft_prompt") is not None:
+            message = f"'{name}' trains a soft prompt, which is no adapter, so {consequence}"
+            self._add(path, message, f"leave `soft_prompt` out of '{name}'")
 
     def _policy(self, path: KeyPath, name: str) -> None:
         if name == BASE and name not in self.stages and self._base not in self.stages:

@@ -149,8 +149,10 @@ def _costs(stages: dict[str, Any]) -> Iterator[tuple[dict[str, Any], KeyPath]]:
             continue
         reward = stage.get("reward")
         priced = reward.get("penalties") if isinstance(reward, dict) else None
+        keep = stage.get("keep")
+        kept = keep.get("costs") if isinstance(keep, dict) else None
         own = [(stage.get(key), (key,)) for key in ("costs", *LOSS_COST_ROLES)]
-        for listed, at in ((priced, ("reward", "penalties")), *own):
+        for listed, at in ((priced, ("reward", "penalties")), (kept, ("keep", "costs")), *own):
             for index, cost in enumerate(listed) if isinstance(listed, list) else ():
                 if isinstance(cost, dict):
                     yield cost, ("stages", name, *at, index)

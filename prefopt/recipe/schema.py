@@ -15,6 +15,7 @@ from pydantic import BeforeValidator, Field
 
 from prefopt.recipe.base import Name, Names, Seed, Spec, list_as_tuple, quiet, when_set
 from prefopt.recipe.distill import DistillSpec as DistillSpec
+from prefopt.recipe.distill import Edits
 from prefopt.recipe.online import GroupSpec as GroupSpec
 from prefopt.recipe.online import GRPOSpec as GRPOSpec
 from prefopt.recipe.online import OnlineSpec as OnlineSpec
@@ -76,6 +77,7 @@ class DataSpec(Spec):
         0.05, ge=0, le=1, description="share of rows that may be dropped for length before the stage refuses"
     )
     weight: float = Field(1.0, gt=0, description="multiplies the loss of every row")
+    context: Edits = when_set((), description="edits of every prompt, as those of `teacher_context` in distill stages")
     noise: float | None = Field(None, ge=0, le=0.5, description="toy only: share of labels that are flipped")
     seed: Seed | None = Field(None, description="toy only: seed of the generator; the recipe's seed by default")
 

@@ -25,6 +25,10 @@ from prefopt.tracking.metrics import METRICS, Metric, describe
 
 _HEADLINES = (
     *(f"{method}/{name}" for method in ("ppo", "grpo", "rloo") for name in ("score", "kl", "entropy")),
+    "distill/reward_ratio",
+    "eval/distill/kl",
+    "distill/drift",
+    "distill/answer_agreement",
     "reward/accuracy/mean",
     "collect/pairs",
     "collect/reward",

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from prefopt.report.curves import Curves, sketch_of
+from prefopt.report.distill_plots import DISTILL_CURVES
 from prefopt.report.drawing import SERIES, Plot, Sketch, legend, plain, plot_of
 from prefopt.report.evidence_plots import evidence_sketches
 from prefopt.report.penalty_plots import penalty_curves
@@ -82,6 +83,7 @@ _CURVES = (
         (("kto/kl", "estimate"),),
         0.0,
     ),
+    *DISTILL_CURVES,
 )
 
 

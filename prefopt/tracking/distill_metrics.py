@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from prefopt.tracking.cost_metrics import Better
 
-DISTILL: tuple[tuple[str, str, str, Literal["higher", "lower"] | None], ...] = (
+DISTILL: tuple[tuple[str, str, str, Better | None], ...] = (
     (
         "distill/kl",
         "How far the student is from its teacher along the targets, over the whole vocabulary or the top k; of the "
@@ -41,6 +41,14 @@ DISTILL: tuple[tuple[str, str, str, Literal["higher", "lower"] | None], ...] = (
     ("distill/kept", "Share of the teacher's new answers that the filters kept.", "", None),
     ("distill/reward", "Mean reward of the teacher's answers before they are filtered.", "", "higher"),
     ("distill/kept_reward", "Mean reward of those that were kept.", "", "higher"),
+    ("distill/own_reward", "Mean reward of the student's answers to held-out prompts.", "", "higher"),
+    ("distill/teacher_reward", "Mean reward of the teacher's answers to the same prompts.", "", None),
+    (
+        "distill/reward_ratio",
+        "Mean reward of the student's answers divided by that of its teacher's, where the latter is above 0.",
+        "",
+        "higher",
+    ),
     ("distill/replay_share", "Share of real data among the rows that are learned from.", "", None),
     (
         "distill/prompt_ratio",

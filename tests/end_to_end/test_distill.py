@@ -52,18 +52,21 @@ stages:
     samples_per_prompt: 3
     best_per_prompt: 1
     reward: gold
-    keep: {ended: false}
+    keep: {ended: false, costs: [{cost: banned, patterns: [z], name: buzz}, {cost: missing_eos, threshold: 1}]}
     max_steps: 3
     max_new_tokens: 8
     guards: {every: 2, prompts: 4, action: warn}
     require: {distill/kept_reward: {min: -1000}}
   other: {kind: distill, init: sft, teacher: best, prompts: demos, target: on_policy, replay_share: 0, max_steps: 3,
-    max_new_tokens: 8}
+    max_new_tokens: 8, reward: gold}
+  vectors: {kind: distill, init: sft, prompts: demos, teacher_context: [{do: prepend, text: be kind}],
+    soft_prompt: {num_virtual_tokens: 3, prompt_tuning_init_text: be kind}, keep: {ended: false}, replay_share: 0,
+    max_steps: 4, save_steps: 2, max_new_tokens: 8, learning_rate: 0.05}
   search: {kind: distill, init: sft, teacher: base, prompts: demos, target: argmax, num_beams: 2,
     keep: {ended: false}, replay_share: 0, max_steps: 3, max_new_tokens: 8}
   model: {kind: distill, teacher_model_name_or_path: FOLDER, prompts: demos, keep: {ended: false}, replay_share: 0,
     max_steps: 3, max_new_tokens: 8}
-  eval: {kind: evaluate, policies: [sft, student, best, other], prompts: demos, reward: gold, max_prompts: 6,
+  eval: {kind: evaluate, policies: [sft, student, best, other, vectors], prompts: demos, reward: gold, max_prompts: 6,
     max_new_tokens: 8}
 """
 STUDENTS = ("student", "best", "other", "search")
@@ -78,9 +81,8 @@ def written(into: Path, other: Path | None = None) -> Path:
 
 
 def manifest(out: Path, stage: str) -> manifests.Manifest:
-    directory = folder(out, stage)
-    assert directory is not None
-    return manifests.verify(directory, full=True)
+    current = out / "stages" / stage / "current"  # not what was started last, which may be of other options
+    return manifests.verify(current.with_name(current.read_text().strip()), full=True)
 
 
 def sampled(out: Path) -> int:
@@ -126,11 +128,37 @@ def test_what_is_learned_is_written_down_and_learned_again(out: Path) -> None:
     assert metrics["distill/kept_reward"] > metrics["distill/reward"]
     assert metrics["distill/kept"] <= 1 / 3 and metrics["distill/replay_share"] >= 0.25
     assert manifest(out, "student").metrics["distill/context_tokens"] > 8
+    assert -10 <= metrics["distill/own_reward"] <= 10 and "distill/teacher_reward" in metrics
+    assert "distill/own_reward" not in manifest(out, "student").metrics
+
+
+def test_an_answer_that_violates_a_cost_is_not_learned(out: Path) -> None:
+    found = manifest(out, "best")
+    new = [json.loads(line) for line in ((folder(out, "best") or out) / "targets.jsonl").read_text().splitlines()]
+    before = len(((folder(out, "student") or out) / "targets.jsonl").read_text().splitlines())
+    assert not any("z" in row["completion"].lower() for row in new[:-before])
+    rate = found.metrics["violation_rate/buzz"]
+    assert 0 < rate < 1 and found.metrics["violation_rate/missing_eos"] == 0
+    assert found.details["left_out"]["violates buzz"] == pytest.approx(rate * 3 * found.metrics["distill/prompts"])
 
 
 def test_the_origin_of_the_first_round_is_the_origin(out: Path) -> None:
     origins = [json.loads(((folder(out, stage) or out) / "guards.json").read_text()) for stage in ("student", "best")]
     assert origins[0] == origins[1] and origins[0]["nll"] > 0
+
+
+def test_a_soft_prompt_is_a_policy_beside_the_adapter_that_it_stands_before(out: Path, warm: Warm) -> None:
+    found, directory = manifest(out, "vectors"), folder(out, "vectors")
+    assert directory is not None and {"soft_prompt", "adapter"} <= {o.path.split("/")[0] for o in found.outputs}
+    assert (directory / "adapter" / "adapter_model.safetensors").read_bytes() == (
+        (folder(out, "sft") or out) / "adapter" / "adapter_model.safetensors"
+    ).read_bytes()
+    assert found.cost["tokens"] > 0 and "distill/drift" not in found.metrics
+    assert manifest(out, "eval").metrics["vectors:kl/mean"] > 0
+    said = warm.run(["sample", str(directory.parent), "--prompt", "which lamp", "--max-new-tokens", "4", "--json"])
+    assert said.returncode == 0, said.stderr
+    refused = warm.run(["export", str(directory.parent), "--out", str(out / "none")])
+    assert refused.returncode == 2 and "is no adapter" in refused.stderr
 
 
 def test_another_student_of_the_same_answers_samples_nothing(out: Path, warm: Warm) -> None:

@@ -15,7 +15,7 @@ from prefopt.feedback.judges import label
 from prefopt.feedback.pairing import Candidate, distinct, pairs_of
 from prefopt.feedback.sampling import Asked, sample_into
 from prefopt.models.flops import flops_model
-from prefopt.pipeline.base_model import PAIRS_FILE, OpenBase, adapter_of, data_of, data_policy, open_base
+from prefopt.pipeline.base_model import PAIRS_FILE, OpenBase, data_of, data_policy, open_base, policy_of
 from prefopt.pipeline.collect_costs import Shaped, cost_metrics, shaped_answers
 from prefopt.pipeline.context import Inputs, StageContext, StageResult
 from prefopt.pipeline.cost import sampling_cost
@@ -127,7 +127,7 @@ def _sample(
 
     The model is let go of before the judge's is loaded.
     """
-    folders = {name: adapter_of(name, inputs) for name in spec.policies}
+    folders = {name: policy_of(name, inputs) for name in spec.policies}
     opened = open_policies(folders, context, base, spec.per_device_eval_batch_size)
     options = sampling_options(spec, context.seed)
     model = flops_model(opened.bench.model)

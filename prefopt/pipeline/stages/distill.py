@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
 from prefopt.errors import DataError
+from prefopt.evaluation.distilled import beside_teacher
 from prefopt.evaluation.text import distinct
 from prefopt.feedback.targets import Answer, kept
 from prefopt.models.distill_policy import DistillPolicy
@@ -16,7 +19,7 @@ from prefopt.models.generate import Sampled, SamplingOptions
 from prefopt.models.roles import POLICY, save_adapter
 from prefopt.models.soft_prompt import sample_from
 from prefopt.pipeline.adapters import Job, Opened, Rows, demonstration_rows
-from prefopt.pipeline.base_model import OpenBase, open_base
+from prefopt.pipeline.base_model import ADAPTER, SOFT_PROMPT, OpenBase, adapter_of, open_base
 from prefopt.pipeline.context import Inputs, StageContext, StageInput, StageResult
 from prefopt.pipeline.cost import distill_cost, sampling_cost
 from prefopt.pipeline.targets import (
@@ -44,6 +47,7 @@ from prefopt.trainers.distill import DistillTrainer
 from prefopt.trainers.distill_config import DistillConfig
 from prefopt.trainers.ranks import from_first
 
+_FINDINGS = "findings.json"
 _TIMED = 64  # held-out prompts that both answer greedily
 
 
@@ -94,7 +98,10 @@ class _Learned:
 
 
 def run(spec: DistillSpec, inputs: Inputs, context: StageContext) -> StageResult:
-    """Let the teacher answer, and train an adapter on it; writes it, `tokenizer/`, `targets.jsonl`, `guards.json`."""
+    """Let the teacher answer, and train on it.
+
+    Writes the adapter or the soft prompt, `tokenizer/`, `targets.jsonl`, `guards.json` and `findings.json`.
+    """
     setting = _read(spec, inputs, context)
     base = setting.base
     policy = open_student(spec, inputs, context, base)
@@ -104,7 +111,7 @@ def run(spec: DistillSpec, inputs: Inputs, context: StageContext) -> StageResult
     trained = train(lambda callbacks: cast(DistillTrainer, stage.build(spec, policy, callbacks)), spec, context)
     if context.rank > 0:
         return StageResult({}, [])
-    save_adapter(policy.peft, POLICY, context.directory / "adapter", stage.name)
+    weights = _saved(setting, policy, stage.name)
     base.tokenizer.save_pretrained(context.directory / "tokenizer")
     write_json_lines(context.directory / TARGETS_FILE, learned.lines)
     assert trained.guard is not None
@@ -117,12 +124,28 @@ def run(spec: DistillSpec, inputs: Inputs, context: StageContext) -> StageResult
         **_compared(setting, policy, learned.answers),
         "distill/guard": float(trained.guard.reason is not None),
     }
+    write_json(context.directory / _FINDINGS, {"tables": [asdict(beside_teacher(metrics))], "curves": {}})
+    guards = {"ended_by": trained.guard.reason, "origin": trained.guard.origin.to_json()}
     return StageResult(
         metrics=metrics,
-        outputs=["adapter", "tokenizer", TARGETS_FILE, GUARDS_FILE],
-        details={**learned.rows.details, "guards": {"ended_by": trained.guard.reason}},
+        outputs=[*weights, "tokenizer", TARGETS_FILE, GUARDS_FILE, _FINDINGS],
+        details={**learned.rows.details, "guards": guards},
         cost=distill_cost(trained, sampled=learned.sampled),
     )
+
+
+def _saved(setting: _Setting, policy: DistillPolicy, base_name: str) -> list[str]:
+    """Write the adapter; or the soft prompt, and beside it the adapter of what it stands before."""
+    directory = setting.context.directory
+    if not policy.soft_prompt:
+        save_adapter(policy.peft, POLICY, directory / ADAPTER, base_name)
+        return [ADAPTER]
+    save_adapter(policy.peft, POLICY, directory / SOFT_PROMPT, base_name)
+    below = adapter_of(setting.spec.init, setting.inputs)
+    if below is None:
+        return [SOFT_PROMPT]
+    shutil.copytree(below, directory / ADAPTER, dirs_exist_ok=True)
+    return [SOFT_PROMPT, ADAPTER]
 
 
 def opened(spec: DistillSpec, inputs: Inputs, context: StageContext) -> Opened:
@@ -202,8 +225,8 @@ def _learned(setting: _Setting, policy: DistillPolicy) -> _Learned:
     on_policy = spec.target == "on_policy"
     answers = Answers(spec, inputs, context, setting.base, policy, teacher_identity(spec, inputs, context))
     with Ledger(context.ledger, context.stage) as ledger:
-        said = [] if on_policy else answers.of(asked.train, ledger, spec.samples_per_prompt, judged=True)
-        held_out = answers.of(asked.held_out, ledger, 1, judged=False)
+        said = [] if on_policy else answers.of(asked.train, ledger, spec.samples_per_prompt, filtered=True)
+        held_out = answers.of(asked.held_out, ledger, 1, filtered=False)
     chosen, reasons = kept(said, spec.keep, spec.best_per_prompt)
     lines = [_line(asked.train[answer.number], answer) for answer in chosen]
     known = {sha256_json(line) for line in lines}
@@ -236,6 +259,8 @@ def _learned(setting: _Setting, policy: DistillPolicy) -> _Learned:
         for answer in each
     )
     metrics = _of_answers(asked, said, chosen, rows, mixed)
+    for label in (cost.label for cost in spec.keep.costs if said):
+        metrics[f"violation_rate/{label}"] = sum(label in answer.violated for answer in said) / len(said)
     return _Learned(Rows(mixed, evaluation, details), lines, metrics, sampled, held_out)
 
 
@@ -319,7 +344,26 @@ def _compared(setting: _Setting, policy: DistillPolicy, answers: Sequence[Answer
         "distill/sampling_speedup": teachers_time / students_time,
         "distill/distinct": distinct([each.text for each in own], 2),
         "distill/teacher_distinct": distinct([answer.completion for answer in answers], 2),
+        **_rewarded(setting, policy, answers, [each.text for each in own]),
     }
+
+
+def _rewarded(
+    setting: _Setting, policy: DistillPolicy, answers: Sequence[Answer], own: Sequence[str]
+) -> dict[str, float]:
+    """What the reward says of the student's answers to held-out prompts, beside its teacher's."""
+    if setting.spec.reward is None:
+        return {}
+    spec, inputs, context = setting.spec, setting.inputs, setting.context
+    judge = Answers(spec, inputs, context, setting.base, policy, teacher_identity(spec, inputs, context))
+    with Ledger(context.ledger, context.stage) as ledger:
+        judged = judge.rewards([each.prompt for each in setting.asked.held_out], own, ledger)
+    students, teachers = (
+        statistics.fmean(value for value in values if value is not None)
+        for values in (judged, [answer.reward for answer in answers])
+    )
+    ratio = {"distill/reward_ratio": students / teachers} if teachers > 0 else {}
+    return {"distill/own_reward": students, "distill/teacher_reward": teachers, **ratio}
 
 
 def _timed(

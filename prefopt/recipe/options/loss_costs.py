@@ -119,5 +119,19 @@ def measurable(listed: tuple[costs.AnyCost, ...]) -> tuple[costs.AnyCost, ...]:
 
 ViolatedCosts = Annotated[costs.Costs, AfterValidator(measurable)]
 
+
+def sampled(listed: tuple[costs.AnyCost, ...]) -> tuple[costs.AnyCost, ...]:
+    """The costs, which can be measured on a completion that was just sampled.
+
+    Raises:
+        ValueError: For one that only a rollout has.
+    """
+    if any(cost.cost == "ensemble_std" for cost in listed):
+        raise ValueError("'ensemble_std' is measured where a reward is trained on")
+    return listed
+
+
+KeptCosts = Annotated[costs.Costs, AfterValidator(sampled)]
+
 LOSS_COST_ROLES = ("unlikelihood", "cost_margin", "violations", "group_costs")
 """Keys of a stage that hold a list of costs, beside `costs`."""

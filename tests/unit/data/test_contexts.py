@@ -5,10 +5,14 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from prefopt.data.contexts import edited
+from prefopt.data.contexts import edited, in_context
+from prefopt.data.load import load_demonstrations, load_prompts
+from prefopt.data.splits import prompt_key
 from prefopt.errors import DataError
 from prefopt.recipe.distill import ContextEdit
-from prefopt.records import Message, Prompt
+from prefopt.recipe.keys import spec_for_key
+from prefopt.recipe.schema import DataSpec
+from prefopt.records import Message, PreferencePair, Prompt
 
 FULL: Prompt = (
     Message("system", "you sell lamps"),
@@ -81,3 +85,28 @@ def test_nothing_to_answer_is_an_error() -> None:
 def test_an_edit_that_means_nothing_is_refused(edit: dict, words: str) -> None:
     with pytest.raises(ValidationError, match=words.replace("{", r"\{")):
         ContextEdit.model_validate(edit)
+
+
+EDITS = [ContextEdit.model_validate({"do": "prepend", "text": "be kind"})]
+
+
+def test_a_data_set_of_any_form_is_put_into_another_context() -> None:
+    expected = (Message("system", "be kind"), *BARE)
+    answer = Message("assistant", "red")
+    assert in_context(BARE, EDITS) == expected
+    assert in_context((*BARE, answer), EDITS) == (*expected, answer)
+    pair = PreferencePair(BARE, "red", "blue")
+    assert in_context(pair, EDITS) == PreferencePair(expected, "red", "blue") and in_context(pair, ()) is pair
+    with pytest.raises(DataError, match="no context"):
+        in_context("once upon a time", EDITS)
+
+
+def test_what_a_data_set_holds_out_is_held_out_in_its_context() -> None:
+    plain = DataSpec(path="toy", name="demonstrations", max_samples=40, eval_fraction=0.25)
+    data = {"plain": plain, "kind": plain.model_copy(update={"context": tuple(EDITS)})}
+    loaded = load_demonstrations(("kind",), data, 3)
+    assert all(row.prompt[0].content.startswith("be kind\n\nyou work") for row in (*loaded.train, *loaded.eval))
+    assert len(loaded.eval) >= 5
+    prompts = load_prompts(("kind",), data, 3)
+    assert {prompt_key(row.prompt) for row in loaded.eval} == {prompt_key(prompt) for prompt in prompts.eval}
+    assert "context" in spec_for_key(data["kind"]) and "context" not in spec_for_key(plain), "older keys stay"

@@ -11,8 +11,8 @@ ALL = KeepSpec(ended=False, min_tokens=0, max_copies=None, min_logp_quantile=0.0
 
 
 def answer(text: str = "red", number: int = 0, finished: bool = True, tokens: int = 3, logp: float = -1.0,
-           reward: float | None = None) -> Answer:  # fmt: skip
-    return Answer(number, PROMPT, text, finished, tokens, logp, reward)
+           reward: float | None = None, violated: tuple[str, ...] = ()) -> Answer:  # fmt: skip
+    return Answer(number, PROMPT, text, finished, tokens, logp, reward, violated)
 
 
 def test_everything_but_nothing_can_be_kept() -> None:
@@ -54,3 +54,9 @@ def test_the_best_are_the_best_of_their_own_prompt() -> None:
 def test_half_answers_are_not_the_best() -> None:
     answers = [answer("x", finished=False, reward=9.0), answer("y", reward=1.0)]
     assert [each.completion for each in kept(answers, KeepSpec(min_logp_quantile=0.0), best=1)[0]] == ["y"]
+
+
+def test_answers_that_violate_a_cost_are_no_answers_and_not_the_best() -> None:
+    answers = [answer("a", reward=9.0, violated=("banned", "length")), answer("b", reward=1.0), answer("b", reward=1.0)]
+    left, reasons = kept(answers, ALL, best=1)
+    assert left == [answers[1]] and reasons == {"violates banned": 1, "not the best": 1}

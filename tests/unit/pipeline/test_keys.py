@@ -66,16 +66,26 @@ def test_a_local_model_counts_by_content(experiment: Experiment) -> None:
     assert key(experiment, "sft").digest != before.digest
 
 
-def test_a_word_list_counts_by_content(experiment: Experiment) -> None:
-    ask = "  ask: {kind: evaluate, policies: [sft], data: rows, reward: {lexicon: words.txt}}\n"
-    experiment.recipe.write_text(experiment.recipe.read_text() + ask)
+@pytest.mark.parametrize(
+    ("stage", "moved"),
+    [
+        ("kind: evaluate, policies: [sft], data: rows, reward: {lexicon: words.txt}", "reward.lexicon=lists/moved.txt"),
+        (
+            "kind: distill, init: sft, prompts: rows, demonstrations: rows, target: argmax, "
+            "keep: {costs: [{cost: banned, lexicon: words.txt}]}",
+            "keep.costs=[{cost: banned, lexicon: lists/moved.txt}]",
+        ),
+    ],
+)
+def test_a_word_list_counts_by_content(experiment: Experiment, stage: str, moved: str) -> None:
+    experiment.recipe.write_text(f"{experiment.recipe.read_text()}  ask: {{{stage}}}\n")
     words = experiment.folder / "words.txt"
     words.write_text("good\t1.9\n")
     before = key(experiment, "ask")
     assert str(experiment.folder) not in str(before.content)
     (experiment.folder / "lists").mkdir()
     words.rename(experiment.folder / "lists" / "moved.txt")
-    assert key(experiment, "ask", "stages.ask.reward.lexicon=lists/moved.txt").digest == before.digest
+    assert key(experiment, "ask", f"stages.ask.{moved}").digest == before.digest
     words.write_text("good\t2.1\n")
     assert key(experiment, "ask").digest != before.digest
 

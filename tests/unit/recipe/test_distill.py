@@ -60,7 +60,14 @@ def test_a_context_or_a_teacher_or_chosen_answers_are_something_to_learn(write):
         (f"{CONTEXT}, target: argmax, samples_per_prompt: 2", "samples_per_prompt", "is one"),
         (f"{CONTEXT}, num_beams: 4", "num_beams", "target: argmax"),
         (f"{CONTEXT}, target: sample, top_k: 4", "top_k", "no distribution"),
-        (f"{CONTEXT}, target: on_policy, reward: gold", "reward", "the student answers"),
+        (f"{CONTEXT}, target: on_policy, samples_per_prompt: 2", "samples_per_prompt", "the student answers"),
+        (f"{CONTEXT}, target: on_policy, keep: {{min_tokens: 2}}", "keep", "nothing is chosen"),
+        (f"{CONTEXT}, keep: {{costs: [{{cost: ensemble_std}}]}}", "keep.costs", "where a reward is trained on"),
+        (f"{CONTEXT}, keep: {{costs: [{{cost: lenght, limit: 3}}]}}", "keep.costs[0]", "did you mean 'length'"),
+        (f"{CONTEXT}, keep: {{costs: [{{cost: plugin, function: no}}]}}", "keep.costs[0].function", "registers"),
+        (f"{CONTEXT}, keep: {{costs: [{{cost: banned, lexicon: no.txt}}]}}", "keep.costs[0].lexicon", "there is no"),
+        (f"{CONTEXT}, soft_prompt: {{num_virtual_tokens: 4}}, lora: {{lora_r: 2}}", "lora", "no adapter"),
+        (f"{CONTEXT}, soft_prompt: {{prompt_tuning_init_text: ''}}", "soft_prompt.prompt_tuning_init_text", ""),
         (", teacher: student", "teacher", "names itself"),
         (", teacher: nobody", "teacher", "there is no stage 'nobody'"),
         (", teacher_context: [{do: prepend}]", "teacher_context[0]", "needs a 'text'"),
@@ -107,4 +114,27 @@ def test_a_bundled_recipe_reads_a_long_text_once():
     path = next(each.path for each in bundled_recipes() if each.path.stem == "context_distillation")
     stages = load(path).recipe.stages
     (learned,), (taught,) = stages["obedient"].student_context, stages["student"].teacher_context
-    assert learned == taught and len(taught.text.split()) > 80 and not stages["student"].student_context
+    assert learned == taught and len(taught.text.split()) > 50 and not stages["student"].student_context
+
+
+def test_costs_of_kept_answers_find_their_files_and_are_in_the_key(write, tmp_path):
+    (tmp_path / "banned.txt").write_text("word\n")
+    listed = "[{cost: banned, lexicon: banned.txt}, {cost: missing_eos}]"
+    loaded = load(write(recipe(f"{CONTEXT}, target: sample, keep: {{costs: {listed}}}")))
+    keep = loaded.recipe.stages["student"].keep
+    assert keep.costs[0].lexicon == str(tmp_path / "banned.txt") and loaded.warnings == ()
+    assert "costs" in spec_for_key(keep) and "costs" not in spec_for_key(type(keep)()), "older keys stay"
+    (warning,) = load(write(recipe(f"{CONTEXT}, keep: {{costs: {listed}}}"))).warnings
+    assert "learns the kept answers alone" in warning
+
+
+def test_a_soft_prompt_answers_and_is_no_start_and_no_teacher(write, problems):
+    text = recipe(f"{CONTEXT}, soft_prompt: {{num_virtual_tokens: 4}}")
+    text += "  eval: {kind: evaluate, policies: [sft, student], prompts: asked, reward: gold}\n"
+    spec = load(write(text)).recipe.stages["student"]
+    assert spec.soft_prompt.num_virtual_tokens == 4 and "soft_prompt" in spec_for_key(spec)
+    assert "soft_prompt" not in spec_for_key(spec.model_copy(update={"soft_prompt": None})), "older keys stay"
+    wrong = "  next: {kind: distill, teacher: student, prompts: asked, replay_share: 0}\n"
+    for key, more in (("teacher", wrong), ("init", "  next: {kind: sft, init: student, data: demos}\n")):
+        (found,) = problems(text + more).values()
+        assert f"next.{key}" in str(found) and "trains a soft prompt" in str(found)
