@@ -7,8 +7,8 @@ import pytest
 
 from prefopt.data.toy import world
 from prefopt.errors import DataError, EnvironmentFault
-from prefopt.records import Message, Prompt
 from prefopt.recipe.scorers import GoldTerm
+from prefopt.records import Message, Prompt
 from prefopt.rewards.scorers import GoldScorer, GoldTermsScorer, LexiconScorer
 
 PROMPT: Prompt = (Message("user", "how was it?"),)
