@@ -1,0 +1,115 @@
+"""From finished runs to what they say, as rows of the file of results."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from prefopt.stats.intervals import Interval
+from tests.learning.penalties import plan
+from tests.learning.penalties.score import Answers, by_policy, seen
+
+Folders = Mapping[str, Path]
+Row = dict[str, Any]
+
+
+def lexicon() -> dict[str, float]:
+    """Valence of each word of the VADER list."""
+    path = Path(os.environ["PREFOPT_DATA"]) / "vader-sentiment" / "vader_lexicon.txt"
+    lines = [line.split("\t") for line in path.read_text("utf-8").splitlines() if line.strip()]
+    return {cells[0].lower(): float(cells[1]) for cells in lines}
+
+
+def rows_of(folder: Path) -> list[Row]:
+    """Lines of an evaluation's samples."""
+    return [json.loads(line) for line in (folder / "samples.jsonl").read_text("utf-8").splitlines()]
+
+
+def metrics_of(folder: Path) -> dict[str, float]:
+    """Numbers of a finished stage."""
+    found: dict[str, float] = json.loads((folder / "metrics.json").read_text("utf-8"))
+    return found
+
+
+def penalised(folders: Folders, base: str, reward: Callable[[Row], float] | None = None) -> dict[str, Row]:
+    """Every policy of the evaluations `told` and `grid`; the grid's gains are shares of what `free` gained there.
+
+    Args:
+        folders: Of finished stages.
+        base: Name of the policy that training began from.
+        reward: In place of the rows' own.
+    """
+    told, grid = ({}, {})
+    for stage, into in (("told", told), ("grid", grid)):
+        rows = rows_of(folders[stage])
+        into |= by_policy(rows, "banned", None if reward is None else [reward(row) for row in rows])
+    found = {}
+    for name, answers in {**grid, **told}.items():
+        others: tuple[Answers, Answers | None] = (told[base], None if name in (base, "free") else told["free"])
+        found[name] = seen(answers, *others)._asdict()
+    return found
+
+
+def codes(folders: Folders) -> Row:
+    """Part a."""
+    return {"policies": penalised(folders, "sft")}
+
+
+def favourites(folders: Folders) -> Row:
+    """Part b, with the five words' own valence and without it."""
+    from tests.learning.penalties.words import without
+
+    valences = lexicon()
+    counted = penalised(folders, "base")
+    left = penalised(folders, "base", lambda row: without(row["completion"], valences, plan.WORDS))
+    return {"policies": counted, "without": left}
+
+
+def unlearned(folders: Folders) -> Row:
+    """Part c."""
+    words = [sys.executable, "-m", "tests.learning.penalties.flagged", os.environ["PENALTIES_STORIES"]]
+    adapters = [str(folders[name] / "adapter") for name in ("imitate", "unlearn")]
+    done = subprocess.run([*words, *adapters], capture_output=True, text=True, check=True)
+    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"adapter"')]
+    names = ("base", "imitate", "unlearn")
+    numbers = [{key: value for key, value in row.items() if key != "adapter"} for row in rows]
+    return {"models": dict(zip(names, numbers, strict=True))}
+
+
+def grouped(folders: Folders) -> Row:
+    """Part d."""
+    found: Row = {}
+    for name in plan.LOSSES:
+        metrics = {group: metrics_of(folders[f"{name}-{group}"]) for group in ("shop", "codes")}
+        found[name] = {group: interval(each, "reward/accuracy") for group, each in metrics.items()}
+    return {"losses": found}
+
+
+def fooled(folders: Folders) -> Row:
+    """Part e."""
+    metrics = metrics_of(folders["fooled"])
+    names = ("gold", "proxy", "kl", "violation_rate", "length", "repetition")
+    return {
+        "accuracy": interval(metrics_of(folders["proxy"]), "reward/accuracy"),
+        "policies": {policy: _known(metrics, policy, names) for policy in ("sft", *plan.HACKED)},
+    }
+
+
+def _known(metrics: Mapping[str, float], policy: str, names: Sequence[str]) -> dict[str, Interval]:
+    return {name: interval(metrics, f"{policy}:{name}") for name in names if f"{policy}:{name}/mean" in metrics}
+
+
+def interval(metrics: Mapping[str, float], name: str) -> Interval:
+    """A metric with its interval; the ends are its mean where it has none."""
+    mean = metrics[f"{name}/mean"]
+    return Interval(mean, metrics.get(f"{name}/ci_low", mean), metrics.get(f"{name}/ci_high", mean))
+
+
+READERS: Mapping[str, Callable[[Folders], Row]] = {
+    "a": codes, "b": favourites, "c": unlearned, "d": grouped, "e": fooled
+}  # fmt: skip
