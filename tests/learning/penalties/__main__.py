@@ -1,7 +1,7 @@
 """Run the experiments on penalties, and say what they showed.
 
-usage: python -m tests.learning.penalties [--folder bench/penalties] [--workers 1] [--part a b c d e speed]
-       [--seeds 17 18 19] [--dry-run] [--page]
+usage: python -m tests.learning.penalties [--folder bench/penalties] [--workers 1] [--seeds 17 18 19]
+       [--part a b c d e a-grid b-grid speed] [--dry-run] [--page]
 
 Every run is one `prefopt run` of a recipe beside this file, with one thread; a stopped one goes on where it was. What
 is finished is in FOLDER/results.jsonl and is not run again. At the end, or with `--page` alone, the section "Penalties"
@@ -67,8 +67,11 @@ class Results:
         for recipe, shared in {(PARTS[run.part].recipe, PARTS[run.part].shared) for run in runs}:
             if shared:
                 self._run(plan.shared_words(recipe, shared, self._shared(recipe)))
+        folders: dict[str, list[Run]] = {}
+        for run in runs:
+            folders.setdefault(run.folder, []).append(run)
         with ThreadPoolExecutor(self._workers) as pool:
-            list(pool.map(self._one, runs))
+            list(pool.map(lambda of_folder: [self._one(run) for run in of_folder], folders.values()))
 
     def measure_speed(self) -> None:
         """How long costs take beside sampling, once."""

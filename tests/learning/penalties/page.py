@@ -22,9 +22,13 @@ PICTURE = (
 
 
 def seeds_of(part: str, results: Results) -> list[Mapping[str, Any]]:
-    """What was measured of a part, in the order of seeds."""
-    rows = {int(key.partition("/")[2]): row for key, row in results.items() if key.startswith(f"{part}/")}
-    return [rows[seed]["measured"] for seed in sorted(rows)]
+    """What was measured of a part, in the order of seeds; with that of its grid."""
+    rows = [results[f"{part}/{seed}"]["measured"] for seed in _seeds(part, results)]
+    grids = [results.get(f"{part}-grid/{seed}", {}).get("measured", {}) for seed in _seeds(part, results)]
+    return [
+        {name: {**found, **grid.get(name, {})} for name, found in row.items()}
+        for row, grid in zip(rows, grids, strict=True)
+    ]
 
 
 def percent(values: Sequence[float]) -> str:
@@ -129,7 +133,7 @@ def _seeds(part: str, results: Results) -> list[int]:
 
 
 TABLES: Mapping[str, tuple[str, Callable[[Results], list[str]]]] = {
-    "a": ("Codes in the embedded world", lambda results: policies("a", results)),
+    "a": ("Polite words and codes in the embedded world", lambda results: policies("a", results)),
     "b": ("Favourite words in stories", lambda results: policies("b", results)),
     "c": ("Unlikelihood in sft, on stories that nothing was trained on", unlikelihood),
     "d": ("Pairs about codes are one in twenty", groups),

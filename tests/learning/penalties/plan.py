@@ -39,9 +39,10 @@ GRID = {"weight-0.1": 0.1, "weight-0.3": 0.3, "weight-1": 1.0, "weight-3": 3.0}
 WORD_GRID = {"weight-0.5": 0.5, "weight-1": 1.0, "weight-2": 2.0, "weight-4": 4.0}
 LOSSES = ("plain", "effective", "inverse", "focal")
 HACKED = ("hacked", "held")
+_TOLD = ("free", "lagrange", "told")
 PARTS: Mapping[str, Part] = {
-    "a": Part("codes in the embedded world", "world.yaml", _WORLD, ("free", "lagrange", *GRID, "told", "grid")),
-    "b": Part("favourite words in stories", "stories.yaml", (), ("free", "lagrange", *WORD_GRID, "told", "grid")),
+    "a": Part("polite words and codes in the embedded world", "world.yaml", _WORLD, _TOLD),
+    "b": Part("favourite words in stories", "stories.yaml", (), _TOLD),
     "c": Part("unlikelihood in sft", "stories.yaml", (), ("imitate", "unlearn")),
     "d": Part(
         "weights of a rare group",
@@ -50,7 +51,10 @@ PARTS: Mapping[str, Part] = {
         (*LOSSES, *(f"{name}-{group}" for name in LOSSES for group in ("shop", "codes"))),
     ),
     "e": Part("a fooled reward model", "world.yaml", _WORLD, ("labels", "proxy", *HACKED, "fooled")),
+    "a-grid": Part("written weights in the embedded world", "world.yaml", _WORLD, (*_TOLD, *GRID, "grid")),
+    "b-grid": Part("written weights in stories", "stories.yaml", (), (*_TOLD, *WORD_GRID, "grid")),
 }
+"""A grid goes on in the run folder of its part, and so takes its policies for granted."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ class Run:
     @property
     def folder(self) -> str:
         """Name of its run folder."""
-        return f"{self.part}-{self.seed}"
+        return f"{self.part.partition('-')[0]}-{self.seed}"
 
 
 def words(run: Run, out: Path) -> list[str]:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,38 +37,40 @@ def metrics_of(folder: Path) -> dict[str, float]:
     return found
 
 
-def penalised(folders: Folders, base: str, reward: Callable[[Row], float] | None = None) -> dict[str, Row]:
-    """Every policy of the evaluations `told` and `grid`; the grid's gains are shares of what `free` gained there.
+def penalised(folders: Folders, base: str, stage: str, reward: Callable[[Row], float] | None = None) -> dict[str, Row]:
+    """Every policy of an evaluation; gains are shares of what `free` gained on the same prompts.
 
     Args:
         folders: Of finished stages.
         base: Name of the policy that training began from.
+        stage: `told`, or `grid`, in which `free` is not.
         reward: In place of the rows' own.
     """
-    told, grid = ({}, {})
-    for stage, into in (("told", told), ("grid", grid)):
-        rows = rows_of(folders[stage])
-        into |= by_policy(rows, "banned", None if reward is None else [reward(row) for row in rows])
-    found = {}
-    for name, answers in {**grid, **told}.items():
-        others: tuple[Answers, Answers | None] = (told[base], None if name in (base, "free") else told["free"])
-        found[name] = seen(answers, *others)._asdict()
-    return found
+
+    def read(name: str) -> dict[str, Answers]:
+        rows = rows_of(folders[name])
+        return by_policy(rows, "banned", None if reward is None else [reward(row) for row in rows])
+
+    told = read("told")
+    measured = told if stage == "told" else {name: each for name, each in read(stage).items() if name != base}
+    return {
+        name: seen(answers, told[base], None if name in (base, "free") else told["free"])._asdict()
+        for name, answers in measured.items()
+    }
 
 
-def codes(folders: Folders) -> Row:
-    """Part a."""
-    return {"policies": penalised(folders, "sft")}
+def polite(folders: Folders, stage: str) -> Row:
+    """Part a, or its grid."""
+    return {"policies": penalised(folders, "sft", stage)}
 
 
-def favourites(folders: Folders) -> Row:
-    """Part b, with the five words' own valence and without it."""
+def favourites(folders: Folders, stage: str) -> Row:
+    """Part b, or its grid: with the five words' own valence, and without it."""
     from tests.learning.penalties.words import without
 
     valences = lexicon()
-    counted = penalised(folders, "base")
-    left = penalised(folders, "base", lambda row: without(row["completion"], valences, plan.WORDS))
-    return {"policies": counted, "without": left}
+    left = penalised(folders, "base", stage, lambda row: without(row["completion"], valences, plan.WORDS))
+    return {"policies": penalised(folders, "base", stage), "without": left}
 
 
 def unlearned(folders: Folders) -> Row:
@@ -95,7 +98,7 @@ def fooled(folders: Folders) -> Row:
     metrics = metrics_of(folders["fooled"])
     names = ("gold", "proxy", "kl", "violation_rate", "length", "repetition")
     return {
-        "accuracy": interval(metrics_of(folders["proxy"]), "reward/accuracy"),
+        "reward": {"accuracy": interval(metrics_of(folders["proxy"]), "reward/accuracy")},
         "policies": {policy: _known(metrics, policy, names) for policy in ("sft", *plan.HACKED)},
     }
 
@@ -111,5 +114,11 @@ def interval(metrics: Mapping[str, float], name: str) -> Interval:
 
 
 READERS: Mapping[str, Callable[[Folders], Row]] = {
-    "a": codes, "b": favourites, "c": unlearned, "d": grouped, "e": fooled
-}  # fmt: skip
+    "a": partial(polite, stage="told"),
+    "b": partial(favourites, stage="told"),
+    "c": unlearned,
+    "d": grouped,
+    "e": fooled,
+    "a-grid": partial(polite, stage="grid"),
+    "b-grid": partial(favourites, stage="grid"),
+}

@@ -105,7 +105,7 @@ def test_every_stage_of_a_part_gets_the_seed_and_what_is_shared_has_its_own(
         assert recipe.seed == 17 and recipe.stages[name].seed in (17, None)
     if part == "b":
         assert recipe.stages["told"].costs[0].words == plan.WORDS
-    weights = {**plan.GRID, **plan.WORD_GRID} if part in "ab" else {}
+    weights = {"a-grid": plan.GRID, "b-grid": plan.WORD_GRID}.get(part, {})
     for name, weight in weights.items():
         if name in PARTS[part].stages:
             assert recipe.stages[name].reward.penalties[0].weight == weight
@@ -123,11 +123,12 @@ def results() -> dict[str, dict[str, Any]]:
     answered = {name: {"gold": [1.0] * 3, "proxy": [2.0] * 3, "violation_rate": [0.1] * 3, "repetition": [0.0] * 3}
                 for name in ("sft", *plan.HACKED)}  # fmt: skip
     measured = {
-        "a/17": {"policies": policies},
+        "a/17": {"policies": {name: each for name, each in policies.items() if "weight" not in name}},
+        "a-grid/17": {"policies": {name: each for name, each in policies.items() if "weight" in name}},
         "b/17": {"policies": policies, "without": policies},
         "c/17": {"models": {"base": model, "imitate": model, "unlearn": {**model, "token": 0.05, "nll": 1.02}}},
         "d/17": {"losses": losses},
-        "e/17": {"policies": answered, "accuracy": [0.6] * 3},
+        "e/17": {"policies": answered, "reward": {"accuracy": [0.6] * 3}},
         "speed": {"completions": 9.0, "tokens": 8.0, "sampling_seconds": 5.0, "all_seconds": 0.2, "all_share": 0.04},
     }
     return {key: {"key": key, "measured": value} for key, value in measured.items()}
@@ -155,4 +156,4 @@ def test_what_is_finished_is_not_run_again(tmp_path: Path) -> None:
     (tmp_path / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in results().values()))
     found = Results(tmp_path, 1)
     assert [run.key for run in found.missing(["a", "d"], [17, 18])] == ["a/18", "d/18"]
-    assert found.missing(list(PARTS), [17]) == []
+    assert [run.key for run in found.missing(list(PARTS), [17])] == ["b-grid/17"]
