@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from prefopt.stats.intervals import Interval
+from prefopt.stats.intervals import Interval, bootstrap_mean
 from tests.learning.penalties import plan
 from tests.learning.penalties.score import Answers, by_policy, seen
 
@@ -94,17 +94,23 @@ def grouped(folders: Folders) -> Row:
 
 
 def fooled(folders: Folders) -> Row:
-    """Part e."""
-    metrics = metrics_of(folders["fooled"])
-    names = ("gold", "proxy", "kl", "violation_rate", "length", "repetition")
-    return {
-        "reward": {"accuracy": interval(metrics_of(folders["proxy"]), "reward/accuracy")},
-        "policies": {policy: _known(metrics, policy, names) for policy in ("sft", *plan.HACKED)},
-    }
+    """Part e; the proxy's own scores are in the samples alone."""
+    metrics, proxies = metrics_of(folders["fooled"]), proxy_scores(rows_of(folders["fooled"]))
+    names = ("gold", "kl", "violation_rate", "length", "repetition")
+    policies: dict[str, dict[str, Interval]] = {}
+    for policy in ("sft", *plan.HACKED):
+        known = [name for name in names if f"{policy}:{name}/mean" in metrics]
+        policies[policy] = {name: interval(metrics, f"{policy}:{name}") for name in known}
+        policies[policy]["proxy"] = proxies[policy]
+    return {"reward": {"accuracy": interval(metrics_of(folders["proxy"]), "reward/accuracy")}, "policies": policies}
 
 
-def _known(metrics: Mapping[str, float], policy: str, names: Sequence[str]) -> dict[str, Interval]:
-    return {name: interval(metrics, f"{policy}:{name}") for name in names if f"{policy}:{name}/mean" in metrics}
+def proxy_scores(rows: Sequence[Row]) -> dict[str, Interval]:
+    """Mean score by the proxy of each policy's completions."""
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        found.setdefault(row["policy"], []).append(float(row["proxy"]))
+    return {policy: bootstrap_mean(values, resamples=2000) for policy, values in found.items()}
 
 
 def interval(metrics: Mapping[str, float], name: str) -> Interval:

@@ -20,6 +20,7 @@ from prefopt.models.token_offsets import token_offsets
 from prefopt.records import Message, Prompt
 from prefopt.rewards.costs.registry import RULES, rule_cost
 from prefopt.rewards.costs.sample import Cost, Sample
+from prefopt.rewards.shaper import lazy_offsets
 from tests.benchmarks.costs import SPECS
 from tests.learning.penalties import stories
 
@@ -48,8 +49,11 @@ def measured() -> dict[str, float]:
     said = sample(model, tokenizer, prompts, options)
 
     def samples() -> list[Sample]:  # anew each time: a sample remembers what it was asked
-        places = [partial(token_offsets, tokenizer, each.ids, each.text) for each in said]
-        return [Sample(ASKED, e.text, e.ids, e.finished, offsets=o) for e, o in zip(said, places, strict=True)]
+        where = partial(token_offsets, tokenizer)
+        return [
+            Sample(ASKED, each.text, each.ids, each.finished, offsets=lazy_offsets(where, each.ids, each.text))
+            for each in said
+        ]
 
     def judge(costs: list[Cost]) -> None:
         made = samples()

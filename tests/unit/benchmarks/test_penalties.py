@@ -17,6 +17,7 @@ from prefopt.stats.intervals import Interval, wilson
 from tests.learning.penalties import flagged, page, pairs, plan
 from tests.learning.penalties.__main__ import Results
 from tests.learning.penalties.plan import PARTS, Run
+from tests.learning.penalties.reading import READERS
 from tests.learning.penalties.score import Answers, by_policy, mixture, seen
 from tests.learning.penalties.words import earned, without
 
@@ -82,6 +83,19 @@ def test_the_groups_are_what_they_say() -> None:
     for pair in common:
         assert "code" not in read_prompt(pair.prompt).intents
         assert not world.violations(pair.chosen) and not world.violations(pair.rejected)
+
+
+def test_a_fooled_reward_is_read_from_metrics_and_samples(tmp_path: Path) -> None:
+    metrics = {f"{policy}:{name}/{part}": 0.5 for policy in ("sft", *plan.HACKED) for part in ("mean", "ci_low", "ci_high")
+               for name in ("gold", "violation_rate", "repetition")}  # fmt: skip
+    rows = [{"policy": policy, "proxy": value} for policy in ("sft", *plan.HACKED) for value in (1.0, 3.0)]
+    for stage, found in (("fooled", metrics), ("proxy", {"reward/accuracy/mean": 0.6})):
+        (tmp_path / stage).mkdir()
+        (tmp_path / stage / "metrics.json").write_text(json.dumps(found))
+    (tmp_path / "fooled" / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    measured = json.loads(json.dumps(READERS["e"]({name: tmp_path / name for name in ("fooled", "proxy")})))
+    assert measured["policies"]["held"]["proxy"][0] == 2.0 and measured["reward"]["accuracy"] == [0.6] * 3
+    assert "2.00 [1.00, 3.00]" in page.markdown({"e/17": {"measured": measured}})
 
 
 @pytest.mark.parametrize("part", PARTS)
