@@ -86,8 +86,8 @@ def test_the_groups_are_what_they_say() -> None:
 
 
 def test_a_fooled_reward_is_read_from_metrics_and_samples(tmp_path: Path) -> None:
-    metrics = {f"{policy}:{name}/{part}": 0.5 for policy in ("sft", *plan.HACKED) for part in ("mean", "ci_low", "ci_high")
-               for name in ("gold", "violation_rate", "repetition")}  # fmt: skip
+    measures = [f"{name}/{part}" for name in ("gold", "violation_rate", "repetition") for part in ("mean", "ci_low")]
+    metrics = {f"{policy}:{measure}": 0.5 for policy in ("sft", *plan.HACKED) for measure in measures}
     rows = [{"policy": policy, "proxy": value} for policy in ("sft", *plan.HACKED) for value in (1.0, 3.0)]
     for stage, found in (("fooled", metrics), ("proxy", {"reward/accuracy/mean": 0.6})):
         (tmp_path / stage).mkdir()
