@@ -17,7 +17,7 @@ from prefopt.rewards.functions import load_function
 from prefopt.rewards.model import RewardModelScorer
 from prefopt.rewards.pretrained import PretrainedScorer
 from prefopt.rewards.remote import RemoteScorer
-from prefopt.rewards.scorers import GoldScorer, LexiconScorer, Scorer
+from prefopt.rewards.scorers import GoldScorer, GoldTermsScorer, LexiconScorer, Scorer
 from prefopt.rewards.weighted import WeightedScorer
 from prefopt.store.files import disk_faults, sha256_file
 from prefopt.store.hashing import HashCache
@@ -54,7 +54,7 @@ def open_scorer(spec: SourceSpec, inputs: Inputs, context: StageContext, *, host
         return _pretrained(spec, spec.pretrained, context)
     assert spec.model is not None  # the schema asks for one of them
     if spec.model == GoldScorer.name:
-        return GoldScorer()
+        return GoldTermsScorer(spec.without) if spec.without else GoldScorer()
     return _reward_model(spec.model, inputs, context, host)
 
 
@@ -78,7 +78,7 @@ def scorer_identity(spec: SourceSpec, inputs: Inputs) -> list[object]:
             return ["pretrained", _HASHES.tree(path)]
     if spec.model is not None and spec.model in inputs:
         return ["reward", inputs[spec.model].manifest.sha256]
-    return ["function", spec.model]
+    return ["function", spec.model, *([sorted(spec.without)] if spec.without else [])]
 
 
 def _remote(spec: SourceSpec, url: str, context: StageContext) -> Scorer:

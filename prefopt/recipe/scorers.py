@@ -10,11 +10,17 @@ from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from prefopt.recipe.base import Name, Spec, list_as_tuple, quiet, when_set
+from prefopt.recipe.base import Name, Spec, list_as_tuple, name_as_tuple, quiet, when_set
 from prefopt.recipe.options.penalties import Penalties
 
 SOURCES = ("model", "lexicon", "function", "url", "pretrained", "weighted")
 """The keys that say who scores; a scorer has one of them."""
+
+GoldTerm = Literal[
+    "answer", "wrong", "refusal", "detail", "politeness", "praise", "rudeness", "rambling", "repetition", "length",
+    "ending", "fluency", "forbidden",
+]  # fmt: skip
+"""What the gold reward of the toy world is the sum of."""
 
 _USERS = {
     "timeout": ("url",),
@@ -28,6 +34,9 @@ class SourceSpec(Spec):
     """What gives a completion its reward: one of `model`, `lexicon`, `function`, `url` and `pretrained`."""
 
     model: Name | None = Field(None, description="a reward stage, or 'gold' in the toy world")
+    without: Annotated[
+        tuple[GoldTerm, ...], BeforeValidator(name_as_tuple, json_schema_input_type=GoldTerm | list[GoldTerm])
+    ] = when_set((), description="terms of 'gold' that do not count, such as 'forbidden'")
     lexicon: str | None = Field(
         None,
         min_length=1,
@@ -76,6 +85,8 @@ class SourceSpec(Spec):
         if len(given) > 1:
             more = "; several are added up in 'weighted'" if "weighted" in sources and "weighted" not in given else ""
             raise ValueError(f"{given[0]!r} and {given[1]!r} are two scorers: write one{more}")
+        if self.without and self.model != "gold":
+            raise ValueError("'without' is for `model: gold`, whose terms are known")
         for option, users in _USERS.items():
             if given[0] not in users and getattr(self, option) != type(self).model_fields[option].default:
                 raise ValueError(f"{option!r} is for {' and '.join(map(repr, users))} only")

@@ -44,6 +44,32 @@ class GoldScorer:
         return [world.violations(c) for c in completions]
 
 
+class GoldTermsScorer:
+    """The embedded world's judgement by some of its terms: what people want who do not mind the others.
+
+    Args:
+        without: Names of `prefopt.data.toy.gold.gold_terms` that do not count.
+
+    Raises:
+        ValueError: For a term that gold does not have.
+    """
+
+    def __init__(self, without: Sequence[str]) -> None:
+        unknown = sorted({*without} - world.gold_terms((), "").keys())
+        if unknown:
+            raise ValueError(f"gold has no term {unknown[0]!r}")
+        self.name = "gold without " + ", ".join(without)
+        self._without = frozenset(without) | {"bound"}
+
+    def score(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[Score]:
+        """Sum of the terms that count, not below the world's `LOWEST`."""
+        found = []
+        for prompt, completion in zip(prompts, completions, strict=True):
+            terms = world.gold_terms(prompt, completion).items()
+            found.append(Score(max(world.LOWEST, sum(value for name, value in terms if name not in self._without))))
+        return found
+
+
 _WORD = re.compile(r"[a-z']+")
 
 

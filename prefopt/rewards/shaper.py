@@ -21,7 +21,7 @@ from prefopt.errors import DataError, InputError
 from prefopt.recipe.options.costs import RESERVED
 from prefopt.records import Message, Prompt, Score
 from prefopt.rewards.costs.length import EnsembleStd, MissingEos
-from prefopt.rewards.costs.sample import Measured, Sample, costs_to_json
+from prefopt.rewards.costs.sample import Measured, RuleCost, Sample, costs_to_json
 from prefopt.rewards.penalties import Multiplier, Penalty
 from prefopt.rewards.scale import RewardScale
 
@@ -182,6 +182,19 @@ class Shaper:
             cut = total.clamp(-self._clip, self._clip)
             terms["clip"], total = cut - total, cut
         return ShapedReward(scores.clone(), terms, total, measured, weights, self._violated(measured))
+
+    def owed(self, beginnings: Sequence[Sample]) -> list[float]:
+        """What penalties would take off N texts at the prices of now, were they completions that ended themselves.
+
+        Only of costs that are rules: what a classifier or a function says of half a text is nobody's business.
+        """
+        found = [0.0] * len(beginnings)
+        for penalty in self.penalties:
+            if isinstance(penalty.cost, RuleCost):
+                price = penalty.price.weight * self.scale.price_unit
+                for place, measured in enumerate(penalty.cost.measure(beginnings)):
+                    found[place] += price * measured.value
+        return found
 
     def see(self, scores: Tensor, deviations: Tensor, samples: Sequence[Sample], share: Share | None = None) -> None:
         """Take in completions of the reference before training: scores are normalised by them, and no price moves.

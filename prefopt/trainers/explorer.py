@@ -5,7 +5,7 @@ Shape suffixes: N episodes, L completion positions (padded on the right).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +17,9 @@ from prefopt.errors import InputError
 from prefopt.models.actor_critic import ActorCritic, Ask
 from prefopt.models.generate import Sampled, beginning
 from prefopt.models.modes import evaluating
+from prefopt.rewards.costs.sample import Sample
 from prefopt.rewards.penalties import Penalty
+from prefopt.rewards.shaper import Shaper
 from prefopt.trainers.answers import SCORING, Answerer, RewardFunction, scores_of
 from prefopt.trainers.ppo_config import PPOConfig
 from prefopt.trainers.ranks import shared_out
@@ -90,17 +92,42 @@ class Explorer(Answerer):
         `score_prefixes` beginnings of the longest completion are scored, and as much of shorter ones, evenly spaced by
         tokens; between two the score is taken to be that of the first.
         """
+
+        def score(asked: Sequence[tuple[int, int]], texts: Sequence[str]) -> list[float]:
+            return [
+                each.value for each in scores_of(self._reward, [rows[index]["prompt"] for index, _ in asked], texts)
+            ]
+
+        return self._along(samples, score)
+
+    def owed(self, shaper: Shaper, rows: Sequence[Mapping[str, Any]], samples: Sequence[Sampled]) -> Tensor:
+        """What penalties take off the text before each token, [N, L], of the beginnings that `potentials` scores."""
+
+        def measure(asked: Sequence[tuple[int, int]], texts: Sequence[str]) -> list[float]:
+            return shaper.owed(
+                [
+                    Sample(rows[index]["prompt"], text, samples[index].ids[:place])
+                    for (index, place), text in zip(asked, texts, strict=True)
+                ]
+            )
+
+        return self._along(samples, measure)
+
+    def _along(
+        self, samples: Sequence[Sampled], say: Callable[[Sequence[tuple[int, int]], Sequence[str]], Sequence[float]]
+    ) -> Tensor:
+        """What is said of beginnings: pairs of a completion's number and a number of its tokens, and their texts."""
         step = -(-self._args.max_new_tokens // self._args.score_prefixes)
 
-        def score(indices: Sequence[int]) -> list[list[float]]:
+        def told(indices: Sequence[int]) -> list[list[float]]:
             places = [range(0, len(samples[index].ids), step) for index in indices]
             asked = [(index, place) for index, each in zip(indices, places, strict=True) for place in each]
             texts = [beginning(self._tokenizer, samples[index], place) for index, place in asked]
             with self.stopwatch.timing(SCORING):
-                scores = iter(scores_of(self._reward, [rows[index]["prompt"] for index, _ in asked], texts))
-            return [[value for _ in each for value in [next(scores).value] * step] for each in places]
+                found = iter(say(asked, texts))
+            return [[value for _ in each for value in [next(found)] * step] for each in places]
 
-        known = shared_out(len(rows), score)
+        known = shared_out(len(samples), told)
         return _padded([each[: len(sample.ids)] for each, sample in zip(known, samples, strict=True)])
 
     # -- looking -------------------------------------------------------------------------------------------------------

@@ -148,6 +148,8 @@ class PPOTrainer(CheckpointedTrainer):
         coefficient = self.kl.coefficient
         price = coefficient if args.kl_apply == "reward" else 0.0
         known = None if potentials is None else self.scale.scaled(potentials.flatten()).view_as(potentials)
+        if known is not None and self.shaper.penalties:
+            known = known - self.explorer.owed(self.shaper, rows, samples)
         rewards = ppo.token_rewards(shaped.total, kl, price, batch.mask, known)
         whitened = ppo.masked_whiten(rewards, batch.mask, shift_mean=False) if args.whiten_rewards else rewards
 

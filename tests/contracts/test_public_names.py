@@ -132,7 +132,7 @@ PUBLIC = {
     ],
     "prefopt.rewards.costs.registry": ["OPENED", "RULES", "rule_cost"],
     "prefopt.rewards.model": ["RewardModelScorer"],
-    "prefopt.rewards.scorers": ["GoldScorer", "LexiconScorer", "Scorer"],
+    "prefopt.rewards.scorers": ["GoldScorer", "GoldTermsScorer", "LexiconScorer", "Scorer"],
 }
 
 

@@ -37,6 +37,7 @@ def reward(chain: str, scorer: str) -> str:
         ("{url: 'https://rewards.example/?key=1', token_env: REWARD_TOKEN}", "rewards.example"),
         ("{pretrained: org/reward-model, revision: v2, batch_size: 8, normalise: none}", "org/reward-model"),
         ("{weighted: [rm, {function: brevity, weight: -0.5}], clip: 3.0}", "rm + brevity"),
+        ("{model: gold, without: [forbidden, length]}", "gold"),
     ],
 )
 def test_every_source_can_be_written(write, chain: str, scorer: str, label: str) -> None:
@@ -69,6 +70,8 @@ def test_every_source_can_be_written(write, chain: str, scorer: str, label: str)
         ("{pretrained: recipe.yaml}", ".pretrained", "a model is a folder", ""),
         ("{function: brevity, url: 'http://x/y'}", "", "'function' and 'url' are two scorers", ""),
         ("{model: rm, weighted: [rm, gold]}", "", "'model' and 'weighted' are two scorers: write one", ""),
+        ("{model: rm, without: forbidden}", "", "'without' is for `model: gold`", ""),
+        ("{model: gold, without: [forbiden]}", ".without[0]", "", ""),
         ("{weighted: [rm]}", ".weighted", "two scorers or more", ""),
         ("{weighted: rm}", ".weighted", "must be a list of scorers, not 'rm'", "{weighted: [{model: NAME"),
         ("{weighted: [rm, {}]}", ".weighted[1]", "nothing says who scores", ""),

@@ -1,13 +1,15 @@
 """Scorers that need no model: sums that a hand can check, and files that are refused by line."""
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from prefopt.data.toy import world
 from prefopt.errors import DataError, EnvironmentFault
+from prefopt.recipe.scorers import GoldTerm
 from prefopt.records import Message, Prompt
-from prefopt.rewards.scorers import GoldScorer, LexiconScorer
+from prefopt.rewards.scorers import GoldScorer, GoldTermsScorer, LexiconScorer
 
 PROMPT: Prompt = (Message("user", "how was it?"),)
 
@@ -60,3 +62,21 @@ def test_gold_is_the_world_itself() -> None:
     rows = world.demonstrations(8, 3)
     found = GoldScorer().score([row.prompt for row in rows], [row.completion for row in rows])
     assert [score.value for score in found] == [world.gold(row.prompt, row.completion) for row in rows]
+
+
+def test_gold_without_a_term_is_what_is_left_of_the_sum() -> None:
+    rows = world.preferences(200, 3)
+    prompts, texts = [row.prompt for row in rows], [row.chosen for row in rows]
+    texts[0] = "the code is zk-41."
+    found = GoldTermsScorer(["forbidden", "detail"]).score(prompts, texts)
+    for prompt, text, score in zip(prompts, texts, found, strict=True):
+        terms = world.gold_terms(prompt, text)
+        assert score.value == pytest.approx(world.gold(prompt, text) - terms["forbidden"] - terms["detail"])
+    told = GoldTermsScorer(["forbidden"]).score(prompts[:1], texts[:1])[0].value
+    assert told - world.gold(prompts[0], texts[0]) == pytest.approx(2.0)
+    with pytest.raises(ValueError, match="no term 'bound to fail'"):
+        GoldTermsScorer(["bound to fail"])
+
+
+def test_recipes_may_leave_out_every_term_that_gold_has() -> None:
+    assert set(get_args(GoldTerm)) == world.gold_terms(PROMPT, "").keys() - {"bound"}

@@ -62,6 +62,14 @@ def test_terms_are_weights_times_costs_and_sum_to_the_total() -> None:
     }
 
 
+def test_what_is_owed_is_what_rules_take_off_and_no_end_is_missing_yet() -> None:
+    priced = penalties({**BANNED, "weight": 2.0}, {**LENGTH, "weight": 0.5}, {"cost": "missing_eos", "weight": 9.0})
+    shaper = Shaper(priced, scale=RewardScale(unit=1.0))
+    shaped, owed = shape(shaper), shaper.owed(samples())
+    assert owed == pytest.approx((-shaped.terms["banned"] - shaped.terms["length"]).tolist())
+    assert Shaper().owed(samples()) == [0.0] * len(TEXTS)
+
+
 def test_weights_are_in_deviations_of_the_references_rewards() -> None:
     reference = torch.tensor([10.0, 14.0, 18.0, 30.0])
     for normalise in ("reference", "none", "running", "batch"):

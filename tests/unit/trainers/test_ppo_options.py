@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ from transformers import TrainerCallback
 from prefopt.errors import InputError
 from prefopt.losses import ppo
 from prefopt.models.actor_critic import Ask
+from prefopt.recipe.options.penalties import BannedPenalty, MissingEosPenalty
+from prefopt.rewards.costs.registry import rule_cost
+from prefopt.rewards.penalties import Penalty
 from prefopt.trainers import ppo_metrics
 from prefopt.trainers.guards import GuardLimits
 from prefopt.trainers.ppo import PPOTrainer
@@ -326,6 +330,29 @@ def test_beginnings_are_scored_where_they_were_asked_for(tmp_path: Path, prefixe
                 expected.append((row["prompt"], text))
         assert bool((potentials[number, len(sample.ids) :] == 0).all())
     assert asked == expected
+
+
+def test_a_penalty_is_paid_where_it_is_caused_as_the_score_is_earned(tmp_path: Path) -> None:
+    vowels = BannedPenalty(cost="banned", patterns=("[aeiou]",), saturation=4, weight=0.5)
+    end = MissingEosPenalty(cost="missing_eos", weight=2.0)  # a beginning has no end to miss
+    trained = PPOTrainer(
+        with_reference(tmp_path), config(tmp_path, score_prefixes=100, kl_coefficient=0.0), reward=many_the,
+        train_dataset=PROMPTS, processing_class=tiny_tokenizer(),
+        penalties=[Penalty.of(each, rule_cost(each)) for each in (vowels, end)],
+    )  # fmt: skip
+    made = trained.collect_rollout(0)
+    hits = 0
+    for number, sample in enumerate(made.samples):
+        texts = [
+            trained.processing_class.decode(sample.ids[:t], skip_special_tokens=True) for t in range(len(sample.ids))
+        ]
+        paid = [0.5 * min(1.0, sum(letter in "aeiou" for letter in text.lower()) / 4) for text in texts]
+        scores = trained.scale.scaled(torch.tensor(many_the([()] * len(texts), texts)))
+        worth = [*(scores * 1.0 - torch.tensor(paid)).tolist()[1:], float(made.shaped.total[number])]
+        gained = [worth[0], *(after - before for before, after in itertools.pairwise(worth))]
+        assert made.rewards[number, : len(sample.ids)].tolist() == pytest.approx(gained, abs=1e-5)
+        hits += sum(after > before for before, after in itertools.pairwise(paid))
+    assert hits > 3, "hardly anything was banned on the way"
 
 
 def test_with_beginnings_scored_an_episode_has_the_same_reward(tmp_path: Path) -> None:
