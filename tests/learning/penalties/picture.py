@@ -12,8 +12,9 @@ from tests.learning.penalties import plan
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-FLOOR = 2e-4
+FLOOR = 3e-3
 """Rates are drawn on a logarithmic axis, and none below this."""
+TICKS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1)
 FREE, LEARNED, WRITTEN = SERIES[1], SERIES[0], SERIES[2]
 
 
@@ -50,6 +51,9 @@ def _panel(axes: Axes, part: str, seeds: Sequence[Mapping[str, Any]]) -> None:
                 marker=marker, markersize=5, linewidth=0.9, linestyle="none", label=None if kind in said else kind,
             )  # fmt: skip
             said.add(kind)
+    axes.set_xlim(0.003, 1.3)
+    axes.set_xticks(TICKS, [f"{100 * tick:g} %" for tick in TICKS])
+    axes.set_xticks([], minor=True)
     axes.set_xlabel("completions that violate")
     axes.set_ylabel("share of the unconstrained gain")
     axes.legend(frameon=False, fontsize=8)
