@@ -16,13 +16,14 @@ SAVED = {kind: (1, 2) for kind in KINDS} | {kind: (2, 4) for kind in ("ppo", "gr
 
 _SAVING = {"save_strategy": "steps", "save_total_limit": 1, "save_steps": 1, "logging_steps": 1}
 _ROLLOUTS = {"total_episodes": 32, "rollout_batch_size": 16, "num_mini_batches": 2}
+_SHORT = {"total_episodes": 8, "rollout_batch_size": 4, "max_new_tokens": 3, "num_ppo_epochs": 1}
 
 
 def made(kind: str, folder: Path, **more: Any) -> CheckpointedTrainer:
     """A trainer that writes its checkpoints to `folder`."""
     options: dict[str, Any] = {**_SAVING, **more}
     if kind in METHODS:
-        own = {**_ROLLOUTS, "num_ppo_epochs": 1} if kind == "ppo" else {"max_steps": 2}
+        own = {**_ROLLOUTS, **_SHORT} if kind == "ppo" else {"max_steps": 2}
         return build(kind, folder, **{**own, "optim": "adamw_torch", "learning_rate": 5e-3, **options})
     if kind == "kto":
         small = {"max_steps": 2, "gradient_accumulation_steps": 1, "num_train_epochs": 1}
