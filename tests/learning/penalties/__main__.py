@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.benchmarks.against_trl.peers import ROOT
-from tests.learning.frontier.__main__ import QUIET, commit
+from tests.learning.frontier.runs import QUIET, commit
 from tests.learning.penalties import page, pairs, plan, speed, stories
 from tests.learning.penalties.plan import PARTS, Run
 from tests.learning.penalties.reading import READERS

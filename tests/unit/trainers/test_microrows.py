@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from prefopt.errors import EnvironmentFault, is_out_of_memory
+from prefopt.models.actor_critic import ActorCritic
 from prefopt.models.batches import PairCollator
 from prefopt.trainers.checkpoints import CheckpointedTrainer
 from prefopt.trainers.microrows import without_padding
@@ -37,6 +38,9 @@ class SmallMemory:
         self.error = error or (lambda rows: torch.OutOfMemoryError(f"CUDA out of memory with {rows} rows"))
         self.failed: list[int] = []
         self._pair = pair
+        self._episodes: int | None = None
+        if isinstance(model, ActorCritic):  # takes padded rows, and computes them as one
+            model.register_forward_pre_hook(self._see_episodes)
         layer = next(module for name, module in model.named_modules() if name.endswith("layers.1"))
         layer.register_forward_hook(self._in_backward if backward else self._in_forward)
 
@@ -50,7 +54,12 @@ class SmallMemory:
 
     def _rows(self, states: Tensor) -> int:
         """Rows of a pass; pairs stand one after another, all of the same length."""
+        if self._episodes is not None:
+            return self._episodes
         return len(states) if self._pair is None else states.shape[1] // self._pair
+
+    def _see_episodes(self, module: nn.Module, given: tuple[Tensor, ...]) -> None:
+        self._episodes = len(given[0])
 
     def _fail(self, rows: int) -> None:
         if rows > self.fits:
