@@ -18,6 +18,7 @@ from tests.faults.runs import STAGES, Experiment, Strike
 UNIT = Path(__file__).parents[1] / "unit" / "pipeline"
 FAKE = ("base", "sft", "other", "dpo")
 FEW = 3
+MANY = 20
 RECIPE = """\
 name: faults
 seed: 3
@@ -74,7 +75,9 @@ def test_t02_a_chain_killed_at_some_operations_ends_the_same(chain: Experiment, 
 @pytest.mark.parametrize("side", ["runner", "sft"])
 def test_t02_a_chain_killed_at_every_operation_ends_the_same(chain: Experiment, side: str, count: Count) -> None:
     what = "runner" if side == "runner" else "stage process"
-    count("T2", f"kill points, {what}", sweep_chain(chain, side, None))
+    tried = sweep_chain(chain, side, None)
+    assert tried > 100
+    count("T2", f"kill points, {what}", tried)
 
 
 def test_t02_a_stage_that_were_made_again_would_be_noticed(chain: Experiment) -> None:
@@ -134,7 +137,9 @@ def test_t02_a_real_stage_killed_at_some_operations_ends_the_same(
 def test_t02_every_kind_of_real_stage_killed_at_operations_of_its_own_ends_the_same(
     whole: Experiment, tmp_path: Path, stage: str, count: Count
 ) -> None:
-    count("T2", f"kill points, real stage {whole_kind(stage)}", sweep_stage(whole, tmp_path, stage, 20))
+    tried = sweep_stage(whole, tmp_path, stage, MANY)
+    assert tried == MANY
+    count("T2", f"kill points, real stage {whole_kind(stage)}", tried)
 
 
 def whole_kind(stage: str) -> str:

@@ -24,6 +24,7 @@ from tests.faults.runs import STAGES, Experiment
 
 TABLES = ("samples", "scores", "judgements")
 FEW = 2
+MANY = 40
 TRANSACTION = ("BEGIN", "INSERT", "COMMIT")
 
 
@@ -129,7 +130,9 @@ def test_t03_collecting_killed_at_some_statements_makes_nothing_twice(whole: Exp
 def test_t03_collecting_killed_at_every_transaction_makes_nothing_twice(
     whole: Experiment, tmp_path: Path, count: Count
 ) -> None:
-    count("T3", "kill points, statements of the ledger", sweep(whole, tmp_path, 40))
+    tried = sweep(whole, tmp_path, MANY)
+    assert tried == MANY
+    count("T3", "kill points, statements of the ledger", tried)
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from tests.faults.injection import some
 PROMPT = (Message("user", "what is the price?"),)
 KEYS = [key_of("row", number) for number in range(40)]
 FEW = 150
+MANY = 5000
 Content = tuple[dict[str, StoredSample], dict[str, float], dict[str, float | None]]
 
 
@@ -64,7 +65,8 @@ def test_t09_a_bit_of_the_ledger_is_found_or_read_by_nobody(written: Path, tmp_p
 
 @pytest.mark.sweep
 def test_t09_every_byte_of_the_ledger(written: Path, tmp_path: Path, count: Count) -> None:
-    tried, _ = turned(written, tmp_path / "copy", 5000)
+    tried, named = turned(written, tmp_path / "copy", MANY)
+    assert tried == MANY and named > MANY / 3
     count("T9", "bits of the ledger", tried)
 
 

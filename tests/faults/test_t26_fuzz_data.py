@@ -95,7 +95,9 @@ def test_t26_generated_rows_are_read_counted_or_refused_in_words(tmp_path: Path)
 
 @pytest.mark.sweep
 def test_t26_ten_thousand_generated_rows_and_files(tmp_path: Path, count: Count) -> None:
-    count("T26", "generated rows and files of data", run_all(tmp_path, ALL))
+    tried = run_all(tmp_path, ALL)
+    assert tried >= 0.5 * ALL
+    count("T26", "generated rows and files of data", tried)
 
 
 def test_t26_a_planted_fault_of_a_format_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
