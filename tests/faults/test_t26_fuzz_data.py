@@ -34,17 +34,19 @@ def cells() -> SearchStrategy[Any]:
 
 
 def rows() -> SearchStrategy[list[dict[str, Any]]]:
-    named = st.sampled_from(sorted(formats.COLUMNS))
-    good = st.sampled_from(
-        [
-            {"prompt": "Hi", "chosen": "a", "rejected": "b"},
-            {"prompt": "Hi", "completion": "a", "label": True},
-            {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]},
-            {"text": "once"},
-        ]
+    """Rows that would be read but for their texts, some of them with a few cells of any kind."""
+    said = st.tuples(TEXTS, TEXTS).map(
+        lambda two: [{"role": "user", "content": two[0]}, {"role": "assistant", "content": two[1]}]
     )
-    some = st.dictionaries(named, cells(), max_size=5)
-    return st.lists(st.tuples(good | st.just({}), some).map(lambda both: {**both[0], **both[1]}), max_size=4)
+    good = st.one_of(
+        st.fixed_dictionaries({"prompt": TEXTS, "chosen": TEXTS, "rejected": TEXTS}),
+        st.fixed_dictionaries({"prompt": TEXTS, "completion": TEXTS, "label": st.booleans()}),
+        st.fixed_dictionaries({"messages": said}),
+        st.fixed_dictionaries({"text": TEXTS}),
+    )
+    wrong = st.dictionaries(st.sampled_from(sorted(formats.COLUMNS)), cells(), max_size=5)
+    row = good | st.tuples(good | st.just({}), wrong).map(lambda both: {**both[0], **both[1]})
+    return st.lists(row, max_size=4)
 
 
 def judge(folder: Path) -> Callable[[tuple[int, str, bytes]], str]:
