@@ -1,16 +1,16 @@
 """Train and measure students by target, and rounds of self-training; write the page.
 
-usage: python -m tests.learning.distill [--folder bench/distill] [--seeds 0 1 2] [--only TEXT] [--write] [--dry-run]
+usage: python -m tests.learning.distill [--results docs/measured/distill.jsonl] [--folder bench/distill]
+       [--seeds 0 1 2] [--only TEXT] [--write] [--dry-run]
 
-One process of one thread. What is finished is in FOLDER/results.jsonl and is not trained again; the base of each seed
-lies beside it. `--only` takes the runs whose name begins so.
+One process of one thread. What is finished is in RESULTS and is not trained again; the base of each seed is in FOLDER.
+`--only` takes the runs whose name begins so.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import json
 import os
 import sys
 import time
@@ -22,9 +22,9 @@ from typing import Any
 import torch
 from transformers import LlamaForCausalLM, PreTrainedModel
 
-from prefopt.store.files import write_atomic
 from tests.benchmarks.against_trl.peers import ROOT
 from tests.learning.distill import page, rounds, speed, students, world
+from tests.learning.results import MEASURED, Rows
 
 SEEDS = (0, 1, 2)
 
@@ -71,6 +71,7 @@ def base(folder: Path, seed: int) -> PreTrainedModel:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=MEASURED / "distill.jsonl")
     parser.add_argument("--folder", type=Path, default=ROOT / "bench" / "distill")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--only", default="", help="runs whose name begins so")
@@ -79,23 +80,21 @@ def main() -> int:
     a = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("PREFOPT_THREADS", "1")))
     a.folder.mkdir(parents=True, exist_ok=True)
-    file = a.folder / "results.jsonl"
-    lines = file.read_text("utf-8").splitlines() if file.exists() else []
-    results = {row["key"]: row["result"] for row in map(json.loads, lines)}
+    found = Rows(a.results)
     wanted = [run for run in runs(a.seeds) if run.key.startswith(a.only)]
-    missing = [run for run in wanted if run.key not in results]
+    missing = [run for run in wanted if run.key not in found.by_key]
     if a.dry_run:
         print("\n".join(run.key for run in missing))
         return 0
     for run in missing:
         start = time.perf_counter()
         model = copy.deepcopy(base(a.folder, run.seed))
-        results[run.key] = run.make(model)
+        measured = run.make(model)
         seconds = round(time.perf_counter() - start, 1)
-        lines.append(json.dumps({"key": run.key, "seconds": seconds, "result": results[run.key]}))
-        write_atomic(file, "".join(f"{line}\n" for line in lines))
+        found.add(run.key, seconds=seconds, measured=measured)
         print(f"{run.key}: {seconds} s", flush=True)
     if a.write:
+        results = {key: row["measured"] for key, row in found.by_key.items()}
         page.write(ROOT / "docs" / "benchmarks.md", results, a.seeds)
     return 0
 

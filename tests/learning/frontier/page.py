@@ -1,12 +1,11 @@
-"""The section "Reward against KL" of docs/benchmarks.md, its plots, and docs/frontier.json."""
+"""The section "Reward against KL" of docs/benchmarks.md, and its plots."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -50,7 +49,7 @@ class Found:
 
 
 def write(results: Results, docs: Path) -> None:
-    """Write tables, plots and numbers of what is finished.
+    """Write tables and plots of what is finished.
 
     Args:
         results: With the limit, and all runs of a method at least.
@@ -69,8 +68,6 @@ def write(results: Results, docs: Path) -> None:
             told += [f"*{caption}*", "", *rows(results, each), "", f"![{caption}](images/{picture.name})", ""]
     told.append(f"Machine: {machine()}. {datetime.now(UTC).date().isoformat()}.")
     replace_marked(docs / "benchmarks.md", COMMAND, "\n".join(told))
-    record = [of_budget(each) for each in found] + [{"runs": list(results.rows.values())}]
-    (docs / "frontier.json").write_text(json.dumps(record) + "\n", encoding="utf-8")
 
 
 def summed_up(results: Results, budget: int) -> Found:
@@ -136,18 +133,6 @@ def of_cell(each: Cell, ours: Cell | None, method: str) -> list[str]:
 def interval(found: Interval, form: str) -> str:
     estimate, low, high = (form.format(value) for value in (found.estimate, found.low, found.high))
     return f"{estimate} ({low} to {high})"
-
-
-def of_budget(found: Found) -> dict[str, Any]:
-    """For the file of numbers."""
-    methods = {
-        method: {
-            f"{kl:g}": {"setting": each.setting, "rewards": each.rewards, "share": each.share}
-            for kl, each in of.items()
-        }
-        for method, of in found.cells.items()
-    }
-    return {"budget": found.budget, "methods": methods}
 
 
 def drawn(results: Results, found: Found) -> bytes:

@@ -3,49 +3,33 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
-import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
-from tests.benchmarks.against_trl.peers import ROOT, peers_folder
+from tests.benchmarks.against_trl.peers import peers_folder
 from tests.learning.frontier import plan, world
-from tests.learning.frontier.plan import Run
+from tests.learning.frontier.plan import Process, Run
 from tests.learning.frontier.score import KLS, Point, chosen
-
-Row = dict[str, Any]
-QUIET = {
-    "HF_HUB_OFFLINE": "1",
-    "WANDB_MODE": "offline",
-    "TOKENIZERS_PARALLELISM": "false",
-    "OMP_NUM_THREADS": "1",
-    "PREFOPT_THREADS": "1",
-    "CUDA_VISIBLE_DEVICES": "",
-    "PYTHONPATH": str(ROOT),
-}
+from tests.learning.results import Row, Rows, python
 
 
 class Results:
     """The file of results, and what is missing in it.
 
     Args:
-        folder: Where it is; runs leave their adapters beside it only until they are measured.
+        file: It.
+        folder: Where runs leave their adapters until they are measured.
         workers: Runs at a time.
     """
 
-    def __init__(self, folder: Path, workers: int) -> None:
+    def __init__(self, file: Path, folder: Path, workers: int) -> None:
         self._folder, self._workers = folder, workers
         self._prompts = folder / "prompts"
-        self._file = folder / "results.jsonl"
-        self._lock = threading.Lock()
-        lines = self._file.read_text("utf-8").splitlines() if self._file.exists() else []
-        self.rows: dict[str, Row] = {row["key"]: row for row in map(json.loads, lines)}
+        self._found = Rows(file)
+        self.rows = self._found.by_key
 
     def path(self, run: Run) -> list[Point]:
         """From the base through the policies that a run kept."""
@@ -87,63 +71,44 @@ class Results:
         folder, _ = self._trained(plan.PROPOSALS)
         kept = plan.adapters(plan.PROPOSALS, folder)
         words = ["-m", f"{plan.HERE}.limit", str(self._prompts), str(kept[len(kept) // 2]), str(kept[-1])]
-        found = [json.loads(line) for line in self._run(words, {}, None).splitlines() if line.startswith("{")]
-        self._add(
-            {
-                "key": "limit",
-                "commit": commit(),
-                "measured": [row for row in found if "tilt" in row],
-                "best_of_n": [row for row in found if "n" in row],
-            }
+        found = [json.loads(line) for line in run(Process(words)).splitlines() if line.startswith("{")]
+        self._found.add(
+            "limit",
+            measured=[row for row in found if "tilt" in row],
+            best_of_n=[row for row in found if "n" in row],
         )
         shutil.rmtree(folder)
 
     def _start(self) -> None:
         world.write_prompts(self._prompts)
         if "base" not in self.rows:
-            self._add({"key": "base", "measured": self._measured([])})
+            self._found.add("base", measured=self._measured([]))
 
-    def _trained(self, run: Run) -> tuple[Path, float]:
+    def _trained(self, wanted: Run) -> tuple[Path, float]:
         """Where a run left its adapters, and seconds of training."""
-        folder, start = self._folder / "runs" / run.key.replace("/", "_").replace(" ", "-"), time.perf_counter()
-        for process in plan.processes(run, folder, self._prompts):
-            self._run(list(process.words), dict(process.environment), folder)
+        folder, start = self._folder / "runs" / wanted.key.replace("/", "_").replace(" ", "-"), time.perf_counter()
+        for process in plan.processes(wanted, folder, self._prompts):
+            run(process)
         return folder, time.perf_counter() - start
 
-    def _one(self, run: Run) -> None:
-        folder, seconds = self._trained(run)
-        measured = self._measured(plan.adapters(run, folder))
-        self._add({"key": run.key, "commit": commit(), "seconds": round(seconds, 1), "measured": measured})
+    def _one(self, wanted: Run) -> None:
+        folder, seconds = self._trained(wanted)
+        measured = self._measured(plan.adapters(wanted, folder))
+        self._found.add(wanted.key, seconds=round(seconds, 1), measured=measured)
         shutil.rmtree(folder)
         end = measured[-1]
-        print(f"{run.key}: reward {end['reward']:.2f} at KL {end['kl']:.2f} ({seconds:.0f} s)", flush=True)
+        print(f"{wanted.key}: reward {end['reward']:.2f} at KL {end['kl']:.2f} ({seconds:.0f} s)", flush=True)
 
     def _measured(self, adapters: Sequence[Path]) -> list[Row]:
         words = ["-m", f"{plan.HERE}.measure", str(self._prompts), *map(str, adapters)]
-        said = self._run(words, {}, None)
+        said = run(Process(words))
         rows = [json.loads(line) for line in said.splitlines() if line.startswith('{"adapter"')]
         return [{name: value for name, value in row.items() if name != "adapter"} for row in rows]
 
-    def _run(self, words: list[str], environment: dict[str, str], folder: Path | None) -> str:
-        variables = {**os.environ, **QUIET, "PREFOPT_BENCH": str(peers_folder()), **environment}
-        done = subprocess.run(
-            [sys.executable, *words], capture_output=True, text=True, check=False, cwd=ROOT, env=variables
-        )
-        if done.returncode:
-            raise RuntimeError(f"{words} ended with {done.returncode} in {folder}:\n{done.stderr[-3000:]}")
-        return done.stdout
 
-    def _add(self, row: Row) -> None:
-        with self._lock:
-            self.rows[row["key"]] = row
-            with self._file.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-
-
-def commit() -> str:
-    """Of the project, as far as it is known."""
-    words = ["git", "rev-parse", "--short", "HEAD"]
-    return subprocess.run(words, capture_output=True, text=True, check=False, cwd=ROOT).stdout.strip()
+def run(process: Process) -> str:
+    """What a process says; it finds the peers' side."""
+    return python(process.words, {"PREFOPT_BENCH": str(peers_folder()), **process.environment})
 
 
 def tried(budgets: Sequence[int], methods: Sequence[str]) -> list[Run]:

@@ -1,4 +1,4 @@
-"""The section "Penalties" of docs/benchmarks.md, its picture, and what docs/benchmarks.json says of it."""
+"""The section "Penalties" of docs/benchmarks.md, and its picture."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from prefopt.stats.intervals import Interval
-from tests.benchmarks.against_trl.page import replace_marked, table, update_json
+from tests.benchmarks.against_trl.page import replace_marked, table
 from tests.learning.penalties import picture, plan
 from tests.learning.penalties.score import mixture
 
 Results = Mapping[str, Mapping[str, Any]]
 MARKER = "python -m tests.learning.penalties"
-KEY = "penalties"
 NOT_YET = "Not measured yet."
 PICTURE = (
     "![Share of completions that violate, and share of the unconstrained gain that is kept: without a penalty, with a "
@@ -152,7 +151,7 @@ def markdown(results: Results) -> str:
 
 
 def write(docs: Path, results: Results) -> None:
-    """Write the section, the picture and the numbers from what is finished.
+    """Write the section, and the picture from what is finished.
 
     Raises:
         ValueError: When the page has no place for it.
@@ -162,4 +161,3 @@ def write(docs: Path, results: Results) -> None:
         content = f"{PICTURE}\n\n{content}"
         (docs / "images" / "penalties.png").write_bytes(picture.png({k: rows for k, rows in drawn.items() if rows}))
     replace_marked(docs / "benchmarks.md", MARKER, content)
-    update_json(docs / "benchmarks.json", KEY, {key: dict(row) for key, row in sorted(results.items())})

@@ -139,7 +139,7 @@ def test_the_page_says_what_the_finished_runs_show(tmp_path: Path) -> None:
     (docs / "images").mkdir(parents=True)
     (docs / "benchmarks.md").write_text("# B\n<!-- measured: make learn -->\n<!-- /measured -->\n", encoding="utf-8")
     (tmp_path / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    results = Results(tmp_path, 1)
+    results = Results(tmp_path / "results.jsonl", tmp_path, 1)
     assert all(run.key in results.rows for run in reported(results, [3_200], ["ppo", "rloo"]))
     assert not any(run.key in results.rows for run in tried([3_200], ["grpo"]))
     page.write(results, docs)
@@ -156,4 +156,3 @@ def test_the_page_says_what_the_finished_runs_show(tmp_path: Path) -> None:
     assert of_rloo[4] == "not reached" and of_best[1] == "6.00" and of_best[4] == "not reached"
     assert "GRPO" not in told and "16,000" not in told
     assert (docs / "images" / "frontier-3200.png").read_bytes()[1:4] == b"PNG"
-    assert json.loads((docs / "frontier.json").read_text(encoding="utf-8"))[0]["budget"] == 3_200
