@@ -14,6 +14,21 @@ COUNTS = "PREFOPT_FAULTS_COUNTS"
 Count = Callable[..., None]
 
 
+LONGEST = ("operation_ends_with_the_same_bits[ppo]", "test_t01", "test_t02", "")
+"""What takes longest, in parts of names."""
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the sweeps that take longest, one in each of two workers, so that none is left over at the end."""
+    sweeps = [item for item in items if item.get_closest_marker("sweep")]
+    if sweeps:
+        others = [item for item in items if item not in sweeps]
+        sweeps.sort(key=lambda item: next(place for place, part in enumerate(LONGEST) if part in item.nodeid))
+        ordered = [*sweeps, *others]
+        items[:] = ordered[0::2] + ordered[1::2]  # each worker gets a half, and takes over what another has not begun
+
+
 @pytest.fixture
 def count(request: pytest.FixtureRequest) -> Count:
     """Notes how many faults of a kind a test has tried, for the table of `docs/reliability.md`."""
