@@ -15,7 +15,6 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 from transformers import (
-    DynamicCache,
     GenerationConfig,
     LogitsProcessor,
     PreTrainedTokenizerBase,
@@ -26,6 +25,7 @@ from transformers import (
 
 from prefopt.models.batches import pad_rows
 from prefopt.models.modes import evaluating, merged, plain_sampling
+from prefopt.models.roomy_cache import roomy_cache
 from prefopt.models.token_watch import TokenWatch
 
 
@@ -249,7 +249,7 @@ def _complete(
     model: torch.nn.Module, input_ids: Tensor, mask: Tensor, ends: _Ends, draw: _Draw, options: SamplingOptions
 ) -> list[list[int]]:
     """New tokens of every row [B, P]; a row that has ended leaves the batch, which is most of the work in the end."""
-    cache = DynamicCache(config=model.config)
+    cache = roomy_cache(model.config, input_ids.shape[1] + options.max_new_tokens)
     rows = torch.arange(len(input_ids), device=input_ids.device)
     written: list[list[int]] = [[] for _ in range(len(input_ids))]
     completions = input_ids[:, :0]
@@ -271,12 +271,22 @@ def _complete(
         if not going.any():
             break
         if not going.all():
-            cache.batch_select_indices(going)
-            rows, tokens, mask, position_ids = rows[going], tokens[going], mask[going], position_ids[going]
-            completions = completions[going]
+            stay = _moved_up(going)
+            cache.batch_select_indices(stay)
+            rows, tokens, mask, position_ids = rows[stay], tokens[stay], mask[stay], position_ids[stay]
+            completions = completions[stay]
         input_ids, position_ids = tokens[:, None], position_ids[:, -1:] + 1
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
     return written
+
+
+def _moved_up(going: Tensor) -> Tensor:
+    """Rows that go on, of [b] flags; the last take the places of those that ended, so that few rows move."""
+    stay = going.nonzero().flatten()
+    places = torch.arange(len(stay), device=going.device)
+    free = ~going[: len(stay)]
+    places[free] = stay[stay >= len(stay)]
+    return places
 
 
 def choose_tokens(logits: Tensor, options: SamplingOptions, uniforms: Tensor | None = None) -> Tensor:

@@ -36,6 +36,7 @@ from prefopt.models.export import (
 from prefopt.models.flatten import CONFIG_FILE, WEIGHTS_FILE
 from prefopt.models.heads import RewardModel, hang_reward
 from prefopt.models.loading import BaseLocation, load_base, locate_base
+from prefopt.models.products import use_quick_products
 from prefopt.models.reward_artefact import read_artefact
 from prefopt.models.roles import POLICY, REWARD, load_frozen
 from prefopt.pipeline.artefact import ModelArtefact
@@ -82,6 +83,7 @@ def export(
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     torch.set_num_threads(threads())
+    use_quick_products()
     opened = _open(artefact, adapter, artefact.model.trust_remote_code and trust_remote_code)
     try:
         with _appearing(folder) as staging:

@@ -15,6 +15,7 @@ from prefopt.errors import DataError, EnvironmentFault, InputError
 from prefopt.evaluation.policy import PolicyBench
 from prefopt.models.generate import SamplingOptions
 from prefopt.models.loading import BaseLocation, load_base, load_tokenizer, locate_base
+from prefopt.models.products import use_quick_products
 from prefopt.models.roles import POLICY, load_frozen
 from prefopt.models.soft_prompt import SoftPrompt, read_soft_prompt
 from prefopt.pipeline.artefact import ModelArtefact
@@ -117,6 +118,7 @@ def open_policy(artefact: ModelArtefact, *, trust_remote_code: bool, log: Callab
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     torch.set_num_threads(threads())
+    use_quick_products()
     trust = artefact.model.trust_remote_code and trust_remote_code
     name = artefact.trained.stage
     location = locate_base(artefact.model, stage_directories(artefact.inputs))
