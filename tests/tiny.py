@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -35,6 +37,14 @@ def tiny_llama(seed: int = 0, layers: int = 2) -> LlamaForCausalLM:
     )
     model.requires_grad_(False)
     return model
+
+
+def save_tiny_base(folder: Path, positions: int = 512) -> None:
+    """Model and tokenizer as a recipe names them; with room for the toy world's rows."""
+    model = tiny_llama()
+    model.config.max_position_embeddings = positions
+    model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
 
 
 def tiny_policy(seed: int = 0, adapter: str = "policy") -> PeftModel:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import faulthandler
+import gc
 import importlib
 import math
 import multiprocessing
@@ -48,6 +49,8 @@ def main(job: Job, connection: Connection) -> None:
     """Runs a job and reports over the connection. The target of the stage's process."""
     # A session of its own: Ctrl-C reaches the runner only, and all that the stage starts can be ended together.
     os.setsid()
+    # What the server has imported is no garbage. A trainer collects garbage: half a second, and a copy of every page.
+    gc.freeze()
     stop = _stop_on_signals()
 
     def send(message: Message) -> None:

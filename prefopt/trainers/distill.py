@@ -41,7 +41,7 @@ from prefopt.trainers.distill_config import DistillConfig
 from prefopt.trainers.distill_rows import DistillCollator, Row, completion_mask, seeded_uniforms, token_weights
 from prefopt.trainers.microrows import without_padding
 from prefopt.trainers.opening import open_adapted, pad_token_of
-from prefopt.trainers.ranks import shared_out
+from prefopt.trainers.ranks import shared_out, step_total
 from prefopt.trainers.rollouts import seed_of
 from prefopt.trainers.rows import tokenised_targets
 
@@ -275,9 +275,8 @@ class DistillTrainer(CheckpointedTrainer):
             self.state.num_input_tokens_seen += int(tokens)
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
-        """Weighted tokens of the optimiser step over all ranks: the divisor that makes 1x8 equal 8x1."""
-        total = torch.stack([token_weights(batch).sum() for batch in batch_samples]).sum().to(device)
-        return cast(Tensor, self.accelerator.gather(total).sum())
+        """Weighted tokens of the optimiser step."""
+        return step_total(self.accelerator, [token_weights(batch) for batch in batch_samples])
 
     def compute_loss(
         self,

@@ -10,13 +10,14 @@ Shape suffixes: B rows, S positions.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from prefopt.losses.sft import sft_losses
 from prefopt.trainers.checkpoints import CheckpointedTrainer
+from prefopt.trainers.ranks import step_total
 
 TOKEN_COLUMNS = {"imitation": 1.0, "unlikelihood": 0.0}
 """Columns with a number for every position, and what stands where a row has none."""
@@ -77,8 +78,7 @@ class ImitationTrainer(CheckpointedTrainer):
         """Tokens of the step, or what they weigh, over all ranks."""
         if not any(WEIGHT in batch for batch in batch_samples):
             return super()._get_num_items_in_batch(batch_samples, device)
-        total = torch.stack([_weight_of(batch) for batch in batch_samples]).sum().to(device)
-        return cast(Tensor, self.accelerator.gather(total).sum())
+        return step_total(self.accelerator, [_weight_of(batch) for batch in batch_samples])
 
     def compute_loss(
         self,

@@ -19,6 +19,7 @@ from prefopt.models.batches import FILLER, some_pairs
 from prefopt.models.wrapped import HoldsPeft
 from prefopt.trainers.checkpoints import CheckpointedTrainer
 from prefopt.trainers.fast_passes import FastPasses
+from prefopt.trainers.ranks import step_total
 from prefopt.trainers.rows import TOKENISED
 
 Row = Mapping[str, Any]
@@ -105,9 +106,8 @@ class PairTrainer(CheckpointedTrainer):
         raise TypeError(f"{type(self).__name__} has no pair_losses")
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
-        """Total weight of the optimiser step's pairs over all ranks: the divisor that makes 1x8 equal 8x1."""
-        total = torch.stack([weights(batch).sum() for batch in batch_samples]).sum().to(device)
-        return cast(Tensor, self.accelerator.gather(total).sum())
+        """Total weight of the optimiser step's pairs."""
+        return step_total(self.accelerator, [weights(batch) for batch in batch_samples])
 
     def compute_loss(
         self,

@@ -7,9 +7,12 @@ gradients. Everything here is for one process as well, where it changes nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
+import torch
 import torch.distributed as dist
+from accelerate import Accelerator
+from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 T = TypeVar("T")
@@ -32,6 +35,17 @@ def gathered(value: T) -> list[T]:
     values: list[Any] = [None] * ranks()
     dist.all_gather_object(values, value)
     return values
+
+
+def step_total(accelerator: Accelerator, weights: Sequence[Tensor]) -> Tensor:
+    """What the rows of an optimiser step weigh over its passes and all ranks: the divisor that makes 1x8 equal 8x1.
+
+    Args:
+        accelerator: Of the trainer.
+        weights: Of each pass, of any shape.
+    """
+    total = torch.stack([each.sum() for each in weights]).sum().to(accelerator.device)
+    return cast(Tensor, accelerator.gather(total).sum())
 
 
 def any_rank(flag: bool) -> bool:

@@ -170,6 +170,11 @@ def weights(out: Path) -> dict[str, str]:
     return found
 
 
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    """Rows of a file of JSON lines."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
 def copy_run(run: Path, to: Path, without: tuple[str, ...] = ()) -> Path:
     """A copy of a run folder as it was before some stages ran."""
     shutil.copytree(run, to)

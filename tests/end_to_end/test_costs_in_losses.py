@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from prefopt.cli.app import run_command
-from tests.end_to_end.small import folder, prefopt
-from tests.tiny import tiny_llama, tiny_tokenizer
+from tests.end_to_end.small import folder, lines_of, prefopt
+from tests.tiny import save_tiny_base
 
 pytestmark = pytest.mark.slow
 
@@ -64,18 +64,11 @@ stages:
 """
 
 
-def rows(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the run, beside its recipe."""
     root = tmp_path_factory.mktemp("costly")
-    base = tiny_llama()
-    base.config.max_position_embeddings = 512
-    base.save_pretrained(root / "base")
-    tiny_tokenizer().save_pretrained(root / "base")
+    save_tiny_base(root / "base")
     (root / "banned.txt").write_text("the\nyes\n")
     (root / "recipe.yaml").write_text(RECIPE)
     done = prefopt("run", root / "recipe.yaml", "--out", root / "run", timeout=300)
@@ -95,7 +88,7 @@ def test_sft_counts_what_it_flags_and_groups(run: Path) -> None:
     assert set(found["groups"]) <= {"yes", "no"} and "flagged" not in details(run, "plain")
     stage = folder(run, "sft")
     assert stage is not None
-    logged = [row for row in rows(stage / "metrics.jsonl") if "sft/flagged_probability" in row]
+    logged = [row for row in lines_of(stage / "metrics.jsonl") if "sft/flagged_probability" in row]
     assert logged and all(0 < row["sft/flagged_probability"] < 1 for row in logged)
 
 
@@ -105,7 +98,7 @@ def test_dpo_counts_every_pair_once(run: Path) -> None:
     assert counts.pop("pairs") == sum(counts.values()) and found["flagged_train"]["violating"]["banned"] > 0
     stage = folder(run, "dpo")
     assert stage is not None
-    logged = [row for row in rows(stage / "metrics.jsonl") if "dpo/cost_margin" in row]
+    logged = [row for row in lines_of(stage / "metrics.jsonl") if "dpo/cost_margin" in row]
     assert logged and all(row["dpo/unlikelihood"] >= 0 for row in logged)
     assert sum(each["rows"] for each in details(run, "rm")["groups"].values()) > 0
 
@@ -113,14 +106,14 @@ def test_dpo_counts_every_pair_once(run: Path) -> None:
 def test_collected_pairs_are_labelled_by_the_shaped_reward(run: Path) -> None:
     stage = folder(run, "own")
     assert stage is not None
-    samples = rows(stage / "samples.jsonl")
+    samples = lines_of(stage / "samples.jsonl")
     dropped = {(row["prompt"][-1]["content"], row["completion"]) for row in samples if row["costs"]["banned"] > 0}
     for row in samples:
         assert row["terms"]["score"] == row["reward"]
         assert sum(row["terms"].values()) == pytest.approx(row["shaped_reward"])
         assert (row["terms"]["banned"] < 0) == (row["costs"]["banned"] > 0) == ("banned" in row["spans"])
         assert row["costs"]["missing_eos"] == float(not row["finished"])
-    pairs = rows(stage / "pairs.jsonl")
+    pairs = lines_of(stage / "pairs.jsonl")
     assert pairs
     for pair in pairs:
         for side in ("chosen", "rejected"):

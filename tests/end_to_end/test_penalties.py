@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from prefopt.cli.app import run_command
-from tests.end_to_end.small import environment, folder, prefopt
+from tests.end_to_end.small import environment, folder, lines_of, prefopt
 from tests.installed import install
-from tests.tiny import tiny_llama, tiny_tokenizer
+from tests.tiny import save_tiny_base
 from tests.unit.rewards.test_pretrained import decoder
 
 pytestmark = pytest.mark.slow
@@ -64,18 +64,11 @@ def cost(prompts, completions):
 """
 
 
-def rows(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the run, beside its recipe."""
     root = tmp_path_factory.mktemp("priced")
-    base = tiny_llama()
-    base.config.max_position_embeddings = 512
-    base.save_pretrained(root / "base")
-    tiny_tokenizer().save_pretrained(root / "base")
+    save_tiny_base(root / "base")
     decoder(root / "rm", positions=1024)
     install(root / "site", {"shouting": COST}, group="prefopt.costs", function="cost")
     (root / "banned.txt").write_text("e\nthe  # a word that the tiny model says\n")
@@ -93,7 +86,7 @@ def _environment(root: Path) -> dict[str, str]:
 def test_metrics_have_every_rate_and_weight(run: Path) -> None:
     stage = folder(run, "ppo")
     assert stage is not None
-    logged = [row for row in rows(stage / "metrics.jsonl") if "penalty/length/rate" in row and "summary" not in row]
+    logged = [row for row in lines_of(stage / "metrics.jsonl") if "penalty/length/rate" in row and "summary" not in row]
     assert len(logged) == 2
     names = ("length", "banned", "patterns", "missing_eos", "classifier", "plugin")
     for row in logged:
@@ -107,7 +100,7 @@ def test_metrics_have_every_rate_and_weight(run: Path) -> None:
 def test_samples_say_what_cost_what_and_raw_rewards_stay(run: Path) -> None:
     stage = folder(run, "ppo")
     assert stage is not None
-    for row in rows(stage / "samples.jsonl"):
+    for row in lines_of(stage / "samples.jsonl"):
         assert set(row["costs"]) == {"length", "banned", "patterns", "missing_eos", "classifier", "plugin"}
         assert row["costs"]["missing_eos"] == float(not row["finished"])
         assert row["costs"]["length"] == pytest.approx(max(0, row["tokens"] - 3) / 3)
@@ -116,7 +109,7 @@ def test_samples_say_what_cost_what_and_raw_rewards_stay(run: Path) -> None:
         assert set(vowels) <= set("aeiou") and (row["costs"]["patterns"] == 1) == bool(vowels)
         assert row["costs"]["plugin"] == text.count("e")
         assert [text[start:end] for start, end in row["spans"].get("plugin", [])] == ["e"] * ("e" in text)
-    for row in rows(stage / "microscope.jsonl"):
+    for row in lines_of(stage / "microscope.jsonl"):
         assert {"score", "missing_eos", "length", "banned", "clip", "kl"} <= row["terms"].keys()
 
 
@@ -131,7 +124,7 @@ def test_the_evaluation_measures_violations_before_and_after(run: Path) -> None:
             )
             assert 0 <= low <= mean <= high <= 1 and low < high
         assert f"{policy}:cost/length/mean" in metrics
-    answers = rows(stage / "samples.jsonl")
+    answers = lines_of(stage / "samples.jsonl")
     share = sum(row["costs"]["length"] > 0 for row in answers if row["policy"] == "ppo") / 6
     assert metrics["ppo:violation_rate/length/mean"] == pytest.approx(share)
     assert "violates length" in json.loads((stage / "table.json").read_text())["columns"]

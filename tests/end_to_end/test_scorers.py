@@ -10,7 +10,7 @@ import pytest
 from tests.end_to_end.small import environment, folder, prefopt, states
 from tests.installed import BREVITY, install
 from tests.reward_server import reward_server
-from tests.tiny import tiny_llama, tiny_tokenizer
+from tests.tiny import save_tiny_base
 from tests.unit.rewards.test_pretrained import decoder
 
 pytestmark = pytest.mark.slow
@@ -39,10 +39,7 @@ TOKEN = "a-token-that-nobody-may-see"
 
 
 def test_a_recipe_with_rewards_from_outside(tmp_path: Path) -> None:
-    base = tiny_llama()
-    base.config.max_position_embeddings = 512
-    base.save_pretrained(tmp_path / "base")
-    tiny_tokenizer().save_pretrained(tmp_path / "base")
+    save_tiny_base(tmp_path / "base")
     decoder(tmp_path / "rm", positions=1024)
     package = install(tmp_path / "site", {"brevity": BREVITY})
     env = environment(REWARD_TOKEN=TOKEN)

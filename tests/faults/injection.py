@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import functools
+import gc
 import json
 import os
 import signal
@@ -206,6 +207,7 @@ def forked(action: Callable[[], Any], said: Path | None = None) -> Ended:
         said: A file that gets what it prints.
     """
     read, write = os.pipe()
+    gc.freeze()  # a trainer in the child collects garbage: it would look at, and copy, all that was ever imported
     with warnings.catch_warnings():
         # Python 3.12 warns of threads beside a fork; the child uses none that the parent has started.
         warnings.simplefilter("ignore", DeprecationWarning)

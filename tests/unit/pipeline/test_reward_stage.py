@@ -18,7 +18,7 @@ from prefopt.recipe.schema import Recipe, RewardSpec
 from prefopt.recipe.scorers import ScorerSpec
 from prefopt.rewards.scorers import GoldScorer, LexiconScorer
 from prefopt.store.manifest import Manifest
-from tests.tiny import tiny_llama, tiny_policy, tiny_tokenizer
+from tests.tiny import save_tiny_base, tiny_policy
 
 SPEC = {
     "kind": "reward",
@@ -33,10 +33,7 @@ SPEC = {
 
 
 def recipe(directory: Path, eval_fraction: float) -> Recipe:
-    base = tiny_llama()
-    base.config.max_position_embeddings = 512
-    base.save_pretrained(directory / "base")
-    tiny_tokenizer().save_pretrained(directory / "base")
+    save_tiny_base(directory / "base")
     pairs = {"path": "toy", "name": "preferences", "max_samples": 40, "eval_fraction": eval_fraction}
     stages = {"sft": {"kind": "sft", "data": "pairs"}, "reward": SPEC}
     model = {"model_name_or_path": str(directory / "base"), "dtype": "float32", "lora": {"lora_r": 8, "lora_alpha": 8}}
