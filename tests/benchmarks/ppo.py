@@ -59,8 +59,8 @@ class Folders:
         size = ["--episodes", str(episodes)]
         if side == TRL:
             return ["-m", f"{HERE}.ppo_trl_side", str(self.data), *size]
-        value = PREFOPT[side]
-        return ["-m", f"{HERE}.ppo_side", str(self.data), "--reward", str(self.reward), "--value", value, *size]
+        words = ["--reward", str(self.reward), "--value", PREFOPT[side].value]
+        return ["-m", f"{HERE}.ppo_side", str(self.data), *words, *size]
 
 
 def steps(folders: Folders, episodes: int, rounds: int) -> Iterator[Step]:
@@ -69,7 +69,8 @@ def steps(folders: Folders, episodes: int, rounds: int) -> Iterator[Step]:
     sides = (*PREFOPT, TRL)
 
     def of_side(part: str, side: str, count: int, more: Mapping[str, str]) -> Step:
-        return Step(f"{part}/{side}", folders.side(side, count), {**(release if side == TRL else {}), **more})
+        own = release if side == TRL else PREFOPT[side].environment
+        return Step(f"{part}/{side}", folders.side(side, count), {**own, **more})
 
     for turn in range(rounds + 1):
         if turn:

@@ -3,13 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
+from prefopt.models.products import SWITCH
 from tests.benchmarks.against_trl.page import spread, table
 from tests.benchmarks.against_trl.summary import Spread
 
-PREFOPT = {"prefopt, `value: shared`": "shared", "prefopt, `value: adapter`": "adapter"}
-"""Sides by name, and what their value is."""
+
+class Side(NamedTuple):
+    """How prefopt is measured.
+
+    Attributes:
+        value: The option of the same name.
+        environment: Of the process.
+    """
+
+    value: str
+    environment: Mapping[str, str] = MappingProxyType({})
+
+
+PREFOPT = {
+    "prefopt, `value: shared`": Side("shared"),
+    "prefopt, `value: adapter`": Side("adapter"),
+    "prefopt, `value: shared`, products by torch's choice": Side("shared", {SWITCH: "torch"}),
+}
 TRL = "TRL 1.12"
 SHARES = ("sampling", "scoring", "rollout")
 Results = Mapping[str, Mapping[str, Any]]

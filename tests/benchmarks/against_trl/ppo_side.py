@@ -27,6 +27,7 @@ from transformers import AutoModelForCausalLM
 
 from prefopt.data.templates import Encoder
 from prefopt.models.heads import new_reward_model, save_reward
+from prefopt.models.products import use_quick_products
 from prefopt.models.reward_artefact import RewardArtefact, open_reward, write_artefact
 from prefopt.models.roles import REWARD
 from prefopt.pipeline.adapters import open_trained_policy
@@ -123,6 +124,7 @@ def main() -> None:
     if a.write:
         write_reward_model(a)
         return
+    use_quick_products()  # as the processes of stages do
     with tempfile.TemporaryDirectory() as scratch:
         memory = PeakMemory()
         counter = FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) if a.flops else None

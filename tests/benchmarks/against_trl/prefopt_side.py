@@ -25,6 +25,7 @@ from torch.profiler import profile
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 from transformers import TrainerCallback
 
+from prefopt.models.products import use_quick_products
 from prefopt.models.roles import POLICY, REWARD
 from prefopt.trainers.dpo import DPOConfig, DPOTrainer
 from prefopt.trainers.reward import RewardTrainer
@@ -97,6 +98,7 @@ class Profiled(TrainerCallback):
 
 def main() -> None:
     a = arguments().parse_args()
+    use_quick_products()  # as the processes of stages do
     memory = PeakMemory()
     rows = read_rows(a.start)
     counter = FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) if a.flops else None

@@ -16,12 +16,12 @@ from tests.benchmarks.against_trl.ledger import read_result
 from tests.benchmarks.against_trl.ppo_page import PREFOPT, TRL
 from tests.tiny import tiny_llama, tiny_tokenizer
 
-SHARED, ADAPTER = PREFOPT
+SHARED, ADAPTER, SLOW = PREFOPT
 
 
 @pytest.fixture
 def results() -> dict[str, dict[str, Any]]:
-    speed = {SHARED: (3.0, 4.0, 2.0), ADAPTER: (2.0, 2.0, 2.0), TRL: (1.0, 2.0, 1.0)}
+    speed = {SHARED: (3.0, 4.0, 2.0), ADAPTER: (2.0, 2.0, 2.0), SLOW: (1.5, 1.5, 1.5), TRL: (1.0, 2.0, 1.0)}
     shares = {"sampling_share": 0.2, "scoring_share": 0.1, "rollout_share": 0.4}
     found: dict[str, dict[str, Any]] = {
         f"speed/{turn + 1}/{side}": {"episodes_per_second": value, **shares}
@@ -30,7 +30,7 @@ def results() -> dict[str, dict[str, Any]]:
     }
     found |= {f"matmul/{turn}": {"flops_per_second": 8e9 + turn} for turn in range(4)}
     found |= {
-        f"memory/{side}": {"peak_bytes": size * 2**20} for side, size in zip(speed, (400, 500, 1000), strict=True)
+        f"memory/{side}": {"peak_bytes": size * 2**20} for side, size in zip(speed, (400, 500, 400, 1000), strict=True)
     }
     return found | {f"flops/{side}": {"flops_per_episode": 2e9} for side in PREFOPT}
 
@@ -48,8 +48,8 @@ def test_sides_take_turns_and_every_step_has_a_name_of_its_own(tmp_path: Path) -
     folders = ppo.Folders(tmp_path / "hh", tmp_path / "reward", tmp_path / "trl")
     found = list(ppo.steps(folders, 64, 2))
     assert len({step.key for step in found}) == len(found)
-    timed = [step.key.partition("/")[0] for step in found[:9]]
-    assert timed == ["matmul", *["speed"] * 3, "matmul", *["speed"] * 3, "matmul"]
+    timed = [step.key.partition("/")[0] for step in found[:11]]
+    assert timed == ["matmul", *["speed"] * 4, "matmul", *["speed"] * 4, "matmul"]
     assert all((str(tmp_path / "trl") in step.environment.get("PYTHONPATH", "")) == (TRL in step.key) for step in found)
 
 
