@@ -23,6 +23,7 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
+from prefopt.pipeline.loading import DEFAULT_ENVIRONMENT  # noqa: E402 - the project around this script
 from tests.benchmarks.against_trl import ppo_page  # noqa: E402 - the package around this script
 from tests.benchmarks.against_trl.ledger import Ledger, read_result  # noqa: E402
 from tests.benchmarks.against_trl.page import replace_marked, update_json  # noqa: E402
@@ -69,7 +70,8 @@ def steps(folders: Folders, episodes: int, rounds: int) -> Iterator[Step]:
     sides = (*PREFOPT, TRL)
 
     def of_side(part: str, side: str, count: int, more: Mapping[str, str]) -> Step:
-        own = release if side == TRL else PREFOPT[side].environment
+        # Ours has what a stage's process has.
+        own = release if side == TRL else {**DEFAULT_ENVIRONMENT, **PREFOPT[side].environment}
         return Step(f"{part}/{side}", folders.side(side, count), {**own, **more})
 
     for turn in range(rounds + 1):

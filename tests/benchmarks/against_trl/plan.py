@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from prefopt.pipeline.loading import DEFAULT_ENVIRONMENT
+
 HERE = "tests.benchmarks.against_trl"
 PREFOPT, TRL = "prefopt", "TRL"
 # What a freed block leaves behind depends on glibc's moving threshold; fixed for both sides, a peak is the tensors'.
@@ -142,7 +144,8 @@ def measurements(case: Case, folder: Path) -> list[Measurement]:
 
     found = rate(0)
     for turn in range(1, case.rounds + 1):
-        found.append(Measurement(f"{case.name}/{PREFOPT}/{turn}", "prefopt_side", (*start, *words), environment))
+        ours = {**DEFAULT_ENVIRONMENT, **environment}  # of a stage's process
+        found.append(Measurement(f"{case.name}/{PREFOPT}/{turn}", "prefopt_side", (*start, *words), ours))
         for side, more in case.peers.items():
             options = tuple(word for word in more if word != "--precompute")
             asked = (*start, *options, *words, "--precompute") if "--precompute" in more else (*options, *words)

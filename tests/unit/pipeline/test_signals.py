@@ -134,13 +134,17 @@ def test_what_could_not_be_preloaded_is_told(experiment: Experiment) -> None:
     assert "fake_stage" not in done.stdout
 
 
-def test_threads_wait_without_spinning_unless_the_user_says_otherwise() -> None:
+def test_threads_that_wait_soon_sleep_unless_the_user_says_otherwise() -> None:
     unset: dict[str, str] = {}
     loading.fix_environment(unset)
-    assert unset["OMP_WAIT_POLICY"] == "PASSIVE" and unset["HF_HUB_DISABLE_TELEMETRY"] == "1"
+    assert unset["OMP_WAIT_POLICY"] == "PASSIVE" and int(unset["GOMP_SPINCOUNT"]) > 0
+    assert unset["HF_HUB_DISABLE_TELEMETRY"] == "1"
     chosen = {"OMP_WAIT_POLICY": "ACTIVE"}
     loading.fix_environment(chosen)
-    assert chosen["OMP_WAIT_POLICY"] == "ACTIVE"
+    assert chosen["OMP_WAIT_POLICY"] == "ACTIVE" and "GOMP_SPINCOUNT" not in chosen
+    chosen = {"GOMP_SPINCOUNT": "7"}
+    loading.fix_environment(chosen)
+    assert chosen["GOMP_SPINCOUNT"] == "7"
 
 
 def test_registry_knows_kinds_without_importing_them() -> None:
