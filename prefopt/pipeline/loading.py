@@ -20,9 +20,9 @@ FIXED_ENVIRONMENT = {
 }
 
 # A user's own choice of the first keeps all of them away. Threads of OpenMP that wait by spinning take the processor
-# from those they wait for: where other programs run as well, two threads on two cores were seen to train 13 times slower
-# than ones that sleep at once. Waking one up takes longer than adding two matrices, so they spin for some microseconds
-# first: on an idle machine that is nearly as good as spinning for ever, and on a busy one as sleeping.
+# from those they wait for: where other programs run as well, two threads on two cores were seen to train 13 times
+# slower than ones that sleep at once. Waking one up takes longer than adding two matrices, so they spin for some
+# microseconds first: on an idle machine nearly as good as spinning for ever, and on a busy one as sleeping.
 DEFAULT_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "2000"}
 
 # Module → why it could not be imported. The fork server itself would swallow an ImportError.
