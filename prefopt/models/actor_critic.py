@@ -122,7 +122,7 @@ class ActorCritic(HoldsPeft):
             mask = attention_mask[:, prompt_length:].bool()
             states = self._states(input_ids, attention_mask, prompt_length)
             if ask.role == "value":
-                return TokenOutputs(None, None, _placed(self._values(states), mask))
+                return TokenOutputs(None, None, _placed(self.values(states), mask))
             said = token_statistics(
                 states,
                 input_ids[:, prompt_length:][mask],
@@ -132,7 +132,7 @@ class ActorCritic(HoldsPeft):
             )
             found = _spread(said, mask)._replace(states=states)
             if ask.role == "policy" and self.shared:
-                values = self._values(states.detach() if ask.value_alone else states)
+                values = self.values(states.detach() if ask.value_alone else states)
                 found = found._replace(values=_placed(values, mask))
             return found
 
@@ -144,7 +144,8 @@ class ActorCritic(HoldsPeft):
         hidden = hidden_states(self.peft, input_ids, attention_mask)[:, prompt_length - 1 : -1]
         return hidden[attention_mask[:, prompt_length:].bool()]
 
-    def _values(self, hidden: Tensor) -> Tensor:
+    def values(self, hidden: Tensor) -> Tensor:
+        """What the value's head says of states [.., H], [..]."""
         values: Tensor = self.value_head(hidden.float()).squeeze(-1)
         return values
 

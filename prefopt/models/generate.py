@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,42 +21,13 @@ from transformers import (
     PreTrainedTokenizerBase,
     StoppingCriteria,
     StopStringCriteria,
-    TopPLogitsWarper,
 )
 
 from prefopt.models.batches import pad_rows
+from prefopt.models.draw import Draw
+from prefopt.models.draw import SamplingOptions as SamplingOptions
 from prefopt.models.modes import evaluating, merged, plain_sampling
 from prefopt.models.roomy_cache import roomy_cache
-from prefopt.models.token_watch import TokenWatch
-
-
-@dataclass(frozen=True)
-class SamplingOptions:
-    """How to sample.
-
-    Attributes:
-        max_new_tokens: Completions are cut there and count as unfinished.
-        min_new_tokens: No completion ends before it has as many; 0 lets the policy decide.
-        temperature: Divides the logits; 0 is greedy.
-        top_p: Share of probability kept, in (0, 1].
-        batch_size: Prompts in one call.
-        stop: A completion ends with the token that completes one of these strings, which its text leaves out.
-        say: Whether to say how likely each token was, and how open the choice, before `min_new_tokens` and `top_p`
-            forbid anything.
-        watch: Words whose probability is added up along every completion, at the temperature of sampling.
-        seed: Completions depend on it, the weights, the prompts and the batch size alone. Not used where the caller
-            brings the random numbers.
-    """
-
-    max_new_tokens: int = 64
-    min_new_tokens: int = 0
-    temperature: float = 1.0
-    top_p: float = 1.0
-    batch_size: int = 64
-    stop: tuple[str, ...] = ()
-    say: bool = False
-    watch: tuple[TokenWatch, ...] = ()
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -68,6 +40,7 @@ class Sampled:
         finished: Whether the policy ended by itself, with an end token or a stop string.
         logps: The policy's log-probability of each token at the temperature of sampling, nats; empty unless asked for.
         entropies: Of the policy's distribution of each token at that temperature, nats; empty unless asked for.
+        probed: What a probe says of the state that each token was drawn from; empty without one.
         expected: How often the words of each watch were to be expected in it; see `prefopt.models.token_watch`.
     """
 
@@ -76,6 +49,7 @@ class Sampled:
     finished: bool
     logps: tuple[float, ...] = ()
     entropies: tuple[float, ...] = ()
+    probed: tuple[float, ...] = ()
     expected: tuple[float, ...] = ()
 
 
@@ -119,7 +93,8 @@ def sample(
     results: dict[int, Sampled] = {}
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     rng_devices = [device] if device.type == "cuda" else []
-    with evaluating(model), plain_sampling(model), merged(model), torch.random.fork_rng(devices=rng_devices):
+    listening = nullcontext() if options.probe is None else options.probe.listening(model)
+    with evaluating(model), plain_sampling(model), merged(model), torch.random.fork_rng(devices=rng_devices), listening:
         torch.manual_seed(options.seed)
         for start in range(0, len(order), options.batch_size):
             indices = order[start : start + options.batch_size]
@@ -127,7 +102,7 @@ def sample(
             input_ids = pad_rows(rows, tokenizer.pad_token_id, left=True).to(device)
             mask = pad_rows([[1] * len(row) for row in rows], 0, left=True).to(device)
             numbers = None if uniforms is None else uniforms[indices].to(device)
-            draw = _Draw(options, torch.tensor(ends, device=device), len(rows), numbers)
+            draw = Draw(options, torch.tensor(ends, device=device), len(rows), numbers)
             written = complete(model, input_ids, mask, _Ends(ends, stops), draw, options)
             for index, row, said, masses in zip(indices, written, draw.said, draw.masses, strict=True):
                 cut = _cut(row, said, ends, tokenizer, options.stop)
@@ -181,52 +156,6 @@ def _keeps_a_plain_cache(model: torch.nn.Module) -> bool:
     return not base._is_stateful and bool(base._supports_default_dynamic_cache())
 
 
-class _Draw:
-    """Draws tokens, and says how likely they were where that is asked for.
-
-    Args:
-        options: How.
-        ends: [E], tokens that are not drawn before `min_new_tokens`.
-        rows: B.
-        uniforms: [B, max_new_tokens], the random number of each token; None for torch's random state.
-
-    Attributes:
-        said: Of every row, (log-probability, entropy) of each of its tokens.
-        masses: Of every row and token, how likely the token completed a word of each watch.
-    """
-
-    def __init__(self, options: SamplingOptions, ends: Tensor, rows: int, uniforms: Tensor | None) -> None:
-        self._options = options
-        self._ends = ends
-        self._uniforms = uniforms
-        self.said: list[list[tuple[float, float]]] = [[] for _ in range(rows)]
-        self.masses: list[list[list[float]]] = [[] for _ in range(rows)]
-        self._written: list[list[int]] = [[] for _ in range(rows)]
-
-    def __call__(self, logits: Tensor, step: int, rows: Tensor) -> Tensor:
-        """Tokens [b] for logits [b, V], the number of the token and the rows [b] that they belong to."""
-        early = step < self._options.min_new_tokens
-        allowed = logits.index_fill(1, self._ends, -torch.inf) if early else logits
-        tokens = choose_tokens(allowed, self._options, None if self._uniforms is None else self._uniforms[rows, step])
-        if self._options.say:
-            logps = (logits / (self._options.temperature or 1.0)).log_softmax(-1)
-            entropies = torch.special.entr(logps.exp()).sum(-1)  # 0 for a token that a model rules out
-            chosen = logps.gather(1, tokens[:, None]).squeeze(1)
-            for row, *numbers in zip(rows.tolist(), chosen.tolist(), entropies.tolist(), strict=True):
-                self.said[row].append((numbers[0], numbers[1]))
-        if self._options.watch:
-            self._watch(logits, tokens, rows)
-        return tokens
-
-    def _watch(self, logits: Tensor, tokens: Tensor, rows: Tensor) -> None:
-        probabilities = (logits / (self._options.temperature or 1.0)).softmax(-1)
-        written = [self._written[row] for row in rows.tolist()]
-        masses = torch.stack([watch.masses(probabilities, written) for watch in self._options.watch], 1)
-        for row, token, mass in zip(rows.tolist(), tokens.tolist(), masses.tolist(), strict=True):
-            self.masses[row].append(mass)
-            self._written[row].append(token)
-
-
 class _Ends:
     """Which rows have ended.
 
@@ -246,7 +175,7 @@ class _Ends:
 
 
 def _complete(
-    model: torch.nn.Module, input_ids: Tensor, mask: Tensor, ends: _Ends, draw: _Draw, options: SamplingOptions
+    model: torch.nn.Module, input_ids: Tensor, mask: Tensor, ends: _Ends, draw: Draw, options: SamplingOptions
 ) -> list[list[int]]:
     """New tokens of every row [B, P]; a row that has ended leaves the batch, which is most of the work in the end."""
     cache = roomy_cache(model.config, input_ids.shape[1] + options.max_new_tokens)
@@ -289,35 +218,10 @@ def _moved_up(going: Tensor) -> Tensor:
     return places
 
 
-def choose_tokens(logits: Tensor, options: SamplingOptions, uniforms: Tensor | None = None) -> Tensor:
-    """One token for every row of logits [B, V], as `options` say; [B].
-
-    `top_p` keeps the smallest set of tokens whose probability reaches it (arXiv 1904.09751).
-
-    Args:
-        logits: [B, V].
-        options: Temperature and `top_p`.
-        uniforms: [B], float64 in [0, 1): the token is where the distribution function passes it. None draws from
-            torch's random state.
-    """
-    if options.temperature == 0:
-        return logits.argmax(-1)
-    logits = logits / options.temperature
-    if options.top_p < 1:
-        logits = TopPLogitsWarper(options.top_p)(None, logits)
-    probabilities = logits.softmax(-1)
-    if uniforms is None:
-        return torch.multinomial(probabilities, 1).squeeze(-1)
-    # Scaled by the sum, which rounding leaves beside 1: otherwise a number next to 1 could pass the last token.
-    reached = probabilities.double().cumsum(-1)
-    tokens = torch.searchsorted(reached, uniforms[:, None] * reached[:, -1:], right=True).squeeze(-1)
-    return tokens.clamp(max=logits.shape[-1] - 1)
-
-
 class _Drawn(LogitsProcessor):  # type: ignore[misc]
     """Leaves `generate` the token that was drawn and no other."""
 
-    def __init__(self, draw: _Draw, prompt_length: int) -> None:
+    def __init__(self, draw: Draw, prompt_length: int) -> None:
         self._draw = draw
         self._prompt_length = prompt_length
 
@@ -328,7 +232,7 @@ class _Drawn(LogitsProcessor):  # type: ignore[misc]
 
 
 def _complete_by_generate(
-    model: torch.nn.Module, input_ids: Tensor, mask: Tensor, ends: _Ends, draw: _Draw, options: SamplingOptions
+    model: torch.nn.Module, input_ids: Tensor, mask: Tensor, ends: _Ends, draw: Draw, options: SamplingOptions
 ) -> list[list[int]]:
     """As `_complete`, for models that know best how their state is kept."""
     config = GenerationConfig(
@@ -379,7 +283,7 @@ def beginning(tokenizer: PreTrainedTokenizerBase, sampled: Sampled, count: int) 
 
 def _cut(
     row: list[int],
-    said: list[tuple[float, float]],
+    said: list[tuple[float, ...]],
     ends: list[int],
     tokenizer: PreTrainedTokenizerBase,
     stop: Sequence[str],
@@ -391,5 +295,5 @@ def _cut(
     found = [text.index(string) for string in stop if string in text]
     if found:
         text = text[: min(found)]
-    logps, entropies = zip(*said[: len(ids)], strict=True) if said else ((), ())
-    return Sampled(tuple(ids), text, end is not None or bool(found), logps, entropies)
+    columns = zip(*said[: len(ids)], strict=True)
+    return Sampled(tuple(ids), text, end is not None or bool(found), *columns)

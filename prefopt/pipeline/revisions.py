@@ -13,7 +13,7 @@ REVISIONS: dict[str, int] = {
     "reward": 4,
     "dpo": 4,
     "kto": 1,
-    "ppo": 4,
+    "ppo": 5,
     "grpo": 1,
     "rloo": 1,
     "distill": 1,

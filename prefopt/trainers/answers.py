@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from prefopt.errors import DataError
 from prefopt.models.generate import Sampled, SamplingOptions, sample
+from prefopt.models.state_probe import StateProbe
 from prefopt.models.token_offsets import token_offsets
 from prefopt.models.token_watch import TokenWatch
 from prefopt.records import Prompt, Score
@@ -98,6 +99,7 @@ class Answerer:
         self._accelerator = accelerator
         self._reward = reward
         self.stopwatch = Stopwatch(*TIMED)
+        self._probe: StateProbe | None = None
         self._watched = {each.label: TokenWatch(each.watched, tokenizer) for each in penalties if each.watched}
 
     def activate(self) -> None:
@@ -168,6 +170,7 @@ class Answerer:
             stop=self._args.stop,
             say=True,
             watch=tuple(self._watched.values()),
+            probe=self._probe,
         )
         self.activate()
         prompts = [row["prompt_ids"] for row in rows]

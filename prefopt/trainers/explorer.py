@@ -17,6 +17,7 @@ from prefopt.errors import InputError
 from prefopt.models.actor_critic import ActorCritic, Ask
 from prefopt.models.generate import Sampled, beginning
 from prefopt.models.modes import evaluating
+from prefopt.models.state_probe import StateProbe
 from prefopt.rewards.costs.sample import Sample
 from prefopt.rewards.penalties import Penalty
 from prefopt.rewards.shaper import Shaper
@@ -29,6 +30,8 @@ SAME = 1e-4
 """How far a token's log-probability may be from that of the training forward, in nats, to be taken for it."""
 APART = 0.5
 """Mean distance, in nats, at which sampling and training cannot be the same model."""
+SAID_OF_SAMPLES = ("logps", "entropies", "probed")
+"""What the policy says of tokens while it is sampled."""
 CHECKED = 8
 """Every so manieth episode is looked at twice."""
 
@@ -81,6 +84,8 @@ class Explorer(Answerer):
     ) -> None:
         super().__init__(model.peft, tokenizer, args, accelerator, reward, penalties=penalties)
         self._model = model
+        if model.shared:  # its head reads the states that tokens are drawn from
+            self._probe = StateProbe(model.values)
 
     def activate(self) -> None:
         """Compute with the policy from now on."""
@@ -136,19 +141,24 @@ class Explorer(Answerer):
     def look(self, rollouts: Rollouts, samples: Sequence[Sampled]) -> Said:
         """What policy, reference and value say of every token.
 
-        Log-probabilities of sampling are taken for the policy's own where they are those of the training forward, which
-        some of the episodes show; otherwise all of the policy's are computed again.
+        What was said while sampling is taken for the policy's own where it is what the training forward says, as some
+        of the episodes show; otherwise all of the policy's is computed again.
         """
-        sampled, entropies = (_padded([getattr(s, name) for s in samples]) for name in ("logps", "entropies"))
+        sampled, entropies, probed = (_padded([getattr(s, name) for s in samples]) for name in SAID_OF_SAMPLES)
         checked = torch.arange(len(rollouts)) % CHECKED == 0
         found = torch.zeros(5, *rollouts.mask.shape)
         found += self._batches(rollouts, checked.nonzero().flatten(), policy=True, divergence=True)
-        mismatch = self._mismatch(found[0], sampled, rollouts.mask * checked[:, None])
-        reuse = self._args.reuse_sampling_logps and mismatch < SAME and not self._model.shared
+        mask = rollouts.mask * checked[:, None]
+        mismatch = self._mismatch(found[0], sampled, mask)
+        reuse = self._args.reuse_sampling_logps and mismatch < SAME
+        if self._model.shared:
+            reuse = reuse and probed.shape == mask.shape and _same(found[2], probed, mask)
         found += self._batches(rollouts, (~checked).nonzero().flatten(), policy=not reuse, divergence=False)
         if reuse:
             ours = (~checked)[:, None]
-            found[0], found[3] = torch.where(ours, sampled, found[0]), torch.where(ours, entropies, found[3])
+            taken = {0: sampled, 3: entropies} | ({2: probed} if self._model.shared else {})
+            for row, said in taken.items():
+                found[row] = torch.where(ours, said, found[row])
         logps, reference_logps, values, entropy, divergence = found.unbind()
         return Said(logps, reference_logps, values, entropy, divergence, checked, mismatch)
 
@@ -187,6 +197,12 @@ class Explorer(Answerer):
         said = (logps, reference.logps, values, entropy, reference.divergence)
         mask = batch.mask
         return torch.stack([nothing if each is None else each.float() * mask for each in said]).cpu()
+
+
+def _same(values: Tensor, probed: Tensor, mask: Tensor) -> bool:
+    """Whether two say the same values, [N, L], where the mask is 1."""
+    apart = (values - probed).abs() * mask
+    return bool(apart.max() <= SAME * (values * mask).abs().max().clamp(min=1.0))
 
 
 def _padded(rows: Sequence[Sequence[float]]) -> Tensor:

@@ -3,6 +3,7 @@ import contextlib
 import torch
 
 from prefopt.models import generate
+from prefopt.models.draw import choose_tokens
 from prefopt.models.generate import SamplingOptions, beam_search, end_token_ids, sample
 from tests.tiny import VOCABULARY, random_rows, tiny_llama, tiny_policy, tiny_tokenizer
 
@@ -56,7 +57,7 @@ def test_sampling_leaves_every_weight_as_it_was_and_merging_changes_no_answer(mo
 
 def test_top_p_keeps_the_likeliest_tokens_that_reach_it() -> None:
     logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log().expand(4000, 4)
-    drawn = generate.choose_tokens(logits, SamplingOptions(top_p=0.75))
+    drawn = choose_tokens(logits, SamplingOptions(top_p=0.75))
     assert set(drawn.tolist()) == {0, 1}
     assert abs((drawn == 0).float().mean().item() - 0.5 / 0.8) < 0.03
 
@@ -111,9 +112,9 @@ def test_a_uniform_number_draws_from_the_distribution() -> None:
     probabilities = torch.tensor([0.1, 0.0, 0.6, 0.3, 0.0])
     logits = probabilities.log().expand(4, 5)
     ends = torch.tensor([0.0, 0.0999, 0.1001, 1 - 1e-12], dtype=torch.float64)
-    assert generate.choose_tokens(logits, SamplingOptions(), ends).tolist() == [0, 0, 2, 3]
+    assert choose_tokens(logits, SamplingOptions(), ends).tolist() == [0, 0, 2, 3]
     spread = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
-    drawn = generate.choose_tokens(probabilities.log().expand(1000, 5), SamplingOptions(), spread)
+    drawn = choose_tokens(probabilities.log().expand(1000, 5), SamplingOptions(), spread)
     assert torch.bincount(drawn, minlength=5).tolist() == [100, 0, 600, 300, 0]
 
 

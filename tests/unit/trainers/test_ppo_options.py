@@ -149,6 +149,22 @@ def test_log_probabilities_of_sampling_train_as_those_of_a_pass_of_their_own(tmp
     assert len(mismatches) == 6 and 0 < max(mismatches) < 1e-4
 
 
+@pytest.mark.parametrize("value", ["adapter", "shared"])
+@pytest.mark.parametrize("reuse", [True, False])
+def test_what_sampling_said_saves_the_policys_pass(tmp_path: Path, value: str, reuse: bool) -> None:
+    trained = trainer(tmp_path, with_reference(tmp_path), reuse_sampling_logps=reuse, value=value)
+    rows, forward = [], trained.model.forward
+
+    def counted(input_ids: torch.Tensor, *arguments: Any) -> Any:
+        rows.append(len(input_ids) if arguments[-1].role == "policy" else 0)
+        return forward(input_ids, *arguments)
+
+    trained.model.forward = counted
+    said = trained.collect_rollout(0).said
+    assert sum(rows) == (2 if reuse else 16)  # every eighth is checked
+    assert said.values.shape == said.logps.shape
+
+
 def test_a_rollout_is_looked_at_without_dropout(tmp_path: Path) -> None:
     torch.manual_seed(1)
     lora = LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules="all-linear", lora_dropout=0.5)
