@@ -53,5 +53,10 @@ def logged_difference(a: list[dict[str, float]], b: list[dict[str, float]]) -> f
         abs(x[name] - y[name]) / max(abs(x[name]), abs(y[name]), 1.0)
         for x, y in zip(a, b, strict=True)
         for name in x
-        if name not in OF_BATCHES
+        if name not in OF_BATCHES and not (name == "dpo/accuracy" and tied(x) and tied(y))
     )
+
+
+def tied(row: dict[str, float]) -> bool:
+    """Whether policy and reference are still one, so that rounding decides which completion is preferred."""
+    return abs(row["dpo/margin"]) < 1e-6
