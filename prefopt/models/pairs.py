@@ -15,35 +15,35 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
-# Pairs up to so many tokens together go through one call of the attention kernel, with a mask: for short pairs calls
-# cost more than what is masked. A longer pair has a call for each part, which skips what lies above the diagonal. From
-# 64 to 128 it makes no difference; 256 took up to a third longer for rows of 60 tokens, forward and backward.
+# A pair of up to so many tokens goes through one call of the attention kernel, with a mask: calls cost more than what
+# is masked. A longer one has a call for each part, which skips what lies above the diagonal. Pairs are not masked from
+# each other in one call: that took up to a third longer, and what a pair gives would depend on those beside it.
 BLOCK_TOKENS = 96
 _FLEX_BLOCK = 128
 
 
 @dataclass(frozen=True)
 class Block:
-    """Pairs that go through attention together.
+    """A pair, as it goes through attention.
 
     Attributes:
-        start: Their first token.
-        end: One after their last.
-        lengths: Tokens of prompt, chosen and rejected completion of each.
+        start: Its first token.
+        end: One after its last.
+        lengths: Tokens of prompt, chosen and rejected completion.
     """
 
     start: int
     end: int
-    lengths: tuple[tuple[int, int, int], ...]
+    lengths: tuple[int, int, int]
 
     @property
     def parts(self) -> tuple[int, ...]:
         """Tokens of the parts that are computed apart."""
-        return self.lengths[0] if self.is_split else (self.end - self.start,)
+        return self.lengths if self.is_split else (self.end - self.start,)
 
     @property
     def is_split(self) -> bool:
-        """Whether it is one long pair, whose parts are computed apart."""
+        """Whether it is a long pair, whose parts are computed apart."""
         return self.end - self.start > BLOCK_TOKENS
 
 
@@ -99,15 +99,12 @@ class PairLayout:
 
     @cached_property
     def blocks(self) -> list[Block]:
-        """All pairs in order, short ones together."""
-        found: list[Block] = []
-        for start, pair in zip(self.starts, self.lengths, strict=True):
-            end = start + sum(pair)
-            if found and end - found[-1].start <= BLOCK_TOKENS:
-                found[-1] = Block(found[-1].start, end, (*found[-1].lengths, pair))
-            else:
-                found.append(Block(start, end, (pair,)))
-        return found
+        """All pairs in order."""
+        return [
+            Block(start, start + sum(pair), pair)
+            for start, pair in zip(self.starts, self.lengths, strict=True)
+            if sum(pair)
+        ]
 
     def block_mask(self, block: Block, window: int | None, dtype: torch.dtype) -> Tensor:
         """What is added to the scores of a block, [1, 1, L, L]: 0 where a token is seen, -inf elsewhere.
@@ -117,11 +114,10 @@ class PairLayout:
             window: A token sees those less than so many positions before it; None for all.
             dtype: Of the scores.
         """
-        key = (block.start, block.end, window, dtype)
+        key = (block.lengths, window, dtype)
         if key not in self._masks:
-            seen = self._sees(window)
             index = torch.arange(block.start, block.end, device=self.device)
-            visible = seen(index.unsqueeze(1), index.unsqueeze(0))
+            visible = self._sees(window)(index.unsqueeze(1), index.unsqueeze(0))
             self._masks[key] = _additive(visible, dtype)
         return self._masks[key]
 

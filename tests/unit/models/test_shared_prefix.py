@@ -280,8 +280,8 @@ def test_masks_show_a_completion_its_prompt_and_itself(
             inside = slice(each.start, each.end)
             found = layout.block_mask(each, window, torch.float32)[0, 0] == 0
             assert torch.equal(found, expected[inside, inside])
-            assert each.is_split == (each.end - each.start > block) and (len(each.lengths) == 1 or not each.is_split)
-            prompt, chosen, _ = each.lengths[0]
+            assert each.is_split == (each.end - each.start > block)
+            prompt, chosen, _ = each.lengths
             run = layout.part_mask(chosen, prompt, window, torch.float32)[0, 0] == 0
             rows = slice(each.start + prompt, each.start + prompt + chosen)
             assert torch.equal(run, expected[rows, each.start : each.start + prompt + chosen])
