@@ -94,6 +94,7 @@ class PairLayout:
         )
         self.last = torch.tensor(last, device=device)
         self.wanted: Tensor | None = None
+        self._seen: dict[int | None, Callable[[Tensor, Tensor], Tensor]] = {}
         self._masks: dict[tuple[object, ...], Tensor] = {}
         self._flex: dict[int | None, BlockMask] = {}
 
@@ -147,7 +148,9 @@ class PairLayout:
         return -(-self.tokens // _FLEX_BLOCK) * _FLEX_BLOCK
 
     def _sees(self, window: int | None) -> Callable[[Tensor, Tensor], Tensor]:
-        """Whether the token at an index of the row sees the one at another."""
+        """Whether the token at an index of the row sees the one at another; asked for by every pair."""
+        if window in self._seen:
+            return self._seen[window]
         fill = self.padded_tokens - self.tokens
         sizes = torch.tensor(self.lengths + ([(fill, 0, 0)] if fill else []), device=self.device)
         pair = torch.repeat_interleave(torch.arange(len(sizes), device=self.device), sizes.sum(1))
@@ -161,6 +164,7 @@ class PairLayout:
                 visible = visible & (position[query] - position[key] < window)
             return visible
 
+        self._seen[window] = sees
         return sees
 
 

@@ -3,8 +3,8 @@
 Attention is replaced by a function that knows where pairs begin. It is registered with transformers under a name of its
 own, and does what "sdpa" does wherever it is given no layout, so sampling and padded batches are what they were.
 
-On a CPU each block of pairs is a call of `scaled_dot_product_attention`; on CUDA the row is one call of flex attention.
-Sliding windows are masks over the distance of positions, layer by layer.
+On a CPU each pair, or part of a long one, is a call of `scaled_dot_product_attention`; on CUDA the row is one call of
+flex attention. Sliding windows are masks over the distance of positions, layer by layer.
 """
 
 from __future__ import annotations

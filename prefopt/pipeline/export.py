@@ -36,13 +36,12 @@ from prefopt.models.export import (
 from prefopt.models.flatten import CONFIG_FILE, WEIGHTS_FILE
 from prefopt.models.heads import RewardModel, hang_reward
 from prefopt.models.loading import BaseLocation, load_base, locate_base
-from prefopt.models.products import use_quick_products
 from prefopt.models.reward_artefact import read_artefact
 from prefopt.models.roles import POLICY, REWARD, load_frozen
 from prefopt.pipeline.artefact import ModelArtefact
 from prefopt.pipeline.base_model import adapter_of, positions_of, stage_directories
 from prefopt.pipeline.card import Exported, model_card
-from prefopt.pipeline.loading import threads
+from prefopt.pipeline.loading import prepare_torch
 from prefopt.pipeline.sampling import stage_tokenizer
 from prefopt.records import Message
 from prefopt.store.files import disk_faults, fsync_file, fsync_tree, make_folder, remove, write_atomic
@@ -82,8 +81,7 @@ def export(
     folder = _destination(artefact, out, merge)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    torch.set_num_threads(threads())
-    use_quick_products()
+    prepare_torch()
     opened = _open(artefact, adapter, artefact.model.trust_remote_code and trust_remote_code)
     try:
         with _appearing(folder) as staging:

@@ -44,6 +44,13 @@ def threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def prepare_torch() -> None:
+    """Lets torch compute with as many threads as it may, and with the products that are quick on this processor."""
+    # By name, as the runner's side of this package must not depend on them.
+    importlib.import_module("torch").set_num_threads(threads())
+    importlib.import_module("prefopt.models.products").use_quick_products()
+
+
 def show_one_device(environment: MutableMapping[str, str]) -> None:
     """Leaves a stage one CUDA device: transformers would split every batch over all it sees, and so train otherwise."""
     visible = environment.get("CUDA_VISIBLE_DEVICES")

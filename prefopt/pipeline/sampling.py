@@ -15,12 +15,11 @@ from prefopt.errors import DataError, EnvironmentFault, InputError
 from prefopt.evaluation.policy import PolicyBench
 from prefopt.models.generate import SamplingOptions
 from prefopt.models.loading import BaseLocation, load_base, load_tokenizer, locate_base
-from prefopt.models.products import use_quick_products
 from prefopt.models.roles import POLICY, load_frozen
 from prefopt.models.soft_prompt import SoftPrompt, read_soft_prompt
 from prefopt.pipeline.artefact import ModelArtefact
 from prefopt.pipeline.base_model import SOFT_PROMPT, OpenBase, policy_of, positions_of, stage_directories
-from prefopt.pipeline.loading import threads
+from prefopt.pipeline.loading import prepare_torch
 from prefopt.records import Completion
 
 
@@ -117,8 +116,7 @@ def open_policy(artefact: ModelArtefact, *, trust_remote_code: bool, log: Callab
     """
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    torch.set_num_threads(threads())
-    use_quick_products()
+    prepare_torch()
     trust = artefact.model.trust_remote_code and trust_remote_code
     name = artefact.trained.stage
     location = locate_base(artefact.model, stage_directories(artefact.inputs))

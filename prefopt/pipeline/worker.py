@@ -302,8 +302,7 @@ def seed_process(job: Job) -> None:
     # By name, as the runner's side of this package must not depend on them.
     torch: Any = importlib.import_module("torch")
     transformers: Any = importlib.import_module("transformers")
-    torch.set_num_threads(loading.threads())
-    importlib.import_module("prefopt.models.products").use_quick_products()
+    loading.prepare_torch()
     torch.manual_seed(job.seed)
     transformers.set_seed(job.seed)
     if not torch.cuda.is_available():

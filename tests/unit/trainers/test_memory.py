@@ -68,8 +68,7 @@ def counted(method: str, directory, rows: int) -> FirstStep:
         size = CHECKED * rows  # peaks that do not depend on rows hide those of small rollouts
         batch |= {"rollout_batch_size": size, "total_episodes": size, "per_device_eval_batch_size": size}
         batch |= {"num_mini_batches": 1, "min_new_tokens": 6}
-    # Short rows without padding go through attention together, under a mask that grows with the square of their number.
-    prompt = [1, *range(6, 40)] * (8 if method in ("dpo", "reward", "ppo") else 1)
+    prompt = [1, *range(6, 40)]
     pair = {"prompt_ids": prompt, "chosen_ids": [7, 8, 2], "rejected_ids": [9, 10, 2]}
     trainer = build(method, directory, rows=[pair] * rows, **batch)
     if method == "ppo":
