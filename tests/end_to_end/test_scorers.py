@@ -38,6 +38,11 @@ stages:
 TOKEN = "a-token-that-nobody-may-see"
 
 
+def worth(text: str) -> float:
+    """A reward that hardly ever ties: whether pairs are found must not hang on which letters a random model writes."""
+    return float(sum(map(ord, text)) % 97)
+
+
 def test_a_recipe_with_rewards_from_outside(tmp_path: Path) -> None:
     save_tiny_base(tmp_path / "base")
     decoder(tmp_path / "rm", positions=1024)
@@ -45,7 +50,7 @@ def test_a_recipe_with_rewards_from_outside(tmp_path: Path) -> None:
     env = environment(REWARD_TOKEN=TOKEN)
     env["PYTHONPATH"] += f":{tmp_path / 'site'}"
     out = tmp_path / "run"
-    with reward_server(lambda text: float(text.count("e"))) as server:
+    with reward_server(worth) as server:
         (tmp_path / "recipe.yaml").write_text(RECIPE.format(url=server.url))
         line = ("run", str(tmp_path / "recipe.yaml"), "--out", str(out))
         first = prefopt(*line, env=env)
@@ -56,11 +61,11 @@ def test_a_recipe_with_rewards_from_outside(tmp_path: Path) -> None:
         pairs, policy, evaluation = (folder(out, stage) for stage in ("pairs", "ppo", "eval"))
         assert pairs is not None and policy is not None and evaluation is not None
         for row in map(json.loads, (pairs / "pairs.jsonl").read_text().splitlines()):
-            assert row["reward_chosen"] == row["chosen"].count("e") > row["reward_rejected"]
+            assert row["reward_chosen"] == worth(row["chosen"]) > row["reward_rejected"]
             assert row["annotator"] == server.url.removeprefix("http://")
         for row in map(json.loads, (policy / "samples.jsonl").read_text().splitlines()):
             text = row["completion"]
-            assert row["reward"] == pytest.approx(text.count("e") - 0.5 * len(text), abs=1e-5)
+            assert row["reward"] == pytest.approx(worth(text) - 0.5 * len(text), abs=1e-5)
         metrics = json.loads((evaluation / "metrics.json").read_text())
         assert "ppo:win_rate/mean" in metrics and "base:reward/mean" in metrics
 
