@@ -72,7 +72,7 @@ def write(results: Results, docs: Path) -> None:
 
 def summed_up(results: Results, budget: int) -> Found:
     cells: dict[str, dict[float, Cell]] = {}
-    for method in plan.METHODS:
+    for method in plan.methods(budget):
         if not finished(results, method, budget):
             continue
         cells[method] = {}

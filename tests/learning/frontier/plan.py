@@ -57,14 +57,21 @@ class Process:
     environment: Words = field(default_factory=dict)
 
 
+def _grid(betas: Sequence[str], rates: Sequence[str], rate: str) -> dict[str, Words]:
+    return {f"beta {beta}, lr {value}": {"beta": beta, rate: value} for beta in betas for value in rates}
+
+
+# What the KL costs is chosen so that runs end near the KLs of `score.KLS` or pass them: PPO's by its controller.
 _PPO: Mapping[str, Words] = {
-    f"KL {target}, lr {rate}": {"kl.adaptive_target": target, "kl.horizon": "1000", "learning_rate": rate}
-    for target in ("2.1", "5.2")
-    for rate in ("1e-3", "2e-3")
-}
-_TRL_RLOO = {f"beta {b}, lr {r}": {"beta": b, "lr": r} for b in ("1.35", "0.95") for r in ("1e-3", "2e-3")}
-_TRL_GRPO = {f"beta {b}, lr {r}": {"beta": b, "lr": r} for b in ("0.5", "0.33") for r in ("1e-3", "2e-3")}
-_DPO = {f"beta {b}, lr {r}": {"beta": b, "learning_rate": r} for b in ("0.3", "0.1") for r in ("1e-3", "3e-3")}
+    f"KL {target}, lr {rate}": {
+        "kl.coefficient": start, "kl.adaptive_target": target, "kl.horizon": "1000", "learning_rate": rate
+    }
+    for target, start in (("2.1", "0.6"), ("5.2", "0.3"))
+    for rate in ("5e-4", "1e-3", "2e-3")
+}  # fmt: skip
+_TRL_RLOO = _grid(("1.5", "1.2", "1.0"), ("5e-4", "1e-3"), "lr")
+_TRL_GRPO = _grid(("0.45", "0.38", "0.32"), ("5e-4", "1e-3"), "lr")
+_DPO = _grid(("0.3", "0.1", "0.03"), ("1e-3", "3e-3"), "learning_rate")
 METHODS: Mapping[str, Mapping[str, Words]] = {
     "ppo": _PPO,
     "ppo, scored at the end": _PPO,
@@ -74,8 +81,15 @@ METHODS: Mapping[str, Mapping[str, Words]] = {
     "iterative dpo": _DPO,
 }
 """Settings of every method by name: keys of the recipe's stage, or words of `trl_side`."""
+SMALL_ONLY = ("ppo, scored at the end",)
+"""What is run with the smaller budget alone: it shows what a part of PPO is good for."""
 PROPOSALS = Run("ppo", BUDGETS[0], "KL 5.2, lr 2e-3", CHOSEN_ON)
 """Goes far from the base: its completions cover rewards that the base rarely has."""
+
+
+def methods(budget: int, wanted: Sequence[str] = tuple(METHODS)) -> list[str]:
+    """Those of the wanted ones that are run with a budget."""
+    return [name for name in wanted if budget == BUDGETS[0] or name not in SMALL_ONLY]
 
 
 def processes(run: Run, folder: Path, prompts: Path) -> list[Process]:

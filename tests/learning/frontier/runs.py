@@ -11,9 +11,13 @@ from pathlib import Path
 
 from tests.benchmarks.against_trl.peers import peers_folder
 from tests.learning.frontier import plan, world
+from tests.learning.frontier.limit import joined
 from tests.learning.frontier.plan import Process, Run
 from tests.learning.frontier.score import KLS, Point, chosen
 from tests.learning.results import Row, Rows, python
+
+PARTS = 16
+"""Processes that estimate the limit: each is kept once it is done."""
 
 
 class Results:
@@ -71,11 +75,18 @@ class Results:
         folder, _ = self._trained(plan.PROPOSALS)
         kept = plan.adapters(plan.PROPOSALS, folder)
         words = ["-m", f"{plan.HERE}.limit", str(self._prompts), str(kept[len(kept) // 2]), str(kept[-1])]
-        found = [json.loads(line) for line in run(Process(words)).splitlines() if line.startswith("{")]
+
+        def one(part: int) -> None:
+            said = run(Process([*words, "--part", str(part), "--parts", str(PARTS)]))
+            self._found.add(f"limit/{part}", lines=[json.loads(line) for line in said.splitlines() if line[:1] == "{"])
+
+        with ThreadPoolExecutor(self._workers) as pool:
+            list(pool.map(one, (part for part in range(1, PARTS + 1) if f"limit/{part}" not in self.rows)))
+        rows = joined([self.rows[f"limit/{part}"]["lines"] for part in range(1, PARTS + 1)])
         self._found.add(
             "limit",
-            measured=[row for row in found if "tilt" in row],
-            best_of_n=[row for row in found if "n" in row],
+            measured=[row for row in rows if "tilt" in row],
+            best_of_n=[row for row in rows if "n" in row],
         )
         shutil.rmtree(folder)
 
@@ -116,7 +127,7 @@ def tried(budgets: Sequence[int], methods: Sequence[str]) -> list[Run]:
     return [
         Run(method, budget, setting, plan.CHOSEN_ON)
         for budget in budgets
-        for method in methods
+        for method in plan.methods(budget, methods)
         for setting in plan.METHODS[method]
     ]
 
@@ -138,7 +149,7 @@ def reported(results: Results, budgets: Sequence[int], methods: Sequence[str]) -
     """The chosen settings, on the other seeds."""
     found = []
     for budget in budgets:
-        for method in methods:
+        for method in plan.methods(budget, methods):
             settings = dict.fromkeys(name for name in best(results, method, budget).values() if name is not None)
             found += [Run(method, budget, name, seed) for seed in plan.REPORTED for name in settings]
     return found

@@ -12,7 +12,7 @@ import torch
 
 from prefopt.recipe.load import load
 from tests.learning.frontier import page, plan
-from tests.learning.frontier.limit import tilted
+from tests.learning.frontier.limit import joined, tilted, totals
 from tests.learning.frontier.plan import Run
 from tests.learning.frontier.runs import Results, reported, tried
 from tests.learning.frontier.score import Point, chosen, reward_at, share, t_interval
@@ -63,6 +63,22 @@ def test_the_limit_is_that_of_a_model_whose_completions_can_be_counted() -> None
         assert float(reward) == pytest.approx(float((best * rewards).sum()), abs=1e-9)
         assert float(kl) == pytest.approx(float((best * (best / base).log()).sum()), abs=1e-9)
         assert 1 <= float(effective) <= 1000
+
+
+def test_parts_of_the_prompts_make_the_means_of_all() -> None:
+    reward, kl = torch.randn(2, 10, dtype=torch.double, generator=torch.Generator().manual_seed(0)).unbind()
+    parts = [
+        [
+            {"tilt": 0.5} | totals({"reward": reward[rows], "kl": kl[rows]}),
+            {"n": 3, "kl": 0.4} | totals({"reward": kl[rows]}),
+        ]
+        for rows in (slice(0, 3), slice(3, 10))
+    ]
+    tilt, best = joined(parts)
+    assert tilt["tilt"] == 0.5 and tilt["kl"] == pytest.approx(float(kl.mean()), abs=1e-12)
+    assert tilt["reward"] == pytest.approx(float(reward.mean()), abs=1e-12)
+    assert tilt["reward_se"] == pytest.approx(float(reward.std()) / math.sqrt(10), rel=1e-9)
+    assert best["n"] == 3 and best["kl"] == 0.4 and best["reward"] == pytest.approx(float(kl.mean()), abs=1e-12)
 
 
 @pytest.fixture
