@@ -44,12 +44,25 @@ def tilted(rewards: Tensor, log_weights: Tensor, tilt: float) -> tuple[Tensor, T
     Returns:
         [P] each.
     """
-    logits = log_weights + tilt * rewards
+    weights, kl = reweighted(tilt * rewards, log_weights)
+    return (weights * rewards).sum(1), kl, 1 / weights.square().sum(1)
+
+
+def reweighted(exponents: Tensor, log_weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Completions' shares in p(y) ∝ base(y) exp(exponent(y)), and the KL of p from the base.
+
+    Args:
+        exponents: [P, N] of prompts' completions.
+        log_weights: [P, N], log of base(y) / the distribution that y was drawn from.
+
+    Returns:
+        [P, N], which sum up to 1, and [P] in nats.
+    """
+    logits = log_weights + exponents
     weights = logits.softmax(1)
-    mean = (weights * rewards).sum(1)
     # E[w] = 1 under the mixture, but dividing by the sum of weights varies less.
     log_normaliser = logits.logsumexp(1) - log_weights.logsumexp(1)
-    return mean, tilt * mean - log_normaliser, 1 / weights.square().sum(1)
+    return weights, (weights * exponents).sum(1) - log_normaliser
 
 
 def drawn(

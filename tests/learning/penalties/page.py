@@ -68,6 +68,19 @@ def _ordered(found: Mapping[str, Any]) -> list[str]:
     )
 
 
+def most(results: Results) -> list[str]:
+    """Part b: what no policy could pass."""
+    rows = []
+    for each in results["most"]["measured"]:
+        free, held = each["free"], each["held"]
+        rows.append(
+            [f"{each['tilt']:g}", f"{free['reward']:.2f}", f"{free['kl']:.2f}", f"{held['reward']:.2f}",
+             f"{held['kl']:.2f}", f"{each['kept']:.0%}", f"{held['effective_completions']:.0f}"]
+        )  # fmt: skip
+    header = ["tilt", "reward", "KL", "with the target: reward", "KL", "gain kept", "effective completions of 1,024"]
+    return table(header, rows)
+
+
 def unlikelihood(results: Results) -> list[str]:
     """Part c: the base, and each training over seeds."""
     rows = []
@@ -134,6 +147,7 @@ def _seeds(part: str, results: Results) -> list[int]:
 TABLES: Mapping[str, tuple[str, Callable[[Results], list[str]]]] = {
     "a": ("Polite words and codes in the embedded world", lambda results: policies("a", results)),
     "b": ("Favourite words in stories", lambda results: policies("b", results)),
+    "most": ("The most that can be kept of the gain without the favourite words", most),
     "c": ("Unlikelihood in sft, on stories that nothing was trained on", unlikelihood),
     "d": ("Pairs about codes are one in twenty", groups),
     "e": ("A reward model of few labels", hacked),

@@ -19,9 +19,14 @@ Folders = Mapping[str, Path]
 Row = dict[str, Any]
 
 
+def lexicon_file() -> Path:
+    """The word list."""
+    return Path(os.environ["PREFOPT_DATA"]) / "vader-sentiment" / "vader_lexicon.txt"
+
+
 def lexicon() -> dict[str, float]:
     """Valence of each word of the VADER list."""
-    path = Path(os.environ["PREFOPT_DATA"]) / "vader-sentiment" / "vader_lexicon.txt"
+    path = lexicon_file()
     lines = [line.split("\t") for line in path.read_text("utf-8").splitlines() if line.strip()]
     return {cells[0].lower(): float(cells[1]) for cells in lines}
 

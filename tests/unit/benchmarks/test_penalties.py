@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from prefopt.data.toy import world
 from prefopt.data.toy.reading import read_prompt
 from prefopt.recipe.load import load
 from prefopt.stats.intervals import Interval, wilson
-from tests.learning.penalties import flagged, page, pairs, plan
+from tests.learning.penalties import flagged, most, page, pairs, plan
 from tests.learning.penalties.__main__ import Results
 from tests.learning.penalties.plan import PARTS, Run
 from tests.learning.penalties.reading import READERS
@@ -54,6 +55,28 @@ def test_completions_of_one_prompt_are_not_counted_as_independent() -> None:
 
 def test_the_mixture_has_its_shares() -> None:
     assert mixture(Interval(0.8, 0, 1), Interval(0.4, 0, 1), 0.05) == pytest.approx(0.78)
+
+
+def test_the_most_that_can_be_kept_is_that_of_a_model_whose_completions_can_be_counted() -> None:
+    # Two prompts; every completion is as likely as it is often there.
+    rewards = torch.tensor([[0.0, 1.0, 2.0, 4.0], [1.0, 1.0, 3.0, 5.0]], dtype=torch.double)
+    violated = torch.tensor([[0.0, 0.0, 0.0, 1.0], [0.0, 0.0, 1.0, 1.0]], dtype=torch.double)
+    for row in most.rows(rewards, violated):
+        free = torch.exp(row["tilt"] * rewards)
+        free /= free.sum(1, keepdim=True)
+        held = row["held"]
+        assert row["free"]["reward"] == pytest.approx(float((free * rewards).sum(1).mean()))
+        assert row["free"]["kl"] == pytest.approx(float((free * (4 * free).log()).sum(1).mean()))
+        assert held["violations"] == pytest.approx(plan.TARGET, abs=1e-6) and held["reward"] < row["free"]["reward"]
+        gain = row["free"]["reward"] - float(rewards.mean())
+        assert row["kept"] == pytest.approx((held["reward"] - float(rewards.mean())) / gain)
+        # Among what violates as seldom none has more reward at this KL; e.g. not one that never violates.
+        never = (torch.exp(row["tilt"] * rewards) * (1 - violated)).double()
+        never /= never.sum(1, keepdim=True)
+        price = (never * (4 * never).clamp(min=1e-300).log()).sum(1).mean()
+        value = lambda reward, kl, tilt=row["tilt"]: tilt * reward - kl  # noqa: E731
+        assert value(held["reward"], held["kl"]) >= value(float((never * rewards).sum(1).mean()), float(price))
+    assert most.weight_for(rewards, 0 * violated, 1.0) == 0
 
 
 def test_flagged_tokens_in_a_row_are_one_word() -> None:
@@ -129,7 +152,7 @@ def policy(kept: list[float] | None) -> dict[str, Any]:
     return {"violations": [0.02, 0.01, 0.03], "completions": 4096, "reward": [1.0, 0.9, 1.1], "kept": kept, "kl": 1.5}
 
 
-def results() -> dict[str, dict[str, Any]]:
+def results() -> dict[str, Any]:
     kept = {"weight-3": [0.5, 0.4, 0.6], "weight-0.5": [0.9, 0.8, 1.0], "lagrange": [1, 0.9, 1.1]}
     policies = {name: policy(kept.get(name)) for name in (*kept, "free", "base")}
     model = {"token": 0.5, "first": 0.1, "word": 0.05, "nll": 1.0, "words": 9.0}
@@ -143,6 +166,7 @@ def results() -> dict[str, dict[str, Any]]:
         "c/17": {"models": {"base": model, "imitate": model, "unlearn": {**model, "token": 0.05, "nll": 1.02}}},
         "d/17": {"losses": losses},
         "e/17": {"policies": answered, "reward": {"accuracy": [0.6] * 3}},
+        "most": most.rows(torch.tensor([[0.0, 1.0, 2.0, 4.0]]), torch.tensor([[0.0, 0.0, 0.0, 1.0]])),
         "speed": {"completions": 9.0, "tokens": 8.0, "sampling_seconds": 5.0, "all_seconds": 0.2, "all_share": 0.04},
     }
     return {key: {"key": key, "measured": value} for key, value in measured.items()}
