@@ -26,13 +26,18 @@ COMMAND = "make learn"
 OURS = "ppo"
 NAMES = {
     "ppo": "PPO",
+    "ppo, shared value": "PPO, shared value",
     "ppo, scored at the end": "PPO, scored at the end alone",
     "rloo": "RLOO (TRL)",
     "grpo": "GRPO (TRL)",
     "dpo": "DPO on own samples",
     "iterative dpo": "DPO, 4 rounds",
 }
-COLORS = dict(zip(NAMES, SERIES, strict=True))
+_LINES = {"ppo, shared value": "-.", "ppo, scored at the end": ":"}
+STYLES = {name: (SERIES[0], line) for name, line in _LINES.items()} | {
+    name: (color, "-") for name, color in zip((each for each in NAMES if each not in _LINES), SERIES, strict=False)
+}
+"""Colour and line of each method; variants of PPO have its colour."""
 
 
 @dataclass(frozen=True)
@@ -146,11 +151,12 @@ def drawn(results: Results, found: Found) -> bytes:
         )
         for method, cells in found.cells.items():
             path = envelope(results, method, found.budget)
-            axes.plot(*columns(path), color=COLORS[method], label=NAMES[method])
+            color, line = STYLES[method]
+            axes.plot(*columns(path), color=color, linestyle=line, label=NAMES[method])
             for kl, each in cells.items():
                 if each.reward is not None:
                     ends = [[each.reward.estimate - each.reward.low], [each.reward.high - each.reward.estimate]]
-                    axes.errorbar([kl], [each.reward.estimate], ends, color=COLORS[method], capsize=2, fmt="o", ms=3)
+                    axes.errorbar([kl], [each.reward.estimate], ends, color=color, capsize=2, fmt="o", ms=3)
         axes.set(xlabel="KL from the base, nats", ylabel="reward")
         axes.legend(fontsize=7)
 

@@ -72,24 +72,27 @@ _PPO: Mapping[str, Words] = {
 _TRL_RLOO = _grid(("1.5", "1.2", "1.0"), ("5e-4", "1e-3"), "lr")
 _TRL_GRPO = _grid(("0.45", "0.38", "0.32"), ("5e-4", "1e-3"), "lr")
 _DPO = _grid(("0.3", "0.1", "0.03"), ("1e-3", "3e-3"), "learning_rate")
+VARIANTS: Mapping[str, Words] = {
+    "ppo, shared value": {"value": "shared"},
+    "ppo, scored at the end": {"score_prefixes": "0"},
+}
+"""PPO with something else, and what that is: run with the smaller budget alone, to show what the part is good for."""
 METHODS: Mapping[str, Mapping[str, Words]] = {
     "ppo": _PPO,
-    "ppo, scored at the end": _PPO,
+    **dict.fromkeys(VARIANTS, _PPO),
     "rloo": _TRL_RLOO,
     "grpo": _TRL_GRPO,
     "dpo": _DPO,
     "iterative dpo": _DPO,
 }
 """Settings of every method by name: keys of the recipe's stage, or words of `trl_side`."""
-SMALL_ONLY = ("ppo, scored at the end",)
-"""What is run with the smaller budget alone: it shows what a part of PPO is good for."""
 PROPOSALS = Run("ppo", BUDGETS[0], "KL 5.2, lr 2e-3", CHOSEN_ON)
 """Goes far from the base: its completions cover rewards that the base rarely has."""
 
 
 def methods(budget: int, wanted: Sequence[str] = tuple(METHODS)) -> list[str]:
     """Those of the wanted ones that are run with a budget."""
-    return [name for name in wanted if budget == BUDGETS[0] or name not in SMALL_ONLY]
+    return [name for name in wanted if budget == BUDGETS[0] or name not in VARIANTS]
 
 
 def processes(run: Run, folder: Path, prompts: Path) -> list[Process]:
@@ -121,8 +124,7 @@ def _stages(run: Run, setting: Words) -> tuple[list[str], dict[str, str]]:
     if run.method.startswith("ppo"):
         steps = run.budget // _BATCH
         values = {"total_episodes": str(run.budget), "save_steps": str(steps // KEEP), **setting}
-        if run.method != "ppo":
-            values["score_prefixes"] = "0"
+        values |= VARIANTS.get(run.method, {})
         return ["ppo"], {f"stages.ppo.{name}": value for name, value in values.items()}
     rounds = ROUNDS if run.method == "iterative dpo" else 1
     # Two samples make a pair: as few samples of a prompt as there are prompts for.
