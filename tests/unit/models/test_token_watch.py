@@ -1,4 +1,4 @@
-"""What was to be expected is what happens on average, and offsets of tokens are where their text is."""
+"""What was to be expected is what happens on average."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from prefopt.models.generate import SamplingOptions, sample
-from prefopt.models.token_offsets import token_offsets
 from prefopt.models.token_watch import TokenWatch
 from tests.tiny import tiny_llama, tiny_tokenizer
 
@@ -62,24 +61,3 @@ def test_a_form_without_a_blank_counts_only_where_no_word_goes_on() -> None:
         certain[0, sequence[-1]] = 0.25
         mass = float(watch.masses(certain, [[*ids(before), *sequence[:-1]]])[0])
         assert mass == pytest.approx(0.25 if counts else 0), (sequence, before)
-
-
-@pytest.mark.parametrize(
-    "text", ["the lamp is red", "", "né – 漢字 👩‍🚀 und mehr", "  two  blanks ", "a\nb\tc", "𝐛old café"]
-)
-def test_offsets_are_where_tokens_begin(text: str) -> None:
-    tokens = ids(text)
-    offsets = token_offsets(TOKENIZER, [*tokens, TOKENIZER.eos_token_id], text)
-    assert len(offsets) == len(tokens) + 1 and offsets == sorted(offsets) and offsets[-1] == len(text)
-    for place in range(len(tokens)):
-        if place + 1 < len(tokens) and offsets[place] < offsets[place + 1]:
-            piece = TOKENIZER.decode(tokens[: place + 1])
-            if "\ufffd" not in piece:
-                assert piece == text[: offsets[place + 1]]
-
-
-def test_text_that_was_cut_keeps_its_offsets_and_foreign_text_has_none() -> None:
-    tokens = ids("the lamp is red")
-    cut = token_offsets(TOKENIZER, tokens, "the lam")
-    assert max(cut) == len("the lam")
-    assert token_offsets(TOKENIZER, tokens, "something else") == []
