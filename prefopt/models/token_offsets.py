@@ -77,15 +77,16 @@ class _Pieces(dict[int, "str | None"]):
         found = [self[token] for token in token_ids]
         if None not in found:
             return found  # type: ignore[return-value]
+        pieces = [piece or "" for piece in found]
         # A special token between two parts of a character does not part them: it is left out first.
-        pieces = ["" if token in self._special else None for token in token_ids]
-        written = [place for place, piece in enumerate(pieces) if piece is None]
+        written = [place for place, token in enumerate(token_ids) if token not in self._special]
         for together, run in itertools.groupby(written, key=lambda place: found[place] is None):
+            if not together:
+                continue
             places = list(run)
-            parts = self._parts([token_ids[place] for place in places]) if together else [found[p] for p in places]
-            for place, part in zip(places, parts, strict=True):
+            for place, part in zip(places, self._parts([token_ids[p] for p in places]), strict=True):
                 pieces[place] = part
-        return pieces  # type: ignore[return-value]
+        return pieces
 
     def __missing__(self, token: int) -> str | None:
         piece = self._text((token,))

@@ -8,18 +8,20 @@ completions; where few of them count, the estimate is not to be trusted.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from prefopt.models.generate import SamplingOptions, sample
+from prefopt.recipe.options.costs import BannedCost
+from prefopt.rewards.costs.registry import rule_cost
+from prefopt.rewards.costs.sample import Sample
 from prefopt.rewards.scorers import LexiconScorer
 from tests.learning.frontier.limit import reweighted
+from tests.learning.frontier.world import read_prompts
 from tests.learning.penalties import plan, stories
 from tests.learning.penalties.reading import lexicon_file
-from tests.learning.penalties.words import said
 from tests.learning.results import Row
 
 PROMPTS, EACH, NEW_TOKENS = 128, 1024, 24
@@ -35,13 +37,14 @@ def measured(folder: Path) -> list[Row]:
         folder: Of `stories.write`.
     """
     model, tokenizer = stories.load()
-    judge, rewards, violated = LexiconScorer(lexicon_file()), [], []
-    for seed, line in enumerate((folder / "held_out.jsonl").read_text("utf-8").splitlines()[:PROMPTS]):
-        ids = tokenizer(json.loads(line)["messages"][0]["content"])["input_ids"]
+    judge, banned = LexiconScorer(lexicon_file()), rule_cost(BannedCost(cost="banned", words=plan.WORDS))
+    rewards, violated = [], []
+    for seed, opening in enumerate(read_prompts(folder, "held_out")[:PROMPTS]):
+        ids = tokenizer(opening)["input_ids"]
         options = SamplingOptions(max_new_tokens=NEW_TOKENS, batch_size=EACH, seed=seed)
         texts = [each.text for each in sample(model, tokenizer, [ids] * EACH, options)]
         rewards.append([score.value for score in judge.score([()] * EACH, texts)])
-        violated.append([bool(set(said(text)) & set(plan.WORDS)) for text in texts])
+        violated.append([cost.value > 0 for cost in banned.measure([Sample((), text) for text in texts])])
     return rows(torch.tensor(rewards, dtype=torch.float64), torch.tensor(violated, dtype=torch.float64))
 
 

@@ -20,26 +20,21 @@ from tests.learning.penalties.reading import lexicon
 _WORD = re.compile(r"[a-z']+")  # as the scorer finds them
 
 
-def said(text: str) -> list[str]:
-    """Its words, in lower case."""
-    return _WORD.findall(text.lower())
-
-
 def earned(texts: Sequence[str], valences: Mapping[str, float]) -> list[tuple[str, float, float]]:
     """Word, share of texts with it, and mean valence that it brought a text; what brought most comes first."""
-    times_said, within = Counter[str](), Counter[str]()
+    said, within = Counter[str](), Counter[str]()
     for text in texts:
-        found = said(text)
-        times_said.update(found)
+        found = _WORD.findall(text.lower())
+        said.update(found)
         within.update(set(found))
     count = len(texts)
-    rows = [(word, within[word] / count, times * valences.get(word, 0.0) / count) for word, times in times_said.items()]
+    rows = [(word, within[word] / count, times * valences.get(word, 0.0) / count) for word, times in said.items()]
     return sorted(rows, key=lambda row: (-row[2], row[0]))
 
 
 def without(text: str, valences: Mapping[str, float], banned: Sequence[str]) -> float:
     """Sum of the valences of a text's words, of which those that are banned count nothing."""
-    return sum(valences.get(word, 0.0) for word in said(text) if word not in banned)
+    return sum(valences.get(word, 0.0) for word in _WORD.findall(text.lower()) if word not in banned)
 
 
 def main() -> None:
