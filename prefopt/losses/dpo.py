@@ -16,6 +16,8 @@ from prefopt.losses.pair_statistics import CompletionStatistics, DPOOptions, Pai
 
 REFERENCE_FREE = frozenset({"sft", "simpo", "cpo", "orpo"})
 """Variants that need no reference."""
+LENGTH_NORMALISED = frozenset({"ipo", "sigmoid_norm"})
+"""Variants with a reference that compare averages over tokens: a cost of the whole answer has no place in them."""
 SORTED = frozenset({"aot", "aot_unpaired"})
 """Variants that compare distributions over a batch: their rows are ranks, so rows have no weights and labels."""
 
@@ -61,7 +63,8 @@ def dpo_loss(
 
     Raises:
         ValueError: For an unknown name, tensors that are not [B] of one size, options out of range, a statistic that a
-            variant needs and the pair lacks, or soft labels for a variant that sorts.
+            variant needs and the pair lacks, soft labels for a variant that sorts, or costs for one that averages over
+            tokens.
     """
     _check_shapes(pair)
     options = options or DPOOptions()
@@ -73,6 +76,8 @@ def dpo_loss(
         raise ValueError(f"{len(names)} loss types have {len(shares)} loss_weights")
     if probability is not None and not bool((probability != 1).any()):
         probability = None
+    if costs is not None and (averaged := LENGTH_NORMALISED & set(names)):
+        raise ValueError(f"{sorted(averaged)[0]} compares averages over tokens, and a cost is one of the whole answer")
     compared = pair if costs is None else tilted(pair, *costs, options.beta)
     losses = torch.zeros_like(pair.chosen.logps)
     for name, share in zip(names, shares, strict=True):

@@ -113,20 +113,21 @@ def _tokenizer(base: BaseLocation, trust_remote_code: bool) -> Any:
 
 
 def load_classifier(
-    base: BaseLocation, dtype: str, *, trust_remote_code: bool = False
+    base: BaseLocation, dtype: str, output: str | int | None = None, *, trust_remote_code: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a sequence classification model with one output and its tokenizer, frozen, on this process's device.
+    """Load a sequence classification model and its tokenizer, frozen, on this process's device.
 
     Only safetensors are read, as of any model.
 
     Args:
         base: Where it is.
         dtype: As `ModelSpec.dtype` says it.
+        output: The one that counts, of several.
         trust_remote_code: Whether code that comes with the model may run.
 
     Raises:
         EnvironmentFault: When the folder or the Hub does not have it.
-        InputError: When it has more outputs than one, or no trained head.
+        InputError: When it is not clear which output counts, or there is no trained head.
         IntegrityError: When the weights are pickles.
     """
     if os.path.isdir(base.path):
@@ -134,27 +135,48 @@ def load_classifier(
     where: dict[str, Any] = {"revision": base.revision, "trust_remote_code": trust_remote_code}
     try:
         config = AutoConfig.from_pretrained(base.path, **where)
-        if config.num_labels == 1:
-            model, report = AutoModelForSequenceClassification.from_pretrained(
-                base.path, config=config, dtype=resolve_dtype(dtype), use_safetensors=True, output_loading_info=True,
-                **where,
-            )  # fmt: skip
+        number_of_output(config, output, base.name)
+        model, report = AutoModelForSequenceClassification.from_pretrained(
+            base.path, config=config, dtype=resolve_dtype(dtype), use_safetensors=True, output_loading_info=True,
+            **where,
+        )  # fmt: skip
     except _UNREADABLE as error:
         raise _unreadable(base, "model", error) from error
-    if config.num_labels != 1:
-        raise InputError(
-            f"{base.name} gives {config.num_labels} numbers for a text, and a reward is one",
-            "name a model that was trained as a reward model (num_labels: 1)",
-        )
     missing = ", ".join(sorted(report["missing_keys"]))
     if missing:
         raise InputError(
             f"{base.name} lacks weights of a sequence classification model: {missing}",
-            "name a model that was trained as a reward model",
+            "name a model that was trained as a reward model, or as a classifier",
         )
     model.requires_grad_(False)
     tokenizer: PreTrainedTokenizerBase = _tokenizer(base, trust_remote_code)
     return model.eval().to(device()), tokenizer
+
+
+def number_of_output(config: PretrainedConfig, output: str | int | None, name: str) -> int:
+    """Which output of a sequence classification model counts.
+
+    Args:
+        config: Of the model.
+        output: Its name or number; None where there is one alone.
+        name: What messages call the model.
+
+    Raises:
+        InputError: When there are several and none is named, or the one that is named is not there.
+    """
+    if output is None and config.num_labels == 1:
+        return 0
+    names = [str((config.id2label or {}).get(number, number)) for number in range(config.num_labels)]
+    if output is None:
+        raise InputError(
+            f"{name} gives {len(names)} numbers for a text, and one can count: {', '.join(names):.200}",
+            f"write `output: {names[-1]}`, say; is it a language model, name a model that was trained to score",
+        )
+    if isinstance(output, int) and 0 <= output < len(names):
+        return output
+    if output in names:
+        return names.index(str(output))
+    raise InputError(f"{name} has no output {output!r}", f"its outputs are {', '.join(names):.200}")
 
 
 def load_base(base: BaseLocation, spec: ModelSpec, *, trust_remote_code: bool = False) -> PreTrainedModel:

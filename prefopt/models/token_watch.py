@@ -36,7 +36,8 @@ class TokenWatch:
     tokens are the last ones of y_<t. A form without a blank counts only where no word goes on. Summed over t this has
     the expectation of the number of times that the tokens of a word are drawn, and a smaller variance: it does not wait
     for the draw (conditional Monte Carlo). It cannot know what comes after: a longer word that begins with the same
-    tokens counts as well, so it is an upper bound.
+    tokens counts as well, so of what it knows it is an upper bound. It knows the tokens that the tokenizer itself
+    writes a word with; `drew` says whether any of those were drawn, so that a word spelt otherwise can be told.
 
     Args:
         words: Words and phrases; they are looked for in lower case, upper case, with a capital, and as they are.
@@ -69,6 +70,19 @@ class TokenWatch:
                     tokens = last.spaced if self._goes_on(row[:-length]) else (*last.spaced, *last.bare)
                     found[place] += self._sum(probabilities[place], tokens)
         return found
+
+    def drew(self, row: Sequence[int]) -> bool:
+        """Whether the tokens of a word are in a completion."""
+        for end in range(1, len(row) + 1):
+            for length in range(1, min(self._forms.longest, end) + 1):
+                last = self._forms.last.get(tuple(row[end - length : end - 1]))
+                if last is None:
+                    continue
+                if row[end - 1] in last.spaced or (
+                    row[end - 1] in last.bare and not self._goes_on(row[: end - length])
+                ):
+                    return True
+        return False
 
     def _sum(self, probabilities: Tensor, tokens: tuple[int, ...]) -> Tensor:
         """Of the probabilities of some tokens, each once."""

@@ -29,7 +29,9 @@ def open_cost(spec: CostSpec, inputs: Inputs, context: StageContext) -> Cost:
         EnvironmentFault: When a file or a model is not there.
     """
     if isinstance(spec, ClassifierCost):
-        source = SourceSpec(pretrained=spec.pretrained, revision=spec.revision, batch_size=spec.batch_size)
+        source = SourceSpec(
+            pretrained=spec.pretrained, revision=spec.revision, output=spec.output, batch_size=spec.batch_size
+        )
         return Classifier(spec, open_scorer(source, inputs, context))
     if isinstance(spec, PluginCost):
         return Plugin(spec, imported(registered(spec.function, COSTS), "cost", context.log))

@@ -7,7 +7,7 @@ from pathlib import Path
 from peft import PeftModel
 
 from prefopt.errors import InputError
-from prefopt.models.loading import BaseLocation, load_classifier
+from prefopt.models.loading import BaseLocation, load_classifier, number_of_output
 from prefopt.models.reward_artefact import open_reward
 from prefopt.pipeline.base_model import load_weights, open_base, trusts_code
 from prefopt.pipeline.context import Inputs, StageContext
@@ -71,11 +71,11 @@ def scorer_identity(spec: SourceSpec, inputs: Inputs) -> list[object]:
     if spec.url is not None:
         return ["url", spec.url]
     if spec.pretrained is not None:
-        path = Path(spec.pretrained)
+        path, output = Path(spec.pretrained), [] if spec.output is None else [spec.output]
         if not path.is_dir():
-            return ["pretrained", spec.pretrained, spec.revision or MAIN]
+            return ["pretrained", spec.pretrained, spec.revision or MAIN, *output]
         with disk_faults(path):
-            return ["pretrained", _HASHES.tree(path)]
+            return ["pretrained", _HASHES.tree(path), *output]
     if spec.model is not None and spec.model in inputs:
         return ["reward", inputs[spec.model].manifest.sha256]
     return ["function", spec.model, *([sorted(spec.without)] if spec.without else [])]
@@ -91,8 +91,9 @@ def _remote(spec: SourceSpec, url: str, context: StageContext) -> Scorer:
 def _pretrained(spec: SourceSpec, path: str, context: StageContext) -> Scorer:
     location = BaseLocation(path, spec.revision or MAIN, spec.label)
     dtype = context.recipe.model.dtype
-    model, tokenizer = load_classifier(location, dtype, trust_remote_code=trusts_code(context))
-    scorer = PretrainedScorer(model, tokenizer, name=spec.label, batch_size=spec.batch_size)
+    model, tokenizer = load_classifier(location, dtype, spec.output, trust_remote_code=trusts_code(context))
+    output = number_of_output(model.config, spec.output, spec.label)
+    scorer = PretrainedScorer(model, tokenizer, name=spec.label, batch_size=spec.batch_size, output=output)
     form = "its chat template" if scorer.templated else "pairs of prompt and completion"
     context.log(f"{spec.label} reads {form}, {scorer.max_length} positions")
     return scorer

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from prefopt.recipe.options.dpo import DIVERGENT, LOSSES_OF, REFERENCE_FREE, SORTED
+from prefopt.recipe.options.dpo import DIVERGENT, LENGTH_NORMALISED, LOSSES_OF, REFERENCE_FREE, SORTED
 from prefopt.recipe.options.kto import ESTIMATES_KL
 from prefopt.recipe.parts import Fault, Part
 
 _NEEDS_SMOOTHING = "exo_pair"
 _SAME_WITHOUT = ("cdpo", "robust")
+_SUMMED = {"ipo": "ipo_sum", "sigmoid_norm": "sigmoid"}
+"""Of losses that average over tokens, those that do not."""
 
 
 def dpo_faults(part: Part) -> Iterator[Fault]:
@@ -46,8 +48,13 @@ def group_faults(part: Part) -> Iterator[Fault]:
 def _costs(part: Part, names: tuple[str, ...]) -> Iterator[Fault]:
     """What is wrong with the costs of a stage."""
     if part.given("cost_margin"):
-        for name in sorted(REFERENCE_FREE & set(names)):
+        # `sft` beside a loss with a reference regularises it, and compares nothing.
+        compares = set(names) if set(names) == {"sft"} else set(names) - {"sft"}
+        for name in sorted(REFERENCE_FREE & compares):
             yield Fault("cost_margin", f"costs tilt the reference, and '{name}' has none", "leave one of the two out")
+        for name in sorted(LENGTH_NORMALISED & compares):
+            message = f"'{name}' compares averages over tokens, and a cost is one of the whole answer"
+            yield Fault("cost_margin", message, f"write '{_SUMMED[name]}', or leave one of the two out")
         if part.get("f_divergence_type") != "reverse_kl":
             message = "what a policy pays for a cost is known for the reverse KL alone"
             yield Fault("f_divergence_type", message, "leave 'cost_margin' out, or write reverse_kl")

@@ -26,6 +26,7 @@ _USERS = {
     "timeout": ("url",),
     "token_env": ("url",),
     "revision": ("pretrained",),
+    "output": ("pretrained",),
     "batch_size": ("url", "pretrained"),
 }
 
@@ -51,9 +52,12 @@ class SourceSpec(Spec):
         None, description="environment variable with the token that `url` is sent as Authorization: Bearer"
     )
     pretrained: str | None = when_set(
-        None, min_length=1, description="folder or Hub id of a sequence classification model with one output"
+        None, min_length=1, description="folder or Hub id of a sequence classification model"
     )
     revision: str | None = when_set(None, min_length=1, description="of `pretrained` on the Hub; main by default")
+    output: str | int | None = when_set(
+        None, description="of `pretrained` with several outputs, the name or number of the one whose log-odds count"
+    )
     batch_size: int = when_set(64, ge=1, description="completions of a request to `url` or a pass of `pretrained`")
 
     @field_validator("url")

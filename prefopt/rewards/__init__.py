@@ -9,13 +9,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from prefopt.rewards.shaper import ShapedReward as ShapedReward
+    from prefopt.rewards.shaped import ShapedReward as ShapedReward
     from prefopt.rewards.shaper import Shaper as Shaper
 
+_HOME = {"ShapedReward": "shaped", "Shaper": "shaper"}
 __all__ = ["ShapedReward", "Shaper"]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
+    if name not in _HOME:
         raise AttributeError(f"module 'prefopt.rewards' has no attribute {name!r}")
-    return getattr(import_module("prefopt.rewards.shaper"), name)
+    return getattr(import_module(f"prefopt.rewards.{_HOME[name]}"), name)

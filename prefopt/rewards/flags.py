@@ -30,6 +30,9 @@ class Flags(NamedTuple):
     unlikelihood: list[float]
 
 
+_COUNTED = ("completions", "tokens", "flagged_tokens", "not_located")
+
+
 @dataclass
 class FlagCounts:
     """What was flagged, for the manifest.
@@ -40,6 +43,8 @@ class FlagCounts:
         flagged_tokens: Flagged by any cost.
         violating: Completions by the name of the cost that they violate.
         without_span: Of those, completions of which the cost does not say where.
+        not_located: Times that it does, and the completion's tokens cannot be found in its text: none is imitated, and
+            none unlearned.
     """
 
     completions: int = 0
@@ -47,6 +52,7 @@ class FlagCounts:
     flagged_tokens: int = 0
     violating: Counter[str] = field(default_factory=Counter)
     without_span: Counter[str] = field(default_factory=Counter)
+    not_located: int = 0
 
     @classmethod
     def total(cls, parts: Sequence[FlagCounts]) -> FlagCounts:
@@ -58,11 +64,12 @@ class FlagCounts:
             found.flagged_tokens += part.flagged_tokens
             found.violating += part.violating
             found.without_span += part.without_span
+            found.not_located += part.not_located
         return found
 
     def to_json(self) -> dict[str, object]:
         """Plain data."""
-        numbers = {name: getattr(self, name) for name in ("completions", "tokens", "flagged_tokens")}
+        numbers = {name: getattr(self, name) for name in _COUNTED}
         return {
             **numbers,
             "violating": dict(self.violating),
@@ -94,7 +101,7 @@ def flag(samples: Sequence[Sample], costs: Sequence[WeightedCost]) -> tuple[list
             counts.violating[label] += 1
             if not measured.spans:
                 counts.without_span[label] += 1
-            _mark(sample, flags, measured, weighted.weight)
+            counts.not_located += not _mark(sample, flags, measured, weighted.weight)
     counts.flagged_tokens = sum(flags.imitation.count(0.0) for flags in found)
     return found, counts
 
@@ -120,13 +127,14 @@ def tokens_within(starts: Sequence[int], end: int, spans: Sequence[Span]) -> lis
     return found
 
 
-def _mark(sample: Sample, flags: Flags, measured: Measured, weight: float) -> None:
+def _mark(sample: Sample, flags: Flags, measured: Measured, weight: float) -> bool:
+    """Flag the tokens of spans; whether the completion's tokens could be found."""
     if not measured.spans:
-        return
+        return True
     starts = sample.offsets() if sample.offsets is not None else []
     if not starts:
         flags.imitation[:] = [0.0] * len(flags.imitation)
-        return
+        return False
     for token in tokens_within(starts, len(sample.text), measured.spans):
         flags.imitation[token] = 0.0
         flags.unlikelihood[token] += weight
@@ -134,6 +142,7 @@ def _mark(sample: Sample, flags: Flags, measured: Measured, weight: float) -> No
         behind = tokens_within(starts, len(sample.text), [(measured.spans[-1][1], len(sample.text))])
         for token in behind:
             flags.imitation[token] = 0.0
+    return True
 
 
 def _ids(sample: Sample) -> Sequence[int]:

@@ -22,7 +22,11 @@ Row = dict[str, list[int]]
 
 
 class PretrainedScorer:
-    """Scores text with the one logit of a Hugging Face sequence classification model.
+    """Scores text with one output of a Hugging Face sequence classification model.
+
+    The score is the log-odds of that output: its logit where it is the only one, or where the model was trained with
+    several independent ones (`multi_label_classification`); of classes that exclude each other it is
+    z_k - log Σ_{j≠k} exp z_j, so that σ(score) is the class's softmax.
 
     With a chat template the text is the conversation, the completion as the assistant's turn; without one it is the
     pair that the tokenizer makes of prompt (its turns, a line each) and completion. What people and policies wrote
@@ -33,10 +37,11 @@ class PretrainedScorer:
     padding token of its own configuration, as in transformers; where that names none, the last there is.
 
     Args:
-        model: Frozen, with one output.
+        model: Frozen.
         tokenizer: The model's own.
         name: What messages call it.
         batch_size: Most rows of a forward pass.
+        output: Number of the output that counts.
 
     Attributes:
         templated: Whether the tokenizer has a chat template.
@@ -44,9 +49,16 @@ class PretrainedScorer:
     """
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: str, batch_size: int = 64
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        name: str,
+        batch_size: int = 64,
+        output: int = 0,
     ) -> None:
         self.name = name
+        self._output = output
         self.templated = bool(tokenizer.chat_template)
         self.max_length = min(_positions(model), int(tokenizer.model_max_length or _ENDLESS))
         self._model = model
@@ -56,7 +68,7 @@ class PretrainedScorer:
 
     @torch.no_grad()
     def score(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[Score]:
-        """The logit of each text; it does not depend on which others are scored with it.
+        """The log-odds of each text; they do not depend on which others are scored with it.
 
         Raises:
             DataError: When a completion alone is too long, or the chat template refuses a conversation.
@@ -164,7 +176,15 @@ class PretrainedScorer:
         if "token_type_ids" in rows[0]:
             inputs["token_type_ids"] = pad_rows([row["token_type_ids"] for row in rows], 0)
         logits: Tensor = self._model(**{name: tensor.to(device) for name, tensor in inputs.items()}).logits
-        return cast(list[float], logits[:, 0].double().cpu().tolist())
+        return cast(list[float], self._log_odds(logits.double()).cpu().tolist())
+
+    def _log_odds(self, logits: Tensor) -> Tensor:
+        """Of the output that counts, [N], from all logits [N, K]."""
+        chosen = logits[:, self._output]
+        if logits.shape[1] == 1 or self._model.config.problem_type == "multi_label_classification":
+            return chosen
+        others = [number for number in range(logits.shape[1]) if number != self._output]
+        return chosen - logits[:, others].logsumexp(1)
 
 
 def _tails(prompt: Prompt) -> list[Prompt]:

@@ -15,6 +15,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from prefopt.errors import InputError
+
 Normalisation = Literal["none", "reference", "running", "batch"]
 BoundKind = Literal["sigmoid", "par"]
 SMALLEST_STD = 1e-4
@@ -95,7 +97,8 @@ class RewardScale:
         mean: Of the scores, in their own unit.
         std: Their standard deviation.
         unit: The deviation of the first rollout's scores, or of those that `reference` has seen: the reference's own.
-            It stays what it is, also where `running` goes on or `none` scales nothing.
+            It stays what it is, also where `running` goes on or `none` scales nothing. Scores that all agree have
+            none: then it is that of the first rollout whose scores do not.
     """
 
     def __init__(
@@ -146,8 +149,9 @@ class RewardScale:
         1 where scores are scaled by the reference's, or were all the same; of a bounded score the deviation of the
         reference's bounded scores.
         """
-        unit = self.unit / self.std if self._bounded_unit is None else self._bounded_unit
-        return unit if unit > SMALLEST_STD else 1.0
+        if self._bounded_unit is None:
+            return 1.0 if self._unit is None else self._unit / self.std
+        return self._bounded_unit if self._bounded_unit > SMALLEST_STD else 1.0
 
     def see(self, scores: Tensor) -> None:
         """Take scores [N] into mean and deviation, in the order in which they come (Chan et al. 1979)."""
@@ -167,13 +171,22 @@ class RewardScale:
         Args:
             scores: Raw, [N].
             finished: Whether each completion ended itself, [N], bool.
+
+        Raises:
+            InputError: With `reference`, before any completion of the reference was seen.
         """
+        if self.normalise == "reference" and not self._count:
+            raise InputError(
+                "scores are normalised by those of the reference, and none were seen",
+                "let `see` have scores of the reference's own completions before training",
+            )
         if self.normalise == "batch":
             self._count, self._mean, self._squares = 0, 0.0, 0.0
         if self.normalise in ("running", "batch"):
             self.see(scores)
         if self._unit is None:
-            self._unit = deviation(scores) if self.normalise == "none" else self.std
+            apart = deviation(scores) if self.normalise == "none" else self.std
+            self._unit = apart if apart > SMALLEST_STD else None  # scores that all agree say nothing of their unit
         scaled = self.scaled(scores)
         if self._instead is None:
             # Bounded scores lie within 1 of each other: there it is in units of their own deviation.

@@ -9,9 +9,9 @@ Shape suffix: N completions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar, overload
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -21,85 +21,16 @@ from prefopt.errors import DataError, InputError
 from prefopt.recipe.options.costs import RESERVED
 from prefopt.records import Message, Prompt, Score
 from prefopt.rewards.costs.length import EnsembleStd, MissingEos
-from prefopt.rewards.costs.sample import Measured, RuleCost, Sample, costs_to_json
+from prefopt.rewards.costs.sample import Measured, RuleCost, Sample
 from prefopt.rewards.penalties import Multiplier, Penalty
 from prefopt.rewards.scale import RewardScale
+from prefopt.rewards.shaped import ShapedReward
 
 T = TypeVar("T")
 Share = Callable[[int, Callable[[Sequence[int]], Sequence[Any]]], list[Any]]
 """Takes a number of pieces of work and what does some of them, and gives the results of all."""
 Offsets = Callable[[Sequence[int], str], Sequence[int]]
 """Takes tokens and their text, and gives the character that each token begins at."""
-
-
-@dataclass(frozen=True, eq=False)
-class ShapedReward(Sequence[float]):
-    """Rewards of N completions, with all that they are made of. As a sequence, the totals as numbers.
-
-    Attributes:
-        raw: As the scorer gave it, in its own unit, [N].
-        terms: What the total is the sum of, [N] each: `score` (scaled and bounded), `missing_eos`, -λ cost by the name
-            of each penalty, and `clip` where the sum was cut.
-        total: The reward, [N].
-        measured: Cost and spans of every completion, by the name of the penalty.
-        weights: λ by the name of the penalty, in deviations of the reference's rewards.
-        violated: Share of completions whose cost is above its threshold, by the name of the penalty.
-    """
-
-    raw: Tensor
-    terms: Mapping[str, Tensor]
-    total: Tensor
-    measured: Mapping[str, Sequence[Measured]] = field(default_factory=dict)
-    weights: Mapping[str, float] = field(default_factory=dict)
-    violated: Mapping[str, float] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        return len(self.total)
-
-    @overload
-    def __getitem__(self, index: int) -> float: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[float]: ...
-    def __getitem__(self, index: int | slice) -> float | list[float]:
-        found: Any = self.total[index].tolist()
-        return found  # type: ignore[no-any-return]
-
-    def __iter__(self) -> Iterator[float]:
-        return iter(self.total.tolist())
-
-    def to_json(self, index: int) -> dict[str, float]:
-        """The terms of one completion by name."""
-        return {name: float(term[index]) for name, term in self.terms.items()}
-
-    def costs_of(self, index: int) -> dict[str, Any]:
-        """Costs of one completion, and the spans that caused them, for a line of `samples.jsonl`; empty without any."""
-        if not self.measured:
-            return {}
-        found = {name: each[index] for name, each in self.measured.items()}
-        return {"terms": self.to_json(index), **costs_to_json(found)}
-
-    def metrics(self) -> dict[str, float]:
-        """Averages by the names of `prefopt.tracking.metrics`."""
-        found = {}
-        for name, measured in self.measured.items():
-            found[f"penalty/{name}/cost"] = sum(each.value for each in measured) / len(measured)
-            found[f"penalty/{name}/rate"] = self.violated[name]
-            found[f"penalty/{name}/weight"] = self.weights[name]
-            found[f"penalty/{name}/term"] = float(self.terms[name].mean())
-            expected = [each.expected for each in measured if each.expected is not None]
-            if expected:
-                found[f"penalty/{name}/expected_rate"] = sum(expected) / len(expected)
-        return found
-
-    def part(self, start: int, end: int) -> ShapedReward:
-        """Some of the completions; shares and weights stay those of all."""
-        return replace(
-            self,
-            raw=self.raw[start:end],
-            terms={name: term[start:end] for name, term in self.terms.items()},
-            total=self.total[start:end],
-            measured={name: each[start:end] for name, each in self.measured.items()},
-        )
 
 
 class Shaper:
@@ -118,10 +49,11 @@ class Shaper:
         penalties: As given.
         scale: As given.
         training: Asked at every call by TRL whether prices may move: in an evaluation they must not. By default they
-            always may; with a trainer that evaluates write `shaper.training = lambda: trainer.model.training`.
+            always may; `prefopt.trainers.KeepShaper`, a callback of TRL's trainers, sees to it and to checkpoints.
 
     Raises:
-        ValueError: For two penalties of one name.
+        ValueError: For two penalties of one name, or one of the name of another term; where a missing end would be paid
+            twice.
     """
 
     __name__ = "shaped_reward"  # TRL names the columns of its log by it
@@ -136,11 +68,11 @@ class Shaper:
         end_token_ids: Sequence[int] = (),
         offsets: Offsets | None = None,
     ) -> None:
-        labels = [penalty.label for penalty in penalties]
-        if len(set(labels)) < len(labels) or set(labels) & set(RESERVED):
-            raise ValueError(f"penalties need names of their own: {labels}")
         self.penalties = tuple(penalties)
         self.scale = scale or RewardScale(unit=1.0)
+        _check_names(self.penalties)
+        if self.scale.prices_the_end and any(isinstance(penalty.cost, MissingEos) for penalty in penalties):
+            raise ValueError("a missing end would be paid twice: by the scale, and by the penalty 'missing_eos'")
         self.training: Callable[[], bool] = lambda: True
         self._score = score
         self._clip = total_clip
@@ -181,7 +113,11 @@ class Shaper:
         if self._clip is not None:
             cut = total.clamp(-self._clip, self._clip)
             terms["clip"], total = cut - total, cut
-        return ShapedReward(scores.clone(), terms, total, measured, weights, self._violated(measured))
+        windows = {p.label: p.price.level for p in self.penalties if isinstance(p.price, Multiplier)}
+        levels = {name: level for name, level in windows.items() if level is not None}
+        violated = self._violated(measured)
+        unit = self.scale.price_unit
+        return ShapedReward(scores.clone(), terms, total, measured, weights, violated, levels, unit)
 
     def owed(self, beginnings: Sequence[Sample]) -> list[float]:
         """What penalties would take off N texts at the prices of now, were they completions that ended themselves.
@@ -344,6 +280,13 @@ def lazy_offsets(
         return known[0]
 
     return ask
+
+
+def _check_names(penalties: Sequence[Penalty]) -> None:
+    labels = [penalty.label for penalty in penalties]
+    taken = [each.label for each in penalties if each.label in RESERVED and not isinstance(each.cost, MissingEos)]
+    if taken or len(set(labels)) < len(labels):
+        raise ValueError(f"penalties need names of their own, and none of {', '.join(RESERVED)}: {labels}")
 
 
 def _there(sample: Sample | None) -> Sample:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from prefopt.trainers.distill_config import DistillConfig as DistillConfig
     from prefopt.trainers.dpo import DPOConfig as DPOConfig
     from prefopt.trainers.dpo import DPOTrainer as DPOTrainer
+    from prefopt.trainers.kept_shaper import KeepShaper as KeepShaper
     from prefopt.trainers.ppo import PPOTrainer as PPOTrainer
     from prefopt.trainers.ppo_config import PPOConfig as PPOConfig
     from prefopt.trainers.pretrain import PretrainTrainer as PretrainTrainer
@@ -34,6 +35,7 @@ _HOME = {
     "GRPOConfig": "trl",
     "GRPOTrainer": "trl",
     "KTOConfig": "trl",
+    "KeepShaper": "kept_shaper",
     "KTOTrainer": "trl",
     "PPOConfig": "ppo_config",
     "PPOTrainer": "ppo",
@@ -53,6 +55,7 @@ __all__ = [
     "GRPOTrainer",
     "KTOConfig",
     "KTOTrainer",
+    "KeepShaper",
     "PPOConfig",
     "PPOTrainer",
     "PretrainTrainer",

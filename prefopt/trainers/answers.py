@@ -24,7 +24,8 @@ from prefopt.models.token_watch import TokenWatch
 from prefopt.records import Prompt, Score
 from prefopt.rewards.costs.sample import Sample
 from prefopt.rewards.penalties import Penalty
-from prefopt.rewards.shaper import ShapedReward, Shaper, lazy_offsets
+from prefopt.rewards.shaped import ShapedReward
+from prefopt.rewards.shaper import Shaper, lazy_offsets
 from prefopt.trainers.ranks import shared_out
 from prefopt.trainers.stopwatch import Stopwatch
 
@@ -153,6 +154,7 @@ class Answerer:
                 said.finished,
                 offsets=lazy_offsets(where, said.ids, said.text),
                 expected=dict(zip(self._watched, said.expected, strict=True)),
+                drawn=frozenset(label for label, watch in self._watched.items() if watch.drew(said.ids)),
             )
             for row, said in zip(rows, samples, strict=True)
         ]

@@ -285,6 +285,16 @@ class GroupTrainer(AdoptedTrainer):
             self._normalise_by_reference()
         return super().train(resume_from_checkpoint=checkpoint, **kwargs)
 
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Nothing: a loop over held-out rows would collect rollouts, and move what only training moves.
+
+        Raises:
+            InputError: Always.
+        """
+        raise InputError(
+            f"a trainer of {self.method} does not evaluate", "sample from the adapter, as the stage `evaluate` does"
+        )
+
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Slots of one pass each; TRL's gives the rows of a rollout, which here follow from its number."""
         loader: DataLoader[Any] = Trainer.get_train_dataloader(self)

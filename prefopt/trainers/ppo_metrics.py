@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from prefopt.losses import ppo
 from prefopt.models.generate import Sampled
 from prefopt.records import conversation
-from prefopt.rewards.shaper import ShapedReward
+from prefopt.rewards.shaped import ShapedReward
 from prefopt.trainers.answers import Scores
 from prefopt.trainers.explorer import Said
 from prefopt.trainers.guards import Health

@@ -19,6 +19,7 @@ PUBLIC = {
         "GRPOTrainer",
         "KTOConfig",
         "KTOTrainer",
+        "KeepShaper",
         "PPOConfig",
         "PPOTrainer",
         "PretrainTrainer",
@@ -32,6 +33,7 @@ PUBLIC = {
     "prefopt.losses.dpo": [
         "DPOLossOutput",
         "DPO_LOSSES",
+        "LENGTH_NORMALISED",
         "REFERENCE_FREE",
         "SORTED",
         "dpo_loss",

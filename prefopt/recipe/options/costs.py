@@ -10,10 +10,10 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from prefopt.recipe.base import Name, Spec, Texts, list_as_tuple, name_as_tuple
+from prefopt.recipe.base import Name, Spec, Texts, list_as_tuple, name_as_tuple, when_set
 
-RESERVED = ("score", "kl", "total")
-"""Names of other terms of the reward."""
+RESERVED = ("score", "kl", "total", "clip", "missing_eos")
+"""Names of other terms of the reward; `missing_eos` is also that of a cost, which may have it."""
 
 _Label = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,31}$")]
 
@@ -166,11 +166,14 @@ class RefusalCost(CostSpec):
 
 
 class ClassifierCost(CostSpec):
-    """What a classifier says, p = σ(its logit): max(0, p - hinge) / (1 - hinge)."""
+    """What a classifier says, with p the probability of its output: max(0, p - hinge) / (1 - hinge)."""
 
     cost: Literal["classifier"]
-    pretrained: str = Field(min_length=1, description="folder or Hub id of a sequence classifier with one output")
+    pretrained: str = Field(min_length=1, description="folder or Hub id of a sequence classifier")
     revision: str | None = Field(None, min_length=1, description="of `pretrained` on the Hub; main by default")
+    output: str | int | None = when_set(
+        None, description="of several outputs, the name or number of the one that is not wanted, such as toxic"
+    )
     batch_size: int = Field(64, ge=1, description="completions of a pass")
     hinge: float = Field(0.5, ge=0, lt=1, description="probability from which on it costs")
 
@@ -207,8 +210,8 @@ def check_labels(costs: Sequence[CostSpec]) -> None:
         ValueError: For two of one name, or a name of something else.
     """
     labels = [cost.label for cost in costs]
-    for label in labels:
-        if label in RESERVED:
+    for cost, label in zip(costs, labels, strict=True):
+        if label in RESERVED and label != cost.cost:
             raise ValueError(f"'{label}' is another term of the reward: write another 'name'")
         if labels.count(label) > 1:
             raise ValueError(f"two costs are called '{label}': give one a 'name'")

@@ -47,6 +47,8 @@ DIVERGENT = frozenset(
 )
 """Losses that compare scores, and so know other divergences than the reverse KL; `sft` has no divergence at all."""
 
+LENGTH_NORMALISED = frozenset({"ipo", "sigmoid_norm"})
+
 SORTED = frozenset({"aot", "aot_unpaired"})
 
 REFERENCE_FREE = frozenset({"sft", "simpo", "cpo", "orpo"})

@@ -110,6 +110,8 @@ class BannedPenalty(PenaltySpec, costs.BannedCost):
             raise ValueError(
                 "`estimate: expected` knows how likely words are, not patterns: write 'words' or 'lexicon'"
             )
+        if self.estimate == "expected" and self.threshold * self.saturation >= 1:
+            raise ValueError("`estimate: expected` knows how likely one hit is, and this 'threshold' lets it pass")
         return self
 
 

@@ -171,6 +171,10 @@ class Banned(RuleCost):
     def of(self, sample: Sample) -> Measured:
         """The measurement, with every hit as a span.
 
+        What was to be expected is what the watch of tokens says. It does not see every way to write a word (other
+        tokens of the same letters, letters that look alike), nor patterns: a hit without tokens that it knows is a
+        certain one.
+
         Raises:
             DataError: When a pattern takes too long.
         """
@@ -181,6 +185,8 @@ class Banned(RuleCost):
         expected = None
         if self.label in sample.expected:
             expected = min(1.0, sample.expected[self.label])
+            if hits and self.label not in sample.drawn:
+                expected = 1.0
         if not hits:
             return NOTHING if expected is None else Measured(0.0, (), expected)
         spans = merged(self._folding.places(sample.text, hits))
@@ -197,14 +203,17 @@ class Refusal(RuleCost):
     def __init__(self, spec: RefusalCost) -> None:
         super().__init__(spec)
         self._folding = Folding()
-        self._words = Words(spec.phrases or REFUSALS, self._folding)
+        phrases = spec.phrases or REFUSALS
+        self._words = Words(phrases, self._folding)
         self._within = spec.within_characters
+        # Of a phrase that begins there all of it is looked at, and what follows: "as an ai" is not "as an aircraft".
+        self._longest = max(2 * len(phrase) + 3 * len(phrase.split()) for phrase in phrases) + 1
 
     def of(self, sample: Sample) -> Measured:
         """The measurement, with the phrases as spans."""
-        beginning = sample.text[: self._within]
-        hits = self._words.find(self._folding(beginning))
-        return Measured(1.0, merged(self._folding.places(beginning, hits))) if hits else NOTHING
+        folded = self._folding(sample.text)[: self._within + self._longest]
+        hits = [span for span in self._words.find(folded) if span[0] < self._within]
+        return Measured(1.0, merged(self._folding.places(sample.text, hits))) if hits else NOTHING
 
 
 def matches(pattern: Any, text: str, who: str) -> list[Span]:

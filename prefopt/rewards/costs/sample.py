@@ -45,6 +45,7 @@ class Sample:
         offsets: Gives, for every token, the character of `text` that it begins at; asked only where spans of tokens are
             wanted. None where it is not known.
         expected: How often each watched set of tokens was to be expected, by its name; see `prefopt.models.generate`.
+        drawn: Names of the watched sets of which some tokens were really sampled.
     """
 
     prompt: Prompt
@@ -54,6 +55,7 @@ class Sample:
     deviation: float = 0.0
     offsets: Callable[[], Sequence[int]] | None = None
     expected: dict[str, float] = field(default_factory=dict)
+    drawn: frozenset[str] = frozenset()
 
     def tokens(self, who: str) -> Sequence[int]:
         """The token ids.

@@ -12,9 +12,9 @@ from tests.learning.penalties import plan
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-FLOOR = 3e-3
+FLOOR = 1e-3
 """Rates are drawn on a logarithmic axis, and none below this."""
-TICKS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1)
+TICKS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1)
 FREE, LEARNED, WRITTEN = SERIES[1], SERIES[0], SERIES[2]
 
 
@@ -51,7 +51,7 @@ def _panel(axes: Axes, part: str, seeds: Sequence[Mapping[str, Any]]) -> None:
                 marker=marker, markersize=5, linewidth=0.9, linestyle="none", label=None if kind in said else kind,
             )  # fmt: skip
             said.add(kind)
-    axes.set_xlim(0.003, 1.3)
+    axes.set_xlim(0.8 * FLOOR, 1.4)
     axes.set_xticks(TICKS, [f"{100 * tick:g} %" for tick in TICKS])
     axes.set_xticks([], minor=True)
     axes.set_xlabel("completions that violate")

@@ -8,7 +8,7 @@ from typing import get_args
 import pytest
 import torch
 
-from prefopt.losses.dpo import REFERENCE_FREE, SORTED, dpo_loss, dr_dpo, needs_reference
+from prefopt.losses.dpo import LENGTH_NORMALISED, REFERENCE_FREE, SORTED, dpo_loss, dr_dpo, needs_reference
 from prefopt.losses.dpo_variants import DPO_LOSSES
 from prefopt.losses.pair_statistics import DPOOptions, PairStatistics, score
 from prefopt.recipe.options import dpo as typed
@@ -29,7 +29,7 @@ def at(h: float, name: str, options: DPOOptions, beta: float = 1.0) -> float:
 
 def test_every_typed_name_has_an_implementation() -> None:
     assert set(get_args(typed.DPOLossType)) == set(DPO_LOSSES)
-    assert typed.SORTED == SORTED and REFERENCE_FREE < set(DPO_LOSSES)
+    assert typed.SORTED == SORTED and typed.LENGTH_NORMALISED == LENGTH_NORMALISED and REFERENCE_FREE < set(DPO_LOSSES)
     defaults = {name: field.get_default() for name, field in typed.DPOLossOptions.model_fields.items()}
     assert {name: defaults[name] for name in DPOOptions._fields} == DPOOptions()._asdict()
     assert typed.LOSSES_OF.keys() <= set(DPOOptions._fields)

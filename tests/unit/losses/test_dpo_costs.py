@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from prefopt.losses.dpo import dpo_loss, tilted
+from prefopt.losses.dpo import LENGTH_NORMALISED, dpo_loss, tilted
 from prefopt.losses.logprobs import completion_sums, sums_of_tokens
 from prefopt.losses.pair_statistics import CompletionStatistics, DPOOptions, PairStatistics
 from prefopt.losses.token_statistics import Head, token_statistics
@@ -81,6 +81,28 @@ def test_without_a_reference_costs_are_refused() -> None:
     bare = pairs._replace(chosen=pairs.chosen._replace(reference_logps=None))
     with pytest.raises(ValueError, match="tilt the reference"):
         dpo_loss(bare, "simpo", costs=(torch.zeros(2), torch.zeros(2)))
+
+
+@pytest.mark.parametrize("name", sorted(LENGTH_NORMALISED))
+def test_a_mean_over_tokens_has_no_place_for_the_cost_of_an_answer(name: str) -> None:
+    """Tilting their reference would give answers of one cost another loss by their lengths alone."""
+    pairs, same = random_pair(), torch.ones(16, dtype=torch.double)
+    through_the_reference = dpo_loss(tilted(pairs, same, same, 0.1), name).losses
+    assert not torch.allclose(through_the_reference, dpo_loss(pairs, name).losses)
+    with pytest.raises(ValueError, match="averages over tokens"):
+        dpo_loss(pairs, [name, "sft"], costs=(same, same))
+
+
+def test_every_other_comparison_is_indifferent_to_equal_costs() -> None:
+    """What both answers cost cancels; a likelihood beside the comparison is not touched by any."""
+    pairs, ones = random_pair(), torch.ones(16, dtype=torch.double)
+    for name in ("sigmoid", "ipo_sum", "hinge", "rdpo", "robust", "discopop", "exo_pair"):
+        options = DPOOptions(label_smoothing=0.1)
+        plain = dpo_loss(pairs, name, options).losses
+        assert torch.allclose(dpo_loss(pairs, name, options, costs=(ones, ones)).losses, plain), name
+    both = dpo_loss(pairs, ["sigmoid", "sft"], costs=(ones, 3 * ones)).losses
+    apart = dpo_loss(pairs, "sigmoid", costs=(ones, 3 * ones)).losses + dpo_loss(pairs, "sft").losses
+    assert torch.allclose(both, apart)
 
 
 def test_a_relabelled_pair_is_the_swapped_one() -> None:

@@ -50,6 +50,19 @@ def test_a_watch_changes_nothing_that_is_drawn() -> None:
     assert all(len(each.expected) == 2 for each in watched) and all(each.expected == () for each in plain)
 
 
+def test_whether_a_word_was_drawn_is_whether_its_tokens_are_there() -> None:
+    watch = TokenWatch(["lamp", "red chair"], TOKENIZER)
+    for text, drew in (
+        ("the lamp is", True), ("lamp", True), ("the Lamp", True), ("a red chair", True), ("a red lam p", False),
+        ("thelamp", False), ("the chair", False), ("", False),
+    ):  # fmt: skip
+        assert watch.drew(ids(text)) == drew, text
+        if drew:
+            assert _times(tuple(ids(text)), watch) >= 1
+    letters = [token for letter in (" l", "a", "m", "p") for token in ids(letter)]
+    assert TOKENIZER.decode(letters).strip() == "lamp" and not watch.drew(letters)
+
+
 def test_a_form_without_a_blank_counts_only_where_no_word_goes_on() -> None:
     watch = TokenWatch(["lamp"], TOKENIZER)
     bare, spaced = ids("lamp"), ids(" lamp")

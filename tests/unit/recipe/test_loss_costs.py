@@ -63,6 +63,8 @@ def test_options_that_came_later_are_in_no_key_that_does_not_use_them(spec, abse
         ("dpo", "on_violation: drop", "on_violation", "nothing is said to violate"),
         ("dpo", "violations: [{cost: missing_eos}]", "violations", "where a policy samples"),
         ("dpo", f"loss_type: simpo, cost_margin: {LENGTH}", "cost_margin", "'simpo' has none"),
+        ("dpo", f"loss_type: sft, cost_margin: {LENGTH}", "cost_margin", "'sft' has none"),
+        ("dpo", f"loss_type: ipo, cost_margin: {LENGTH}", "cost_margin", "averages over tokens"),
         ("dpo", f"f_divergence_type: forward_kl, cost_margin: {LENGTH}", "f_divergence_type", "reverse KL alone"),
         ("dpo", f"loss_type: aot, label_smoothing: 0.1, violations: {LENGTH}", "violations", "sorts the batch"),
         ("dpo", "loss_type: aot, label_smoothing: 0.1, group_weights: inverse", "group_weights", "sorts the batch"),

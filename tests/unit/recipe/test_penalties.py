@@ -105,6 +105,13 @@ def test_without_them_keys_are_what_they_were() -> None:
         ("{cost: plugin, function: shoutin, weight: 1}", "[0].function", "registers a cost 'shoutin'", "'shouting'"),
         ("3", "[0]", "must be a mapping", ""),
         ("{cost: length, limit: 3, weight: 1, name: kl}", "", "another term of the reward", ""),
+        ("{cost: length, limit: 3, weight: 1, name: missing_eos}", "", "another term of the reward", ""),
+        (
+            "{cost: banned, words: [a], saturation: 2, threshold: 0.5, target_rate: 0.1, estimate: expected}",
+            "[0]",
+            "lets it pass",
+            "",
+        ),
         ("{cost: missing_eos, weight: 1}", None, "paid twice", ""),
     ],
 )

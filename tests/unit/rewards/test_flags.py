@@ -45,7 +45,7 @@ def test_exactly_the_banned_word_is_flagged_and_never_the_end(text: str) -> None
     assert kept[-1] == 1 and [w == 0.5 for w in weights] == [k == 0 for k in kept]
     assert counts.to_json() == {
         "completions": 1, "tokens": len(one.token_ids), "flagged_tokens": kept.count(0.0), "violating": {"banned": 1},
-        "without_span": {},
+        "without_span": {}, "not_located": 0,
     }  # fmt: skip
 
 
@@ -82,8 +82,9 @@ def test_behind_the_last_span_that_is_named_nothing_is_imitated() -> None:
 
 def test_a_violation_whose_tokens_are_not_found_is_not_imitated_at_all() -> None:
     lost = Sample(PROMPT, "another text with a lamp", (5, 6, 7), offsets=lambda: [])
-    ((kept, weights),), _ = flag([lost], [banned("lamp")])
+    ((kept, weights),), counts = flag([lost], [banned("lamp")])
     assert kept == [0.0] * 3 and weights == [0.0] * 3
+    assert counts.not_located == 1 and counts.total([counts, counts]).not_located == 2
 
 
 def test_a_cost_that_names_no_span_flags_nothing() -> None:

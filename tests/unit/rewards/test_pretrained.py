@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from transformers import (
 )
 
 from prefopt.errors import DataError, EnvironmentFault, InputError, IntegrityError
-from prefopt.models.loading import BaseLocation, load_classifier
+from prefopt.models.loading import BaseLocation, load_classifier, number_of_output
 from prefopt.records import Message, Prompt
 from prefopt.rewards.pretrained import PretrainedScorer
 
@@ -71,7 +72,7 @@ def llama(labels: int = 1, positions: int = 256, **config: object) -> PreTrained
 
 def decoder(folder: Path, positions: int = 256, **config: object) -> Path:
     """A decoder with a chat template and, unless it is given one, no padding token at all."""
-    llama(positions=positions, **config).save_pretrained(folder)
+    llama(config.pop("num_labels", 1), positions, **config).save_pretrained(folder)
     words = tokenizer("<|im_start|>", "<|im_end|>", template=CHATML, eos_token="<|im_end|>")
     words.save_pretrained(folder)
     return folder
@@ -237,14 +238,44 @@ def test_a_conversation_that_the_template_refuses_is_told(tmp_path: Path) -> Non
         values(scoring, ["fine"], LONGER)
 
 
+class TestOutputs:
+    """Of several outputs the one that is named counts, as log-odds."""
+
+    def opened(self, folder: Path, output: str | int, **config: object) -> PretrainedScorer:
+        decoder(folder, num_labels=3, id2label={0: "clean", 1: "rude", 2: "toxic"}, **config)
+        model, words = load_classifier(BaseLocation(str(folder), "main", "rm"), "float32", output)
+        return PretrainedScorer(model, words, name="rm", output=number_of_output(model.config, output, "rm"))
+
+    def logits(self, scoring: PretrainedScorer, text: str) -> torch.Tensor:
+        ids = scoring._tokenizer(rendered(ASKED, text), add_special_tokens=False)["input_ids"]
+        with torch.no_grad():
+            return scoring._model(input_ids=torch.tensor([list(ids)])).logits[0].double()
+
+    @pytest.mark.parametrize("output", ["toxic", 2])
+    def test_of_classes_that_exclude_each_other_it_is_the_softmax(self, tmp_path: Path, output: str | int) -> None:
+        scoring = self.opened(tmp_path, output)
+        for value, text in zip(values(scoring, ["fine", "awful"]), ["fine", "awful"], strict=True):
+            probability = float(self.logits(scoring, text).softmax(0)[2])
+            assert 1 / (1 + math.exp(-value)) == pytest.approx(probability, abs=1e-6)
+
+    def test_of_independent_ones_it_is_the_logit(self, tmp_path: Path) -> None:
+        scoring = self.opened(tmp_path, "rude", problem_type="multi_label_classification")
+        assert values(scoring, ["fine"]) == pytest.approx([float(self.logits(scoring, "fine")[1])], abs=1e-5)
+
+
 class TestLoading:
     """What is no reward model is refused."""
 
     @pytest.mark.parametrize("labels", [2, 5])
     def test_more_outputs_than_one(self, tmp_path: Path, labels: int) -> None:
         llama(labels).save_pretrained(tmp_path)
-        with pytest.raises(InputError, match=f"rm gives {labels} numbers for a text, and a reward is one"):
+        with pytest.raises(
+            InputError, match=f"rm gives {labels} numbers for a text, and one can count: LABEL_0, LABEL_1"
+        ):
             opened(tmp_path)
+        for output in ("toxic", labels, -1):
+            with pytest.raises(InputError, match=f"rm has no output {output!r}"):
+                load_classifier(BaseLocation(str(tmp_path), "main", "rm"), "float32", output)
 
     def test_a_language_model_without_a_head(self, tmp_path: Path) -> None:
         config = llama().config

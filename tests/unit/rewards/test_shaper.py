@@ -20,6 +20,7 @@ from prefopt.rewards.costs.registry import rule_cost
 from prefopt.rewards.costs.sample import Sample
 from prefopt.rewards.penalties import Penalty
 from prefopt.rewards.scale import Bound, RewardScale, deviation, par
+from prefopt.tracking.metrics import describe
 
 PROMPT = (Message("user", "Say something."),)
 TEXTS = ("a bad lamp", "a lamp", "bad bad bad bad lamp", "")
@@ -92,7 +93,7 @@ def test_free_costs_change_no_bit(normalise: str) -> None:
     for scale in (plain, shaped):
         scale.see(torch.randn(100, generator=torch.Generator().manual_seed(1)))
     shaper = Shaper(
-        penalties({**BANNED, "weight": 0.0}, {**LENGTH, "target_rate": 0.9}, {"cost": "missing_eos", "weight": 0.0}),
+        penalties({**BANNED, "weight": 0.0}, {**LENGTH, "target_rate": 0.9}),
         scale=shaped,
     )
     texts = [Sample(PROMPT, "a bad bad lamp", finished=False)] * 64
@@ -222,6 +223,60 @@ def test_names_tell_penalties_apart() -> None:
         penalties({**BANNED, "weight": 1.0, "name": "score"})
     shaper = Shaper(penalties({**BANNED, "weight": 1.0}, {**BANNED, "weight": 2.0, "name": "worse"}))
     assert set(shape(shaper).terms) == {"score", "missing_eos", "banned", "worse"}
+
+
+@pytest.mark.parametrize("taken", ["score", "kl", "total", "clip", "missing_eos"])
+def test_no_penalty_takes_the_name_of_another_term(taken: str) -> None:
+    """Its term would be lost, or be in the other's place."""
+    with pytest.raises(ValueError, match="another term"):
+        penalties({**BANNED, "weight": 1.0, "name": taken})
+    ((cost),) = penalties({**BANNED, "weight": 1.0})
+    cost.cost.label = taken
+    with pytest.raises(ValueError, match="names of their own"):
+        Shaper([cost])
+
+
+def test_a_missing_end_is_paid_once() -> None:
+    ends = penalties({"cost": "missing_eos", "weight": 2.0})
+    for scale in (RewardScale(missing_eos_penalty=1.0, unit=1.0), RewardScale(missing_eos_score=-1.0, unit=1.0)):
+        with pytest.raises(ValueError, match="paid twice"):
+            Shaper(ends, scale=scale)
+    shaped = Shaper(ends, scale=RewardScale(unit=1.0)).shape(SCORES, torch.zeros(4), ENDED, unfinished())
+    assert shaped.terms["missing_eos"].tolist() == [0, 0, -2, 0]
+    assert torch.allclose(shaped.total, sum(shaped.terms.values()))
+
+
+def unfinished() -> list[Sample]:
+    return [Sample(PROMPT, text, (1,), bool(ended)) for text, ended in zip(TEXTS, ENDED, strict=True)]
+
+
+@pytest.mark.parametrize("bound", [None, Bound("sigmoid"), Bound("par")])
+def test_scores_are_not_normalised_by_a_reference_that_nobody_saw(bound: Bound | None) -> None:
+    shaper = Shaper(scale=RewardScale("reference", bound=bound), score=lambda prompts, texts: [1.0] * len(texts))
+    with pytest.raises(InputError, match="none were seen"):
+        shaper(["Say something."], ["a lamp"])
+    shaper.see(SCORES, torch.zeros(4), samples())
+    assert torch.isfinite(shaper(["Say something."], ["a lamp"]).total).all()
+
+
+def test_metrics_have_every_term_rate_and_weight() -> None:
+    learned = {**LENGTH, "name": "long", "target_rate": 0.1, "window_episodes": 8}
+    shaper = Shaper(
+        penalties({**BANNED, "weight": 2.0}, learned),
+        scale=RewardScale(missing_eos_penalty=1.0, unit=1.0),
+        total_clip=0.7,
+    )
+    first = shape(shaper)
+    assert "penalty/long/level" not in first.metrics()  # of nothing
+    shaper.update(first)
+    found = shape(shaper).metrics()
+    assert found["penalty/long/level"] == pytest.approx(shaper.penalties[1].price.level) == 0.5
+    parts = [found[f"shaped/{name}"] for name in ("score", "missing_eos", "clip")]
+    parts += [found[f"penalty/{name}/term"] for name in ("banned", "long")]
+    assert sum(parts) == pytest.approx(float(shape(shaper).total.mean()), abs=1e-6)
+    assert found["shaped/missing_eos"] == -0.25 and found["shaped/clip"] != 0 and found["shaped/price_unit"] == 1
+    assert all(describe(name) for name in found)
+    assert shape(Shaper()).metrics() == {}
 
 
 # -- as a function -----------------------------------------------------------------------------------------------------

@@ -188,7 +188,7 @@ def test_without_a_price_the_distance_is_still_measured(tmp_path: Path, kind: st
 
 
 def test_nothing_is_learned_from_completions_that_were_cut(tmp_path: Path) -> None:
-    trained = trainer("rloo", tmp_path, mask_truncated_completions=True, max_completion_length=40)
+    trained = trainer("rloo", tmp_path, mask_truncated_completions=True, max_completion_length=40, normalise="none")
     batch = collected(trained)
     finished = torch.tensor([row["finished"] for row in trained.latest])
     assert 0 < int(finished.sum()) < len(finished)
@@ -386,3 +386,13 @@ class Moves(TrainerCallback):
 def test_a_policy_that_is_not_its_reference_is_not_trained(tmp_path: Path, kind: str) -> None:
     with pytest.raises(InputError, match="differs from the reference"):
         trainer(kind, tmp_path, with_reference(tmp_path), callbacks=[Moves()]).train()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_evaluation_is_refused_before_it_moves_anything(tmp_path: Path, kind: str) -> None:
+    trained = trainer(kind, tmp_path, penalties=penalties(), reward=disputed)
+    before = json.dumps([trained.shaper.state_dict(), trained.scale.state_dict()])
+    for rows in (None, trained.train_dataset):
+        with pytest.raises(InputError, match="does not evaluate"):
+            trained.evaluate(rows)
+    assert json.dumps([trained.shaper.state_dict(), trained.scale.state_dict()]) == before

@@ -148,6 +148,33 @@ def test_a_refusal_begins_a_completion(text: str, value: float) -> None:
     assert measure(opened("refusal"), text).value == value
 
 
+def test_a_refusal_that_begins_in_time_is_one_to_its_end_and_what_cannot_be_seen_does_not_count() -> None:
+    cost = opened("refusal", within_characters=20)
+    before = "Let me think of it: "  # of 20 characters: the phrase begins behind them
+    assert measure(cost, f"{before}I cannot say.").value == 0
+    late = f"{before[:15]} I cannot say."
+    assert marked(measure(cost, late), late) == ["I cannot"]
+    # The place where the text is no longer looked at is not the end of a word.
+    assert measure(cost, "Of aircraft, as an aircraft mechanic.").value == 0
+    for within in range(1, 40):
+        assert measure(opened("refusal", within_characters=within), "Flying as an aircraft mechanic").value == 0
+    hidden = "\u200b" * 300 + "I cannot say."
+    assert marked(measure(cost, hidden), hidden) == ["I cannot"]
+
+
+def test_what_is_expected_is_certain_where_no_watched_tokens_were_drawn() -> None:
+    """A word in other tokens, in letters that look alike, or a pattern: the watch gave it no probability."""
+    cost = opened("banned", words=["lamp"], patterns=["r+ed"])
+    known = {"expected": {"banned": 0.25}}
+    drawn = {**known, "drawn": frozenset({"banned"})}
+    assert measure(cost, "a chair", **known).expected == 0.25
+    assert measure(cost, "a chair", **drawn).expected == 0.25  # the tokens of a longer word, it may be
+    assert measure(cost, "a lamp", **drawn).expected == 0.25
+    for text in ("a lamp", "a l\u0430mp", "a rrred chair"):
+        assert measure(cost, text, **known).expected == 1.0
+    assert measure(cost, "a lamp").expected is None
+
+
 def test_other_phrases_refuse_too() -> None:
     cost = opened("refusal", phrases=["das geht nicht"], within_characters=40)
     text = "Leider: das geht nicht."
