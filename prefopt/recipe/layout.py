@@ -36,13 +36,14 @@ class Home:
 
     def __str__(self) -> str:
         if self.kinds:
-            return f"'{self.key}' is a key of {_listed(self.kinds)} stages"
+            return f"'{self.key}' is a key of {listed(self.kinds)} stages"
         if not self.level:
             return f"'{self.key}' is a key of the recipe itself"
         return f"'{self.key}' belongs under '{self.level}'"
 
 
-def _listed(words: Sequence[str]) -> str:
+def listed(words: Sequence[str]) -> str:
+    """Words as they stand in a sentence: a, b and c."""
     return words[0] if len(words) == 1 else ", ".join(words[:-1]) + f" and {words[-1]}"
 
 

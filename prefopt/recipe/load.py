@@ -24,6 +24,7 @@ from prefopt.recipe.references import SCORER_ROLES
 from prefopt.recipe.rounds import check_rounds, unroll
 from prefopt.recipe.rules import Rules
 from prefopt.recipe.schema import KINDS, Recipe
+from prefopt.recipe.switched import set_aside
 from prefopt.recipe.words import explain, say
 from prefopt.recipe.yaml import KeyPath, Places, parse, read_text
 
@@ -70,13 +71,15 @@ def load(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
     found: Found = [*document.problems, *apply(tree, places, overrides)]
     written, unfilled = fill_variables(tree, places, os.environ)
     found += unfilled
+    unheld, switched = set_aside(tree, places)
+    found += unheld
     found += resolve_paths(tree, places, Path(os.path.abspath(path)).parent, written, {key for key, _ in found})
     found += find_functions(tree, places)
     recipe, more, warnings = _judge(tree, places, written, {key for key, _ in found})
     found += more
     if found or recipe is None:
         raise RecipeError(_in_order(found, places))
-    return LoadedRecipe(unroll(recipe), recipe, path, text, tuple(warnings), tuple(overrides))
+    return LoadedRecipe(unroll(recipe), recipe, path, text, (*switched, *warnings), tuple(overrides))
 
 
 def _judge(

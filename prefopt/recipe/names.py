@@ -14,7 +14,7 @@ from prefopt.recipe.layout import Home, closest, homes, spec_at
 from prefopt.recipe.schema import LATER_KINDS
 from prefopt.recipe.yaml import KeyPath, dotted
 
-_ELSEWHERE = {"num_ppo_epochs": "num_iterations", "num_iterations": "num_ppo_epochs", "beta": "kl"}
+_ELSEWHERE = {"beta": "kl"}
 """What a key of some kinds is in others."""
 
 

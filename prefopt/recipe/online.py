@@ -1,6 +1,6 @@
 """Stages that sample from their policy and learn from rewards: `ppo`, and `grpo` and `rloo`, which compare groups.
 
-What they share is `OnlineSpec`: a stage with these keys alone changes its algorithm by its `kind`.
+What they share is `OnlineSpec`. A stage changes its algorithm by its `kind`; `switched.py` sets the rest aside.
 """
 
 from __future__ import annotations

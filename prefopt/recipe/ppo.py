@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -58,22 +58,6 @@ class GroupKLSpec(Spec):
 
     coefficient: float = Field(0.05, ge=0, description="price of a nat, in units of the reward")
 
-    other: ClassVar[str]
-    """The kind that pays it otherwise."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _can_be_done(cls, given: Any) -> Any:
-        if not isinstance(given, dict):
-            return given
-        for key, value in given.items():
-            own = cls.model_fields.get(key)
-            if own is None and key in KLSpec.model_fields:
-                raise ValueError(f"the price is fixed here, so there is no {key}; leave it out, or write `kind: ppo`")
-            if own is not None and isinstance(own.default, str) and value != own.default:
-                raise ValueError(f"write `{key}: {own.default}`, which is all it can be here, or `kind: {cls.other}`")
-        return given
-
 
 class RLOOKLSpec(GroupKLSpec):
     """Paid in the reward of a completion, as the sum of k1 estimates."""
@@ -81,16 +65,12 @@ class RLOOKLSpec(GroupKLSpec):
     apply: Literal["reward"] = Field("reward", description="where it is paid")
     estimator: Literal["k1"] = Field("k1", description="as the sum over a completion")
 
-    other: ClassVar[str] = "grpo"
-
 
 class GRPOKLSpec(GroupKLSpec):
     """Paid as a loss of every token, as a k3 estimate."""
 
     apply: Literal["loss"] = Field("loss", description="where it is paid")
     estimator: Literal["k3"] = Field("k3", description="of every token")
-
-    other: ClassVar[str] = "rloo"
 
 
 class GuardsSpec(Spec):

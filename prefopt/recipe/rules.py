@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from prefopt.errors import Problem
+from prefopt.recipe.family import ONLINE_KINDS
 from prefopt.recipe.layout import stage_specs
 from prefopt.recipe.parts import Fault, Part
 from prefopt.recipe.preference_rules import dpo_faults, group_faults, kto_faults
 from prefopt.recipe.references import DATA_ROLES, names_in
-from prefopt.recipe.sampled import ONLINE_KINDS, online_steps, rules_of
+from prefopt.recipe.sampled import online_steps, rules_of
 from prefopt.recipe.schema import DataSpec
 from prefopt.recipe.yaml import KeyPath, Places
 

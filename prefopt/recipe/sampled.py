@@ -21,9 +21,6 @@ def rules_of(kind: str) -> tuple[Rule, ...]:
     return _RULES.get(kind, ())
 
 
-ONLINE_KINDS = ("ppo", "grpo", "rloo")
-
-
 def online_steps(part: Part) -> int:
     """Optimiser steps of a stage that samples from its policy."""
     rollouts = part.get("total_episodes") // part.get("rollout_batch_size")

@@ -18,6 +18,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
+from prefopt.recipe.family import SAME_METRICS
 from prefopt.tracking.cost_metrics import COSTS, Better
 from prefopt.tracking.distill_metrics import DISTILL
 
@@ -158,12 +159,6 @@ _PPO: tuple[tuple[str, str, str, Better | None], ...] = (
     ("ppo/update_seconds", "Wall time of one forward and backward pass of the update.", "s", "lower"),
 )
 
-_GROUP = frozenset(
-    "score score_finished score_truncated disagreement kl entropy length eos_rate repetition episodes "
-    "rollout_seconds sampling_seconds scoring_seconds".split()
-)
-"""Names that mean the same for all that learn from groups of completions as for ppo."""
-
 _GROUPS: tuple[tuple[str, str, str, Better | None], ...] = (
     ("grpo/reward", "What an episode earns: the scaled reward; the KL is a loss of its own.", "", "higher"),
     ("grpo/clip_fraction", "Share of tokens whose ratio is clipped, so that they pull no further.", "", None),
@@ -171,7 +166,7 @@ _GROUPS: tuple[tuple[str, str, str, Better | None], ...] = (
     ("rloo/clip_fraction", "Share of completions whose ratio is clipped, so that they pull no further.", "", None),
     ("grpo/tie_rate", "Share of prompts whose completions all earn the same, which teaches nothing.", "", "lower"),
     ("rloo/tie_rate", "Share of prompts whose completions all earn the same, which teaches nothing.", "", "lower"),
-    *((f"{kind}/{row[0][4:]}", *row[1:]) for kind in ("grpo", "rloo") for row in _PPO if row[0][4:] in _GROUP),
+    *((f"{kind}/{row[0][4:]}", *row[1:]) for kind in ("grpo", "rloo") for row in _PPO if row[0][4:] in SAME_METRICS),
 )
 
 _KTO: tuple[tuple[str, str, str, Better | None], ...] = (

@@ -8,6 +8,9 @@ trains the ppo stage of tests/learning/frontier/frontier.yaml with that script's
 new process, and nothing else should run on the machine. What is finished is in FILE (bench/ppo.jsonl) and is not
 measured again, unless with --fresh or after a change of prefopt, of the peers, of a library or of the machine. Exit
 codes: 1 when a process fails, 2 without the peers' side, 3 without a CUDA device.
+
+A machine without network needs the peers' folder, what make_model.py reads, and TRL 1.12 beside FILE, which this writes
+where there is one: python -m pip install --no-deps trl==1.12.0 --target bench/trl-1.12.0
 """
 
 from __future__ import annotations
@@ -64,10 +67,10 @@ class Folders:
         return ["-m", f"{HERE}.ppo_side", str(self.data), *words, *size]
 
 
-def steps(folders: Folders, episodes: int, rounds: int) -> Iterator[Step]:
+def steps(folders: Folders, episodes: int, rounds: int, *, cuda: bool) -> Iterator[Step]:
     """All processes in order: sides in turn, and the rate of matrix products before and between."""
     release = {"PYTHONPATH": f"{folders.release}:{ROOT}"}
-    sides = (*PREFOPT, TRL)
+    sides = ppo_page.sides(cuda=cuda)
 
     def of_side(part: str, side: str, count: int, more: Mapping[str, str]) -> Step:
         # Ours has what a stage's process has.
@@ -79,7 +82,7 @@ def steps(folders: Folders, episodes: int, rounds: int) -> Iterator[Step]:
             yield from (of_side(f"speed/{turn}", side, episodes, {}) for side in sides)
         yield Step(f"matmul/{turn}", ["-m", f"{HERE}.matmul", str(folders.data)], {})
     yield from (of_side("memory", side, 16, EQUAL_MALLOC) for side in sides)
-    for side in PREFOPT:
+    for side in sides[:-1]:
         yield Step(f"flops/{side}", [*folders.side(side, 16), "--flops"], {})
 
 
@@ -110,7 +113,7 @@ def measure(found: list[Step], ledger: Ledger, *, cuda: bool) -> dict[str, Any]:
     return results
 
 
-def main() -> int:
+def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cuda", action="store_true", help="on a CUDA device instead of the CPU")
     parser.add_argument("--results", type=Path, default=ROOT / "bench" / "ppo.jsonl", help="bench/ppo.jsonl")
@@ -119,13 +122,13 @@ def main() -> int:
     parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="where benchmarks.md and benchmarks.json are")
     parser.add_argument("--episodes", type=int, default=64, help="counted episodes; 64")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each side; 3")
-    a = parser.parse_args()
+    a = parser.parse_args(words)
     peers, told = peers_folder(), about()
     of_data, state = states(peers, told)
     measuring = [ROOT.joinpath("tests", "benchmarks", "against_trl", f"{name}.py") for name in MEASURING]
     folder = a.results.absolute().parent / of_data
     folders = Folders(folder / "hh", folder / "reward", folder.parent / f"trl-{TRL_RELEASE}")
-    found = list(steps(folders, a.episodes, a.rounds))
+    found = list(steps(folders, a.episodes, a.rounds, cuda=a.cuda))
     if a.dry_run:
         for step in found:
             print(shlex.join([*(f"{k}={v}" for k, v in step.environment.items()), "python", *step.command]))
@@ -137,7 +140,9 @@ def main() -> int:
     ledger = Ledger(a.results, digest([peers / PEER, *measuring], state, a.cuda), fresh=a.fresh)
     results = measure(found, ledger, cuda=a.cuda)
     marker = f"python tests/benchmarks/ppo.py{' --cuda' if a.cuda else ''}"
-    replace_marked(a.docs / "benchmarks.md", marker, ppo_page.markdown(results, a.rounds, machine(), told["date"]))
+    told["hardware"] = {**told["hardware"], "device": results["matmul/0"]["device"]}
+    page = ppo_page.markdown(results, a.rounds, machine(), told["date"], cuda=a.cuda)
+    replace_marked(a.docs / "benchmarks.md", marker, page)
     update_json(a.docs / "benchmarks.json", "ppo-cuda" if a.cuda else "ppo", {**told, "measurements": results})
     return 0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 from prefopt.recipe.load import load
 from prefopt.store import manifest as manifests
 from prefopt.tracking.metrics import describe
-from tests.end_to_end.small import Warm, folder, wait_until, worker_pid
+from tests.end_to_end.small import QUICKSTART, STAGES, Warm, folder, wait_until, words, worker_pid
 
 pytestmark = pytest.mark.slow
 
@@ -33,7 +34,9 @@ stages:
     init: sft
     prompts: pairs
     reward: reward
-    kl: {coefficient: 0.02}
+    kl: {coefficient: 0.02, apply: reward, stop_above: 1000}
+    guards: {action: warn}
+    num_ppo_epochs: 2
     total_episodes: 24
     rollout_batch_size: 8
     samples_per_prompt: 4
@@ -43,7 +46,7 @@ stages:
     save_steps: 1
     logging_steps: 1
     keep_adapters: true
-    require: {KIND/episodes: {min: 24}}
+    require: {ppo/episodes: {min: 24}}
   next: {kind: dpo, init: policy, data: pairs, max_steps: 2}
   eval:
     kind: evaluate
@@ -71,16 +74,16 @@ MARKED = """\
     require: {eval/kto/margin: {min: -100}}
 """
 SHARED = ("base", "sft", "reward")
-STEPS = {"ppo": 3 * 2 * 4, "grpo": 3 * 2, "rloo": 3 * 2, "kto": 4}
+STEPS = {"ppo": 3 * 2 * 2, "grpo": 3 * 2 * 2, "rloo": 3 * 2 * 2, "kto": 4}
 
 
 def written(folder: Path, kind: str) -> Path:
-    """The recipe with another kind in one line, and where the gate's metric is named."""
+    """The recipe with another kind in one line."""
     text = RECIPE
     if kind == "kto":
         text = re.sub(r"  policy:\n.*?(?=  next:)", MARKED, text, flags=re.DOTALL)
     path = folder / "recipe.yaml"
-    path.write_text(text.replace("kind: ppo", f"kind: {kind}").replace("KIND/", f"{kind}/"))
+    path.write_text(text.replace("kind: ppo", f"kind: {kind}"))
     return path
 
 
@@ -183,5 +186,35 @@ def test_one_line_is_all_that_differs(tmp_path: Path) -> None:
     texts = {kind: written(tmp_path, kind).read_text().splitlines() for kind in ("ppo", "grpo", "rloo")}
     for kind in ("grpo", "rloo"):
         different = [line for line, usual in zip(texts[kind], texts["ppo"], strict=True) if line != usual]
-        assert [line.strip() for line in different if "episodes: {min" not in line] == [f"kind: {kind}"]
-        assert load(written(tmp_path, kind)).warnings == ()
+        assert [line.strip() for line in different] == [f"kind: {kind}"]
+        (warning,) = load(written(tmp_path, kind)).warnings
+        assert f"the gate on 'ppo/episodes' is read as one on '{kind}/episodes'" in warning
+
+
+@pytest.mark.parametrize("kind", ["grpo", "rloo"])
+def test_the_quickstart_runs_with_another_kind_in_one_line(
+    quickstart_before_ppo: Path, warm: Warm, tmp_path: Path, kind: str
+) -> None:
+    recipe, out = tmp_path / "quickstart.yaml", tmp_path / "out"
+    text = QUICKSTART.read_text()
+    assert text.count("kind: ppo") == 1
+    recipe.write_text(text.replace("kind: ppo", f"kind: {kind}"))
+    shutil.copytree(quickstart_before_ppo, out)
+    done = warm.run(words(out, "--only", "ppo", "--only", "eval", recipe=recipe))
+    said = " ".join((done.stdout + done.stderr).split())
+    assert done.returncode == 0, said
+    assert f"stages.ppo.kind: '{kind}' does not use 'value', so it is set aside" in said
+    assert "'num_ppo_epochs' is read as 'num_iterations'" in said
+    found = manifest(out, "ppo")
+    assert found.kind == kind and f"{kind}/score" in found.metrics
+    assert "ppo:win_rate/mean" in manifest(out, "eval").metrics  # of the stage, whose name stays
+
+
+@pytest.fixture(scope="module")
+def quickstart_before_ppo(tmp_path_factory: pytest.TempPathFactory, warm: Warm) -> Path:
+    """The small quickstart, without ppo and what comes after it."""
+    out = tmp_path_factory.mktemp("quickstart") / "out"
+    stages = [word for stage in STAGES if stage not in ("ppo", "eval") for word in ("--only", stage)]
+    done = warm.run(words(out, *stages))
+    assert done.returncode == 0, done.stderr
+    return out

@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from prefopt.models.products import SWITCH
-from tests.benchmarks.against_trl.page import spread, table
+from tests.benchmarks.against_trl.page import NOT_RUN, spread, table
 from tests.benchmarks.against_trl.summary import Spread
 
 
@@ -33,23 +33,33 @@ SHARES = ("sampling", "scoring", "rollout")
 Results = Mapping[str, Mapping[str, Any]]
 
 
+def sides(*, cuda: bool) -> tuple[str, ...]:
+    """Those that are measured on a device, TRL last; whose library multiplies is a choice on the CPU alone."""
+    return (*(name for name, side in PREFOPT.items() if not (cuda and side.environment)), TRL)
+
+
 def speeds(results: Results, side: str, rounds: int) -> list[float]:
-    """Episodes a second of each round."""
-    return [results[f"speed/{turn}/{side}"]["episodes_per_second"] for turn in range(1, rounds + 1)]
+    """Episodes a second of each round; none where a round could not run."""
+    of_rounds = [results[f"speed/{turn}/{side}"] for turn in range(1, rounds + 1)]
+    return [] if any("failed" in each for each in of_rounds) else [each["episodes_per_second"] for each in of_rounds]
 
 
-def ratio(results: Results, side: str, rounds: int) -> Spread:
-    """Speed of a side divided by TRL's: of the medians, with the range of single rounds."""
+def ratio(results: Results, side: str, rounds: int) -> Spread | None:
+    """Speed of a side divided by TRL's: of the medians, with the range of single rounds; None where one did not run."""
     mine, theirs = (speeds(results, each, rounds) for each in (side, TRL))
+    if not mine or not theirs:
+        return None
     each = [a / b for a, b in zip(mine, theirs, strict=True)]
     return Spread(Spread.of(mine).median / Spread.of(theirs).median, min(each), max(each))
 
 
-def limit_share(results: Results, side: str, rounds: int) -> float:
-    """Operations a second of a side of prefopt, as a share of those of matrix products."""
+def limit_share(results: Results, side: str, rounds: int) -> float | None:
+    """Operations a second of a side of prefopt, as a share of those of matrix products; None where it did not run."""
     rates = [results[f"matmul/{turn}"]["flops_per_second"] for turn in range(rounds + 1)]
-    counted = results[f"flops/{side}"]["flops_per_episode"]
-    return float(counted * Spread.of(speeds(results, side, rounds)).median / Spread.of(rates).median)
+    counted, measured = results[f"flops/{side}"].get("flops_per_episode"), speeds(results, side, rounds)
+    if counted is None or not measured:
+        return None
+    return float(counted * Spread.of(measured).median / Spread.of(rates).median)
 
 
 def shares(results: Results, side: str, rounds: int) -> list[float]:
@@ -59,7 +69,7 @@ def shares(results: Results, side: str, rounds: int) -> list[float]:
     return [sampling, scoring, rollout - sampling - scoring, 1 - rollout]
 
 
-def markdown(results: Results, rounds: int, machine: str, date: str) -> str:
+def markdown(results: Results, rounds: int, machine: str, date: str, *, cuda: bool = False) -> str:
     """Tables of what was measured.
 
     Args:
@@ -67,25 +77,36 @@ def markdown(results: Results, rounds: int, machine: str, date: str) -> str:
         rounds: Turns of each side.
         machine: Hardware and versions.
         date: Of the measurement.
+        cuda: Whether it was on a CUDA device, whose name is in the results.
     """
-    peak = "cuda_peak_bytes" if "cuda_peak_bytes" in results[f"memory/{TRL}"] else "peak_bytes"
+    told = [*compared(results, rounds, cuda=cuda), "", *spent(results, rounds, cuda=cuda), ""]
+    device = f"{results['matmul/0']['device']}; " if cuda else ""
+    return "\n".join([*told, f"Machine: {device}{machine}; {date}."])
+
+
+def compared(results: Results, rounds: int, *, cuda: bool) -> list[str]:
+    """The table of speed and memory."""
+    peak = "cuda_peak_bytes" if cuda else "peak_bytes"
+    weighed = {side: results[f"memory/{side}"].get(peak) for side in sides(cuda=cuda)}
     rows = []
-    for side in (*PREFOPT, TRL):
-        weighed = results[f"memory/{side}"][peak]
-        row = [side, spread(Spread.of(speeds(results, side, rounds)), 1, "{:.3g}")]
-        row += ["–" if side == TRL else spread(ratio(results, side, rounds), 1, "{:.2f}")]
-        row += [f"{weighed / 2**20:,.0f}", "–" if side == TRL else f"{weighed / results[f'memory/{TRL}'][peak]:.2f}"]
+    for side, size in weighed.items():
+        measured, of_trl = speeds(results, side, rounds), None if side == TRL else ratio(results, side, rounds)
+        row = [side, spread(Spread.of(measured) if measured else None, 1, "{:.3g}")]
+        row += ["–" if of_trl is None else spread(of_trl, 1, "{:.2f}")]
+        row += [NOT_RUN if size is None else f"{size / 2**20:,.0f}"]
+        row += ["–" if side == TRL or not (size and weighed[TRL]) else f"{size / weighed[TRL]:.2f}"]
         rows.append(row)
-    header = ["", "episodes a second", "prefopt / TRL", "peak memory above imports, MiB", "prefopt / TRL"]
-    told = [*table(header, rows), ""]
+    memory = "peak memory on the device, MiB" if cuda else "peak memory above imports, MiB"
+    return table(["", "episodes a second", "prefopt / TRL", memory, "prefopt / TRL"], rows)
+
+
+def spent(results: Results, rounds: int, *, cuda: bool) -> list[str]:
+    """The table of prefopt's operations and seconds."""
+    rows = []
+    for side in sides(cuda=cuda)[:-1]:
+        counted, share = results[f"flops/{side}"].get("flops_per_episode"), limit_share(results, side, rounds)
+        of_time = shares(results, side, rounds) if speeds(results, side, rounds) else []
+        row = [side, "–" if counted is None else f"{counted / 1e9:,.0f}", "–" if share is None else f"{share:.0%}"]
+        rows.append([*row, *([f"{each:.0%}" for each in of_time] or ["–"] * (len(SHARES) + 1))])
     header = ["", "GFLOP an episode", "share of the limit", "sampling", "scoring", "rest of the rollout", "updating"]
-    rows = [
-        [
-            side,
-            f"{results[f'flops/{side}']['flops_per_episode'] / 1e9:,.0f}",
-            f"{limit_share(results, side, rounds):.0%}",
-            *(f"{share:.0%}" for share in shares(results, side, rounds)),
-        ]
-        for side in PREFOPT
-    ]
-    return "\n".join([*told, *table(header, rows), "", f"Machine: {machine}; {date}."])
+    return table(header, rows)

@@ -1,4 +1,4 @@
-"""Train and measure how far reward models of 100, 500 and 2,000 labels can be trusted, and write it down.
+"""Train and measure how far reward models of about 100, 500 and 2,000 labels can be trusted, and write it down.
 
 usage: python -m tests.learning.overoptimisation [--out runs/overoptimisation] [--seeds 3] [--no-page]
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -48,9 +48,35 @@ class Curve:
         return [value - self.gold[0] for value in self.gold]
 
     @property
-    def peak(self) -> int:
-        """Where gold is highest."""
-        return max(range(len(self.gold)), key=self.gold.__getitem__)
+    def furthest(self) -> float:
+        """The largest distance that was measured."""
+        return max(self.distance)
+
+
+class Labelled(NamedTuple):
+    """What the reward models of the seeds were trained on.
+
+    Attributes:
+        pairs: Fewer than prompts: one whose two answers are the same text, or get the same gold, gives none.
+        right: Share of labels that prefer the answer with the higher gold.
+    """
+
+    pairs: Sequence[int]
+    right: Sequence[float]
+
+
+class Top(NamedTuple):
+    """Where a law's gold is highest among the distances that were measured.
+
+    Attributes:
+        gain: Of gold, over the start.
+        distance: Root of the KL, in nats.
+        inside: Whether gold falls again beyond it; otherwise it is where the measurements end.
+    """
+
+    gain: float
+    distance: float
+    inside: bool
 
 
 def curves(evaluation: Path) -> dict[str, Curve]:
@@ -75,20 +101,50 @@ def curves(evaluation: Path) -> dict[str, Curve]:
     }
 
 
+def finished(run: Path, stage: str) -> list[Path]:
+    """The artefact that each seed of a run has of a stage, in the order of seeds.
+
+    Raises:
+        ValueError: When a seed has none, or several.
+    """
+    found = []
+    for folder in (run, *sorted((run / "seeds").glob("*"))):
+        artefacts = [manifest.parent for manifest in folder.glob(f"stages/{stage}/*/manifest.json")]
+        if len(artefacts) != 1:
+            raise ValueError(f"{folder} has {len(artefacts)} finished artefacts of {stage}, and must have one")
+        found += artefacts
+    return found
+
+
 def read(run: Path) -> dict[int, list[dict[str, Curve]]]:
     """Curves of every seed of a run, by labels.
 
     Raises:
         ValueError: When a stage is not finished.
     """
-    found: dict[int, list[dict[str, Curve]]] = {}
+    return {labels: [curves(folder) for folder in finished(run, f"eval{labels}")] for labels in LABELS}
+
+
+def labelled(run: Path) -> dict[int, Labelled]:
+    """What reward models were trained on, by labels.
+
+    Raises:
+        ValueError: When a stage is not finished.
+    """
+    found = {}
     for labels in LABELS:
-        for folder in (run, *sorted((run / "seeds").glob("*"))):
-            artefacts = list(folder.glob(f"stages/eval{labels}/*/findings.json"))
-            if len(artefacts) != 1:
-                raise ValueError(f"{folder} has {len(artefacts)} finished artefacts of eval{labels}, and must have one")
-            found.setdefault(labels, []).append(curves(artefacts[0].parent))
+        trained = [manifest(folder) for folder in finished(run, f"reward{labels}")]
+        collected = [manifest(folder) for folder in finished(run, f"pairs{labels}")]
+        found[labels] = Labelled(
+            [of_seed["details"]["data"]["kept_train"] for of_seed in trained],
+            [of_seed["metrics"]["collect/label_agreement"] for of_seed in collected],
+        )
     return found
+
+
+def manifest(artefact: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((artefact / "manifest.json").read_text(encoding="utf-8"))
+    return content
 
 
 def write(run: Path, docs: Path) -> None:
@@ -102,36 +158,60 @@ def write(run: Path, docs: Path) -> None:
     picture = docs / "images" / "overoptimisation.png"
     picture.write_bytes(drawn(found))
     caption = "Gold and proxy against the root of the KL"
-    told = [*rows(found), "", f"![{caption}](images/{picture.name})", ""]
-    told.append(f"Machine: {machine()}; {datetime.now(UTC).date().isoformat()}.")
-    replace_marked(docs / "benchmarks.md", COMMAND, "\n".join(told))
+    lines = [*rows(found, labelled(run)), "", f"![{caption}](images/{picture.name})", ""]
+    lines.append(f"Machine: {machine()}; {datetime.now(UTC).date().isoformat()}.")
+    replace_marked(docs / "benchmarks.md", COMMAND, "\n".join(lines))
 
 
-def rows(found: dict[int, list[dict[str, Curve]]]) -> list[str]:
-    header = ["labels", "optimised by", "highest gold, over the start", "at √KL", "gold in the end, over the start"]
-    header += ["proxy in the end, over the start", "law: α", "β", "R²"]
+def rows(found: dict[int, list[dict[str, Curve]]], trained_on: dict[int, Labelled]) -> list[str]:
+    """The table, and what its signs mean."""
+    header = ["labels", "pairs trained on", "labels that gold agrees with", "optimised by"]
+    header += ["highest gold of the law, over the start", "at √KL"]
+    header += ["gold in the end, over the start", "proxy in the end, over the start", "law: α", "β", "R²"]
     lines = []
     for labels, seeds in found.items():
         for way in WAYS:
             of_way = [each[way] for each in seeds]
             laws = [law(way, each) for each in of_way]
+            tops = [top(way, *each) for each in zip(laws, of_way, strict=True)]
+            at_end = sum(not each.inside for each in tops)
+            note = f", {at_end} of {len(tops)} at the end" if at_end else ""
             lines.append(
                 [
                     f"{labels:,}",
+                    spanned(trained_on[labels].pairs, "{:,}"),
+                    spanned(trained_on[labels].right, "{:.0%}"),
                     way,
-                    told([each.gains[each.peak] for each in of_way]),
-                    told([each.distance[each.peak] for each in of_way]),
+                    told([each.gain for each in tops]),
+                    told([each.distance for each in tops]) + note,
                     told([each.gains[-1] for each in of_way]),
                     told([each.proxy[-1] - each.proxy[0] for each in of_way]),
                     *(told([getattr(each, name) for each in laws]) for name in ("alpha", "beta", "r_squared")),
                 ]
             )
-    return table(header, lines)
+    seeds = len(next(iter(found.values())))
+    meaning = (
+        f"±: half of Student's 95 % interval over {seeds} seeds. At the end: the law's gold is still highest where the "
+        "measurements of that seed end."
+    )
+    return [*table(header, lines), "", meaning]
 
 
 def law(way: str, curve: Curve) -> Law:
     """Fitted to gold."""
     return WAYS[way](curve.distance, curve.gains)
+
+
+def top(way: str, fitted: Law, curve: Curve) -> Top:
+    """The highest gold that a law says, up to the largest distance that was measured.
+
+    The highest of the measured points would be too high, as it is the one with the luckiest noise, and the more so the
+    more points a curve has.
+    """
+    if fitted.peak is not None and 0 < fitted.peak < curve.furthest:
+        return Top(predicted(way, fitted, fitted.peak), fitted.peak, inside=True)
+    gain = predicted(way, fitted, curve.furthest)
+    return Top(gain, curve.furthest, inside=False) if gain > 0 else Top(0.0, 0.0, inside=True)
 
 
 def told(values: Sequence[float]) -> str:
@@ -140,12 +220,18 @@ def told(values: Sequence[float]) -> str:
     return f"{found.estimate:.2f} ± {found.high - found.estimate:.2f}"
 
 
+def spanned(values: Sequence[float], form: str) -> str:
+    """The least and the most of the seeds."""
+    low, high = form.format(min(values)), form.format(max(values))
+    return low if low == high else f"{low}–{high}"
+
+
 def drawn(found: dict[int, list[dict[str, Curve]]]) -> bytes:
     """Gold as points with the law's line, proxy as a dashed line; a seed is a line of its own."""
 
     def paint(axes: Axes) -> None:
+        figure: Any = axes.figure  # axes that are removed know of none
         axes.remove()
-        figure: Any = axes.figure
         panels = figure.subplots(2, 2, sharex="col", sharey="row")
         for column, way in enumerate(WAYS):
             for labels, seeds in found.items():
@@ -153,7 +239,7 @@ def drawn(found: dict[int, list[dict[str, Curve]]]) -> bytes:
                     curve, color = each[way], COLORS[labels]
                     label = f"{labels:,} labels" if number == 0 else None
                     panels[0][column].plot(curve.distance, curve.gains, "o", ms=2.5, color=color, alpha=0.6)
-                    d = np.linspace(0.0, max(curve.distance), 80)[1:]
+                    d = np.linspace(0.0, curve.furthest, 80)[1:]
                     panels[0][column].plot(d, predicted(way, law(way, curve), d), color=color, label=label, alpha=0.8)
                     gains = [value - curve.proxy[0] for value in curve.proxy]
                     panels[1][column].plot(curve.distance, gains, color=color, alpha=0.8)
@@ -166,7 +252,7 @@ def drawn(found: dict[int, list[dict[str, Curve]]]) -> bytes:
     return plot_of(Sketch("overoptimisation", "gold", "Over-optimisation", "", paint, size=(7.4, 5.2)), 0).png
 
 
-def predicted(way: str, law: Law, distance: np.ndarray[Any, np.dtype[np.float64]]) -> Any:
-    """Gain that a law says at distances above 0."""
+def predicted(way: str, law: Law, distance: Any) -> Any:
+    """Gain that a law says at a distance above 0, or at several."""
     decay = distance if way == "best of n" else np.log(distance)
     return distance * (law.alpha - law.beta * decay)

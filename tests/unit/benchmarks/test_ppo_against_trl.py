@@ -13,6 +13,7 @@ import pytest
 from tests.benchmarks import ppo
 from tests.benchmarks.against_trl import ppo_page
 from tests.benchmarks.against_trl.ledger import read_result
+from tests.benchmarks.against_trl.peers import MODEL, PEER
 from tests.benchmarks.against_trl.ppo_page import PREFOPT, TRL
 from tests.tiny import tiny_llama, tiny_tokenizer
 
@@ -28,9 +29,10 @@ def results() -> dict[str, dict[str, Any]]:
         for side, values in speed.items()
         for turn, value in enumerate(values)
     }
-    found |= {f"matmul/{turn}": {"flops_per_second": 8e9 + turn} for turn in range(4)}
+    found |= {f"matmul/{turn}": {"flops_per_second": 8e9 + turn, "device": "a GPU"} for turn in range(4)}
     found |= {
-        f"memory/{side}": {"peak_bytes": size * 2**20} for side, size in zip(speed, (400, 500, 400, 1000), strict=True)
+        f"memory/{side}": {"peak_bytes": size * 2**20, "cuda_peak_bytes": size * 2**19}
+        for side, size in zip(speed, (400, 500, 400, 1000), strict=True)
     }
     return found | {f"flops/{side}": {"flops_per_episode": 2e9} for side in PREFOPT}
 
@@ -42,11 +44,83 @@ def test_speeds_are_compared_round_by_round(results: dict[str, dict[str, Any]]) 
     told = ppo_page.markdown(results, 3, "a machine", "2026-01-01")
     assert "| prefopt, `value: shared` | 3 (2–4) | 3.00 (2.00–3.00) | 400 | 0.40 |" in told
     assert "| prefopt, `value: adapter` | 2 | 75% | 20% | 10% | 10% | 60% |".replace("75%", "50%") in told
+    assert "above imports" in told and SLOW in told and "a GPU" not in told
+
+
+def test_a_device_is_named_and_weighed_and_has_no_choice_of_library(results: dict[str, dict[str, Any]]) -> None:
+    told = ppo_page.markdown(results, 3, "a machine", "2026-01-01", cuda=True)
+    assert "Machine: a GPU; a machine; 2026-01-01." in told and "| peak memory on the device, MiB |" in told
+    assert "above imports" not in told and SLOW not in told
+    assert "| prefopt, `value: shared` | 3 (2–4) | 3.00 (2.00–3.00) | 200 | 0.40 |" in told
+
+
+@pytest.mark.parametrize("failing", [TRL, SHARED])
+def test_a_side_without_memory_is_said_and_not_compared(results: dict[str, dict[str, Any]], failing: str) -> None:
+    for key in [f"speed/2/{failing}", f"memory/{failing}", *([f"flops/{failing}"] if failing != TRL else [])]:
+        results[key] = {"failed": "out of memory"}
+    assert ppo_page.ratio(results, SHARED, 3) is None
+    lines = ppo_page.markdown(results, 3, "a machine", "2026-01-01", cuda=True).splitlines()
+    of_side = [line for line in lines if line.startswith(f"| {failing} |")]
+    assert of_side[0] == f"| {failing} | out of memory | – | out of memory | – |"
+    if failing == SHARED:
+        assert of_side[1] == f"| {SHARED} | – | – | – | – | – | – |"
+        assert ppo_page.limit_share(results, SHARED, 3) is None
+    else:
+        assert "| prefopt, `value: shared` | 3 (2–4) | – | 200 | – |" in lines
+
+
+@pytest.fixture
+def peers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "peers"
+    folder.mkdir()
+    for name in (MODEL, PEER, ppo.PEER):
+        (folder / name).write_text("raise SystemExit('not to be run')\n")
+    monkeypatch.setenv("PREFOPT_BENCH", str(folder))
+    return folder
+
+
+@pytest.mark.parametrize("cuda", [False, True])
+def test_the_dry_run_prints_what_it_would_run(peers: Path, capsys: pytest.CaptureFixture[str], cuda: bool) -> None:
+    file = peers.parent / "bench" / "ppo.jsonl"
+    words = ["--dry-run", "--rounds", "2", "--results", str(file), *(["--cuda"] if cuda else [])]
+    assert ppo.main(words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    ours = [line for line in lines if ".ppo_side" in line]
+    of_prefopt = len(PREFOPT) - cuda
+    assert len(ours) == of_prefopt * (2 + 1 + 1)  # rounds, memory, operations
+    assert any("PREFOPT_PRODUCTS=torch" in line for line in ours) != cuda
+    assert sum(".ppo_trl_side" in line and f"trl-{ppo.TRL_RELEASE}" in line for line in lines) == 2 + 1
+    assert not file.parent.exists()
+
+
+@pytest.mark.usefixtures("peers")
+def test_without_a_device_nothing_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(ppo, "has_cuda", lambda: False)
+    assert ppo.main(["--cuda", "--results", str(tmp_path / "bench" / "ppo.jsonl")]) == 3
+    assert "no CUDA device" in capsys.readouterr().err and not (tmp_path / "bench").exists()
+
+
+def test_what_is_carried_is_not_installed_again(peers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[str] = []
+
+    def run(words: list[str], more: dict[str, str], *, cuda: bool) -> str:
+        ran.append(" ".join(words))
+        Path(words[words.index("--reward") + 1] if "--reward" in words else words[-1]).mkdir(parents=True)
+        return ""
+
+    monkeypatch.setattr(ppo, "run", run)
+    folders = ppo.Folders(tmp_path / "hh", tmp_path / "reward", tmp_path / "trl")
+    folders.release.mkdir()
+    ppo.prepare(folders, peers, cuda=True)
+    assert len(ran) == 2 and not any("pip" in words for words in ran)
+    assert folders.data.is_dir() and folders.reward.is_dir()
 
 
 def test_sides_take_turns_and_every_step_has_a_name_of_its_own(tmp_path: Path) -> None:
     folders = ppo.Folders(tmp_path / "hh", tmp_path / "reward", tmp_path / "trl")
-    found = list(ppo.steps(folders, 64, 2))
+    found = list(ppo.steps(folders, 64, 2, cuda=False))
     assert len({step.key for step in found}) == len(found)
     timed = [step.key.partition("/")[0] for step in found[:11]]
     assert timed == ["matmul", *["speed"] * 4, "matmul", *["speed"] * 4, "matmul"]
