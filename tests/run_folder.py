@@ -165,8 +165,8 @@ class RunFolder:
         self.commit("ppo", row, {}, ["microscope.jsonl", "metrics.jsonl"])
         return path
 
-    def evaluate(self, prompts: int = 60, gain: float = 0.8, measured: bool = True) -> None:
-        """A finished evaluation of sft and dpo."""
+    def evaluate(self, prompts: int = 60, gain: float = 0.8, measured: bool = True, costs: Sequence[str] = ()) -> None:
+        """A finished evaluation of sft and dpo, with rates of violation by the names of costs."""
         rng = random.Random(3)
         rows = []
         for policy in ("sft", "dpo"):
@@ -180,6 +180,8 @@ class RunFolder:
             for name, value, spread in (("gold", gold, 0.13), ("length", length, 1.2), ("eos_rate", 0.98, 0.01)):
                 metrics |= _interval(f"{policy}:{name}", value, spread)
             metrics |= _interval(f"{policy}:violation_rate", 0.08 if policy == "sft" else 0.02, 0.02)
+            for cost in costs:
+                metrics |= _interval(f"{policy}:violation_rate/{cost}", 0.31 if policy == "sft" else 0.05, 0.04)
         for name, value, spread in (
             ("win_rate", win_rate, 0.05),
             ("kl", 3.4, 0.3),
@@ -293,7 +295,7 @@ class RunFolder:
 
     def full(self, **options) -> Path:
         """Everything that a report shows; the recipe is best `FULL`."""
-        self.everything(**options)
+        self.everything(costs=("banned",), **options)
         self.findings()
         self.seeds()
         return self.run.root

@@ -106,7 +106,7 @@ def _painter(
             axes.yaxis.set_major_formatter(lambda value, _: f"1e{round(math.log10(value))}")
         if curves.reference is not None:
             axes.axhline(curves.reference, color=INK, linewidth=0.8, linestyle=_DASHES)
-        for (points, title), colour in zip(present, SERIES, strict=False):
+        for (points, title), colour in zip(present, itertools.cycle(SERIES), strict=False):
             thinned = thin(points)
             steps = [step for step, *_ in thinned]
             marker = "o" if len(points) <= 30 else ""

@@ -80,6 +80,7 @@ class Sketch:
     Attributes:
         paint: Puts everything on the axes.
         size: Inches; the page shows all plots at the same width.
+        description: What it shows in words, for screen readers; empty where a table says it.
     """
 
     name: str
@@ -90,6 +91,7 @@ class Sketch:
     size: tuple[float, float] = SIZE
     evidence: bool = False
     group: str = ""
+    description: str = ""
 
 
 def plot_of(sketch: Sketch, index: int) -> Plot:
@@ -118,20 +120,21 @@ def plot_of(sketch: Sketch, index: int) -> Plot:
         stage=sketch.stage,
         title=sketch.title,
         caption=sketch.caption,
-        svg=inline_svg(svg.getvalue(), f"plot{index}", f"{sketch.stage}: {sketch.title}"),
+        svg=inline_svg(svg.getvalue(), f"plot{index}", f"{sketch.stage}: {sketch.title}", sketch.description),
         png=png.getvalue(),
         evidence=sketch.evidence,
         group=sketch.group,
     )
 
 
-def inline_svg(document: str, prefix: str, title: str) -> str:
+def inline_svg(document: str, prefix: str, title: str, description: str = "") -> str:
     """An SVG document as an element of a page.
 
     Args:
         document: What matplotlib wrote.
         prefix: Put before every id, so that several drawings share a page.
         title: Plain text that says what is drawn, for screen readers.
+        description: Plain text that says what there is to see; empty for none.
     """
     element = document[document.index("<svg") :]
     element = re.sub(r"<metadata>.*?</metadata>", "", element, flags=re.DOTALL)
@@ -141,8 +144,12 @@ def inline_svg(document: str, prefix: str, title: str) -> str:
     element = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", element)
     for colour, variable in _VARIABLES.items():
         element = element.replace(colour, variable)
-    label = title.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return element.replace('role="img">', f'role="img"><title>{label}</title>', 1)
+    said = f"<title>{_escaped(title)}</title>" + (f"<desc>{_escaped(description)}</desc>" if description else "")
+    return element.replace('role="img">', f'role="img">{said}', 1)
+
+
+def _escaped(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def legend(axes: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from prefopt.report.curves import Curves, Mark
 from prefopt.report.damage import is_real
@@ -20,8 +20,10 @@ def penalty_curves(stage: StageData) -> tuple[Curves, ...]:
     if not names:
         return ()
 
-    def of(quantity: str) -> tuple[tuple[str, str], ...]:
-        return tuple((f"penalty/{name}/{quantity}", plain(name)) for name in names)
+    held_to_a_mean = [name for name in names if name in _targets(stage, "target_mean")]
+
+    def of(quantity: str, of_names: list[str] = names) -> tuple[tuple[str, str], ...]:
+        return tuple((f"penalty/{name}/{quantity}", plain(name)) for name in of_names)
 
     return (
         Curves(
@@ -31,9 +33,10 @@ def penalty_curves(stage: StageData) -> tuple[Curves, ...]:
             "target, which is dashed.",
             "share of answers",
             of("rate"),
-            marks=_targets,
+            marks=lambda of_stage: _marks(of_stage, "target_rate"),
             group=_GROUP,
         ),
+        *([_mean_cost(of("cost", held_to_a_mean))] if held_to_a_mean else ()),
         Curves(
             "penalty-weight",
             "Weights",
@@ -55,14 +58,31 @@ def penalty_curves(stage: StageData) -> tuple[Curves, ...]:
     )
 
 
-def _targets(stage: StageData) -> Sequence[Mark]:
+def _mean_cost(metrics: tuple[tuple[str, str], ...]) -> Curves:
+    """Where a mean is held, the rate says nothing of it: few answers may cost much, or many a little."""
+    return Curves(
+        "penalty-cost",
+        "Mean cost",
+        "Of the rollout's answers, for costs whose mean is held. A learned weight brings it to its target, which is "
+        "dashed.",
+        "cost of an answer",
+        metrics,
+        marks=lambda of_stage: _marks(of_stage, "target_mean"),
+        group=_GROUP,
+    )
+
+
+def _marks(stage: StageData, key: str) -> list[Mark]:
+    return [Mark(f"target of {plain(name)} ({value:g})", value) for name, value in _targets(stage, key).items()]
+
+
+def _targets(stage: StageData, key: str) -> dict[str, float]:
+    """What the recipe sets as `target_rate` or `target_mean`, by the name of the cost."""
     reward = stage.options.get("reward")
     listed = reward.get("penalties") if isinstance(reward, Mapping) else None
-    found = []
+    found = {}
     for each in listed if isinstance(listed, list) else ():
-        target = each.get("target_rate") if isinstance(each, Mapping) else None
+        target = each.get(key) if isinstance(each, Mapping) else None
         if isinstance(target, int | float) and is_real(target):
-            found.append(
-                Mark(f"target of {plain(str(each.get('name') or each.get('cost')))} ({target:g})", float(target))
-            )
+            found[str(each.get("name") or each.get("cost"))] = float(target)
     return found

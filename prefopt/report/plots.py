@@ -13,6 +13,7 @@ from prefopt.report.evidence_plots import evidence_sketches
 from prefopt.report.penalty_plots import penalty_curves
 from prefopt.report.ppo_plots import GROUP_OF_ANSWERS, online_curves
 from prefopt.report.rundata import RunData, StageData, reward_of
+from prefopt.report.tradeoff_plots import tradeoff_sketches
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -106,6 +107,7 @@ def _sketches(stage: StageData) -> Iterator[Sketch]:
         group = GROUP_OF_ANSWERS if online else ""
         yield Sketch("reward", stage.name, "Reward of the answers", caption, _distributions(scores), group=group)
     yield from evidence_sketches(stage)
+    yield from tradeoff_sketches(stage)
 
 
 def _scores(stage: StageData) -> dict[str, list[float]]:

@@ -29,6 +29,7 @@ from typing import Any, TypeVar
 from prefopt.recipe.schema import WandbSpec
 from prefopt.store.files import write_atomic
 from prefopt.store.secrets import redact
+from prefopt.tracking.flagged import readable
 from prefopt.tracking.redaction import allowed_config
 
 RUN_ID_FILE = "wandb_run_id"
@@ -178,13 +179,14 @@ class WandbSink:
         self._guard("log", lambda: self._run.log({**row, STEP_AXIS: step}, step=step))
 
     def table(self, name: str, rows: Sequence[Mapping[str, object]]) -> None:
-        """Sends rows as a table; nested values as text."""
-        columns = list(dict.fromkeys(column for row in rows for column in row))
-        data = [[_cell(row.get(column)) for column in columns] for row in rows]
+        """Sends rows as a table; nested values as text, and what costs in words (`prefopt.tracking.flagged`)."""
 
         def send() -> None:
             import wandb
 
+            shown = readable(rows)
+            columns = list(dict.fromkeys(column for row in shown for column in row))
+            data = [[_cell(row.get(column)) for column in columns] for row in shown]
             self._run.log({name: wandb.Table(columns=columns, data=data, allow_mixed_types=True)})
 
         self._guard("table", send)

@@ -201,7 +201,7 @@ def test_every_new_section_is_seen(reports, show, tmp_path, scheme, viewport):
         picture = tmp_path / f"{part}.png"
         page.locator(f"#{part}").screenshot(path=picture)
         assert picture.stat().st_size > 5000, part
-    assert page.locator("#evidence figure svg").count() == 3
+    assert page.locator("#evidence figure svg").count() == 4
     assert page.locator("#stage-eval .gates li").count() == 3 and page.locator("#stage-eval .gates .bad").count() == 1
     keep(page, f"full-{scheme}-{viewport['width']}")
 

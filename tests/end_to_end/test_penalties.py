@@ -20,6 +20,8 @@ name: priced
 model: {model_name_or_path: ./base, dtype: float32, lora: {lora_r: 4, lora_alpha: 8}}
 data:
   pairs: {path: toy, name: preferences, max_samples: 24, eval_fraction: 0.4}
+tracking:
+  wandb: {project: proj, mode: offline}
 stages:
   plain: &ppo
     kind: ppo
@@ -49,6 +51,7 @@ stages:
     kind: evaluate
     policies: [base, ppo]
     prompts: pairs
+    reward: gold
     max_prompts: 6
     max_new_tokens: 6
     costs:
@@ -134,7 +137,44 @@ def test_the_report_shows_rates_weights_and_marks(run: Path) -> None:
     page = (run / "report" / "index.html").read_text()
     for text in ("Violations and costs", "What it is penalised for", 'title="patterns', "length: violations"):
         assert text in page
-    assert len(list((run / "report" / "plots").glob("*penalty-*"))) == 3
+    drawn = {path.stem for path in (run / "report" / "plots").glob("*penalty-*")}
+    assert drawn == {f"ppo-penalty-{name}" for name in ("rate", "cost", "weight", "term")}
+    assert "target of plugin (0.5)" in page
+
+
+def test_the_report_plots_reward_against_every_cost_of_the_evaluation(run: Path) -> None:
+    stage = folder(run, "eval")
+    assert stage is not None
+    metrics = json.loads((stage / "metrics.json").read_text())
+    page = (run / "report" / "index.html").read_text()
+    for name in ("length", "missing_eos", "patterns"):
+        assert f"Reward against violations: {name}" in page
+        assert (run / "report" / "plots" / f"eval-tradeoff-{name}.png").is_file()
+        before, after = (
+            f"{policy}: {metrics[f'{policy}:violation_rate/{name}/mean']:.1%} [" for policy in ("base", "ppo")
+        )
+        assert f"<desc>Before, {before}" in page and f" {after}" in page
+    assert "before: base" in page and "tradeoff-banned" not in page
+    assert not list((run / "report" / "plots").glob("ppo-tradeoff-*"))
+
+
+@pytest.mark.parametrize("stage", ["ppo", "eval"])
+def test_the_table_of_the_tracker_says_in_words_what_costs(run: Path, stage: str) -> None:
+    directory = folder(run, stage)
+    assert directory is not None
+    (path,) = (directory / "wandb").rglob("*.table.json")
+    table = json.loads(path.read_text())
+    shown = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+    assert shown and "spans" not in table["columns"]
+    samples = {row["completion"]: row for row in lines_of(directory / "samples.jsonl")}
+    for row in shown:
+        sample = samples[row["completion"]]
+        for name, spans in sample["spans"].items():
+            first = sample["completion"][slice(*spans[0])]
+            quoted = f'"{first}"' if first.isalnum() else '"'  # what is not printable is written out
+            assert f"{name}: {quoted}" in row["flagged"]
+        silent = [name for name, cost in sample["costs"].items() if cost and name not in sample["spans"]]
+        assert all(f"{name} (" in row["flagged"] for name in silent)
 
 
 def test_again_nothing_runs_and_a_changed_word_list_or_cost_runs_the_stage(run: Path, capsys) -> None:

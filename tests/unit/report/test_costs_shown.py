@@ -97,3 +97,20 @@ def test_penalties_are_drawn_with_their_targets() -> None:
     assert [mark.label for mark in rate.marks(stage)] == ["target of banned (0.01)"]
     assert {rate.name, weight.name, term.name} == {"penalty-rate", "penalty-weight", "penalty-term"}
     assert penalty_curves(StageData("ppo", "ppo", "done")) == ()
+
+
+def test_a_mean_that_is_held_is_drawn_with_its_target() -> None:
+    names = ("banned", "length", "loud", "odd")
+    series = {
+        f"penalty/{name}/{each}": [(0.0, 0.1), (1.0, 0.2)]
+        for name in names for each in ("cost", "rate", "weight", "term")
+    }  # fmt: skip
+    listed = [
+        {"cost": "banned", "target_rate": 0.01}, {"cost": "length", "weight": 1},
+        {"cost": "plugin", "name": "loud", "target_mean": 0.25}, {"cost": "odd", "target_mean": "much"},
+    ]  # fmt: skip
+    stage = StageData("ppo", "ppo", "done", options={"reward": {"penalties": listed}}, series=series)
+    rate, cost, _, _ = penalty_curves(stage)
+    assert [mark.label for mark in rate.marks(stage)] == ["target of banned (0.01)"]
+    assert cost.name == "penalty-cost" and cost.metrics == (("penalty/loud/cost", "loud"),)
+    assert [(mark.label, mark.low) for mark in cost.marks(stage)] == [("target of loud (0.25)", 0.25)]

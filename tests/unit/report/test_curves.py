@@ -95,6 +95,13 @@ def test_a_coefficient_is_drawn_where_it_changes():
     assert sketch_of(BY_NAME["kl-coefficient"], stage_of(**{"ppo/kl_coefficient": [0.1, 0.1, 0.2]})) is not None
 
 
+def test_more_curves_than_colours_are_all_drawn():
+    names = [f"m{number}" for number in range(8)]
+    curves = Curves("x", "X", "", "y", tuple((name, name) for name in names))
+    axes = axes_of(curves, stage_of(**{name: [0.0, float(name[1:])] for name in names}))
+    assert [line.get_label() for line in axes.lines] == names
+
+
 def test_a_line_is_in_view_and_one_that_is_far_away_is_named_at_the_edge():
     near, far = Mark("near", 3.0), Mark("far", 60.0)
     axes = axes_of(plain_curves(near, far), stage_of(a=[1.0, 2.0]))

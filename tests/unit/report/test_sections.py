@@ -88,7 +88,7 @@ def test_a_number_and_its_interval(text, cell):
 def test_hostile_findings_and_seeds_stay_text(tmp_path):
     page = page_of(RunFolder(tmp_path / "run", recipe=FULL, hostile=True).full(prompts=len(HOSTILE)))
     tags = {tag for tag, _ in page.elements}
-    assert not tags & {"script", "img", "object"} and [tag for tag, _ in page.elements].count("svg") == 10
+    assert not tags & {"script", "img", "object"} and [tag for tag, _ in page.elements].count("svg") == 11
     assert all(text in page.text for text in HOSTILE[:4])
     assert f"{HOSTILE[0]} beats sft by 0.34" in page.text
     for _, attrs in page.elements:

@@ -68,6 +68,22 @@ def test_an_offline_run_holds_what_was_logged(tmp_path):
     assert len(said) == 1 and f"wandb sync {run.path.parent}" in said[0]
 
 
+def test_a_table_says_in_words_what_costs(tmp_path):
+    said = "a red\nlamp"
+    rows = [
+        {"completion": said, "costs": {"banned": 1.0, "late": 0.0}, "spans": {"banned": [[2, 10]]}, "kl": 0.5},
+        {"completion": "", "costs": {"banned": 0.0, "late": 1.0}, "spans": {}, "kl": 0.5},
+    ]
+    sink = open_sink(tmp_path)
+    sink.table("samples", rows)
+    sink.finish(0)
+    (table,) = (tmp_path / "wandb").rglob("*.table.json")
+    sent = json.loads(table.read_text())
+    assert sent["columns"] == ["completion", "costs", "kl", "flagged"]
+    assert [row[-1] for row in sent["data"]] == ['banned: "red\\nlamp" (1.0)', "late (1.0)"]
+    assert rows[0]["spans"] == {"banned": [[2, 10]]} and sink.errors == 0
+
+
 def test_nothing_of_the_machine_or_the_environment_is_recorded(tmp_path, monkeypatch):
     for name in ("WANDB_API_KEY", "HF_TOKEN", "OPENAI_API_KEY", "JUDGE_SECRET"):
         monkeypatch.setenv(name, SECRET)
