@@ -5,9 +5,10 @@ usage: python -m tests.learning.frontier.limit PROMPTS [ADAPTER …] [--samples 
 No policy has more reward at its KL (arXiv 2402.00742, section 2; Csiszár 1975). Reward, normaliser and KL of the tilted
 model are estimated from completions of the base and of the policies given, a mixture that covers high rewards better
 than the base alone, weighted by base / mixture (Veach and Guibas 1995, balance heuristic). Prints a JSON line for each
-tilt: `tilt`, sums and sums of squares over a part of the held-out prompts (`prompts` of them) of `reward`, `kl` and
-`effective_samples` of a prompt. Then one for the best of n of the base's completions: `n`, `reward`, `kl`. `joined`
-makes means and standard errors of all parts. Where effective samples are few, the estimate is too low.
+tilt: `tilt`, sums and sums of squares over a part of the held-out prompts (`prompts` of them) of `reward`, `kl`,
+`effective_samples` of a prompt, and whether those are `few`. Then one for the best of n of the base's completions:
+`n`, `reward`, `kl`. `joined` makes means and standard errors of all parts. Where effective samples are few, the
+estimate is too low.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from tests.learning.results import Row
 TILTS = [round(0.05 * number, 2) for number in range(31)]
 BEST_OF = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 BATCH = 1000
+FEW = 10
+"""Effective samples, below which what is said of a prompt is not to be trusted."""
 
 
 def tilted(rewards: Tensor, log_weights: Tensor, tilt: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -104,7 +107,7 @@ def main() -> None:
     rewards, log_weights = (torch.stack(column) for column in zip(*rows, strict=True))
     for tilt in TILTS:
         reward, kl, effective = tilted(rewards, log_weights, tilt)
-        columns = {"reward": reward, "kl": kl, "effective_samples": effective}
+        columns = {"reward": reward, "kl": kl, "effective_samples": effective, "few": (effective < FEW).double()}
         print(json.dumps({"tilt": tilt} | totals(columns)))
     of_base = rewards[:, : a.samples].tolist()
     for n in (n for n in BEST_OF if n <= a.samples // 2):
@@ -126,7 +129,7 @@ def joined(parts: Sequence[Sequence[Row]]) -> list[Row]:
     for lines in zip(*parts, strict=True):
         count = sum(line["prompts"] for line in lines)
         row = {name: lines[0][name] for name in ("tilt", "n", "kl") if name in lines[0]}
-        for name in ("reward", "kl", "effective_samples"):
+        for name in ("reward", "kl", "effective_samples", "few"):
             if f"{name}_sum" in lines[0]:
                 mean = sum(line[f"{name}_sum"] for line in lines) / count
                 squares = sum(line[f"{name}_squares"] for line in lines) / count

@@ -2,186 +2,206 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import numpy as np
-
-from prefopt.report.drawing import INK, SERIES, Sketch, plot_of
 from prefopt.stats.intervals import Interval
 from tests.benchmarks.against_trl.page import replace_marked, table
 from tests.benchmarks.shell import machine
-from tests.learning.frontier import plan
+from tests.learning.frontier import plan, world
+from tests.learning.frontier.drawing import NAMES, drawn
+from tests.learning.frontier.estimates import Estimate, holm
 from tests.learning.frontier.plan import Run
-from tests.learning.frontier.runs import Results, best, finished, reported
-from tests.learning.frontier.score import KLS, Point, chosen, reward_at, share
-from tests.learning.frontier.summary import Cell, cell, difference, verdict
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from tests.learning.frontier.runs import Results, best, finished
+from tests.learning.frontier.score import KLS, Gain, gain_at
+from tests.learning.frontier.summary import Cell, Compared, against, cell, compared, verdict
 
 COMMAND = "make learn"
-OURS = "ppo"
-NAMES = {
-    "ppo": "PPO",
-    "ppo, shared value": "PPO, shared value",
-    "ppo, scored at the end": "PPO, scored at the end alone",
-    "rloo": "RLOO (TRL)",
-    "grpo": "GRPO (TRL)",
-    "dpo": "DPO on own samples",
-    "iterative dpo": "DPO, 4 rounds",
-}
-_LINES = {"ppo, shared value": "-.", "ppo, scored at the end": ":"}
-STYLES = {name: (SERIES[0], line) for name, line in _LINES.items()} | {
-    name: (color, "-") for name, color in zip((each for each in NAMES if each not in _LINES), SERIES, strict=False)
-}
-"""Colour and line of each method; variants of PPO have its colour."""
-
-
-@dataclass(frozen=True)
-class Found:
-    """What the runs of a budget show.
-
-    Attributes:
-        budget: Completions sampled by each run.
-        cells: By method and KL, of the methods whose runs are all done.
-    """
-
-    budget: int
-    cells: dict[str, dict[float, Cell]]
+OURS, BEST_OF_N = "ppo", "best of n"
+HEADER = [
+    "method", "setting", "seeds", "gain", "share of the limit's gain", "policies at", "on unseen openings",
+    "PPO less this one",
+]  # fmt: skip
+Cells = Mapping[str, Mapping[float, Cell]]
+"""By method and KL, of the methods whose runs are all done."""
+Key = tuple[int, float, str]
+"""A comparison with PPO: budget, KL, the other method."""
 
 
 def write(results: Results, docs: Path) -> None:
     """Write tables and plots of what is finished.
 
     Args:
-        results: With the limit, and all runs of a method at least.
+        results: With the base and the limit.
         docs: Folder of benchmarks.md.
 
     Raises:
         ValueError: When the page has no block for them.
     """
-    found = [summed_up(results, budget) for budget in plan.BUDGETS]
-    told = [limits(results), ""]
-    for each in found:
-        if each.cells:
-            picture = docs / "images" / f"frontier-{each.budget}.png"
-            picture.write_bytes(drawn(results, each))
-            caption = f"Reward against KL with {each.budget:,} completions"
-            told += [f"*{caption}*", "", *rows(results, each), "", f"![{caption}](images/{picture.name})", ""]
+    found = {budget: cells for budget in plan.BUDGETS if (cells := summed_up(results, budget))}
+    differences = comparisons(results, found)
+    held = holm({key: each.difference.chance for key, each in differences.items() if each is not None})
+    told = [limits(results), "", openings(results), ""]
+    if differences:
+        told += [claim(differences, held), ""]
+    for budget, cells in found.items():
+        picture = docs / "images" / f"frontier-{budget}.png"
+        picture.write_bytes(drawn(results, budget, cells))
+        for kl in KLS:
+            lines = [line_of(results, (budget, kl, name), cells[name][kl], differences, held) for name in cells]
+            lines.append(of_best(results, (budget, kl, BEST_OF_N), differences, held))
+            told += [f"*Gain in reward at KL {kl:g} with {budget:,} completions*", "", *table(HEADER, lines), ""]
+        told += [f"![Reward against KL with {budget:,} completions](images/{picture.name})", ""]
     told.append(f"Machine: {machine()}. {datetime.now(UTC).date().isoformat()}.")
     replace_marked(docs / "benchmarks.md", COMMAND, "\n".join(told))
 
 
-def summed_up(results: Results, budget: int) -> Found:
+def summed_up(results: Results, budget: int) -> Cells:
     cells: dict[str, dict[float, Cell]] = {}
     for method in plan.methods(budget):
         if not finished(results, method, budget):
             continue
         cells[method] = {}
         for kl, setting in best(results, method, budget).items():
-            runs = [Run(method, budget, setting, seed) for seed in plan.REPORTED] if setting else []
-            cells[method][kl] = cell(setting, [results.path(run) for run in runs], results.limit(), kl)
-    return Found(budget, cells)
+            if setting is None:
+                cells[method][kl] = Cell(None, [None] * len(plan.REPORTED))
+            else:
+                paths = [results.path(Run(method, budget, setting, seed)) for seed in plan.REPORTED]
+                cells[method][kl] = cell(setting, paths, kl)
+    return cells
+
+
+def comparisons(results: Results, found: Mapping[int, Cells]) -> dict[Key, Compared | None]:
+    """PPO with every other method, variant and the best of n; None where one of the two did not reach the KL."""
+    differences: dict[Key, Compared | None] = {}
+    for budget, cells in found.items():
+        for kl in KLS if OURS in cells else ():
+            ours = cells[OURS][kl]
+            for name, others in cells.items():
+                if name != OURS:
+                    differences[budget, kl, name] = compared(ours, others[kl])
+            known = gain_at(results.best_of_n(), kl)
+            differences[budget, kl, BEST_OF_N] = None if known is None else against(ours, known)
+    return differences
+
+
+def claim(differences: Mapping[Key, Compared | None], held: set[Key]) -> str:
+    """Of how many comparisons PPO is above; variants of PPO are no other methods, and do not count."""
+    others = {key: each for key, each in differences.items() if key[2] not in plan.VARIANTS}
+    verdicts = [verdict(each.difference, key in held) for key, each in others.items() if each is not None]
+    made = sum(each is not None for each in differences.values())
+    return (
+        f"PPO is above the other methods and the best of n in {verdicts.count('above')} of {len(others)} comparisons, "
+        f"below in {verdicts.count('below')}; {len(others) - len(verdicts)} could not be made, as one side did not "
+        f"reach the KL, and count for nothing. *Above* holds for all of them together at 97.5 % (Holm's method, over "
+        f"the {made} comparisons of the tables); *below* is by each interval alone."
+    )
+
+
+def limit_at(results: Results, kl: float) -> Gain:
+    """What can be gained at a KL.
+
+    Raises:
+        ValueError: When the limit was not estimated up to there.
+    """
+    found = gain_at(results.limit(), kl)
+    if found is None:
+        raise ValueError(f"the limit is not known at a KL of {kl:g}")
+    return found
 
 
 def limits(results: Results) -> str:
     said = []
     measured = results.rows["limit"]["measured"]
     for kl in KLS:
-        near = min(measured, key=lambda row: abs(row["kl"] - kl))
-        reward = reward_at(results.limit(), kl)
-        assert reward is not None
+        near, gain = min(measured, key=lambda row: abs(row["kl"] - kl)), limit_at(results, kl)
+        spread = near["effective_samples_se"] * world.HELD_OUT**0.5
+        few = f", below 10 for {near['few']:.0%} of the prompts" if "few" in near else ""
         said.append(
-            f"{reward:.2f} ± {1.96 * near['reward_se']:.2f} at KL {kl:g} "
-            f"({near['effective_samples']:.0f} effective completions of a prompt)"
+            f"{gain.value:.2f} ± {1.96 * gain.error:.2f} at KL {kl:g} ({near['effective_samples']:.0f} effective "
+            f"completions of a prompt, standard deviation {spread:.0f}{few})"
         )
-    base = results.rows["base"]["measured"][0]
+    base, of_limit = results.base, measured[0]
     return (
-        f"The base's reward is {base['reward']:.2f} ± {1.96 * base['reward_se']:.2f}, the limit's {' and '.join(said)}."
+        f"The base's reward is {base['reward']:.2f} ± {1.96 * base['reward_se']:.2f}; by the limit's own completions, "
+        f"which are more, {of_limit['reward']:.2f} ± {1.96 * of_limit['reward_se']:.2f}. "
+        f"The limit's gain is {' and '.join(said)}."
     )
 
 
-def rows(results: Results, found: Found) -> list[str]:
-    header = ["method"]
-    for kl in KLS:
-        header += [f"reward at KL {kl:g}", "share of the limit's gain", "PPO less this one"]
-    lines = []
-    for method, cells in found.cells.items():
-        line = [NAMES[method]]
-        for kl in KLS:
-            line += of_cell(cells[kl], found.cells.get(OURS, {}).get(kl), method)
-        lines.append(line)
-    line = ["best of n from the base"]
-    for kl in KLS:
-        reward = reward_at(results.best_of_n(), kl)
-        line += ["not reached", "–", "–"] if reward is None else [f"{reward:.2f}", percent(results, reward, kl), "–"]
-    return table(header, [*lines, line])
+def openings(results: Results) -> str:
+    found = results.rows["base"]["openings"]
+    unseen = results.base["unseen"]
+    return (
+        f"Of {found['drawn']} openings drawn for training {found['distinct']} are distinct. Of {found['held_out']} "
+        f"held-out ones {found['held_out'] - found['unseen']} are also trained on and {found['unseen']} are not; on "
+        f"these the base's reward is {unseen['reward']:.2f}."
+    )
 
 
-def percent(results: Results, reward: float, kl: float) -> str:
-    return f"{share(reward, results.limit(), kl):.0%}"
+def line_of(
+    results: Results, key: Key, each: Cell, differences: Mapping[Key, Compared | None], held: set[Key]
+) -> list[str]:
+    """A method's row."""
+    _, kl, method = key
+    first, seeds = [NAMES[method], each.setting or "–"], f"{len(each.reached)} of {len(plan.REPORTED)}"
+    share = each.share(limit_at(results, kl))
+    if each.gain is None or share is None:
+        why = "with any setting on the first seed" if each.setting is None else "with two seeds"
+        return [*first, "–" if each.setting is None else seeds, f"not reached {why}", *["–"] * 3, of_pair(key, None)]
+    least, most = each.trained
+    unseen = "–" if each.unseen is None else f"{each.unseen[1]:.2f} at KL {each.unseen[0]:.2f}"
+    return [
+        *first, seeds, interval(each.gain.interval, "{:.2f}"), percent(share), f"{100 * least:.0f}–{most:.0%}", unseen,
+        of_pair(key, differences.get(key), key in held),
+    ]  # fmt: skip
 
 
-def of_cell(each: Cell, ours: Cell | None, method: str) -> list[str]:
-    if each.reward is None or each.share is None:
-        reached = f"not reached ({each.reached} of {len(plan.REPORTED)})" if each.setting else "not reached"
-        return [reached, "–", "–"]
-    gap = None if ours is None or method == OURS or not ours.reached else difference(ours, each)
-    against = "–" if gap is None else f"{interval(gap, '{:+.2f}')}, {verdict(gap)}"
-    share_of = f"{each.share.estimate:.0%} ({each.share.low:.0%}–{each.share.high:.0%})"
-    return [interval(each.reward, "{:.2f}"), share_of, against]
+def of_best(results: Results, key: Key, differences: Mapping[Key, Compared | None], held: set[Key]) -> list[str]:
+    """The row of the best of n."""
+    kl, rows = key[1], results.rows["limit"]["best_of_n"]
+    gain = gain_at(results.best_of_n(), kl)
+    if gain is None:
+        why = f"not reached: the largest n, {rows[-1]['n']}, has a KL of {rows[-1]['kl']:.2f}"
+        return [f"{BEST_OF_N} from the base", "–", "–", why, *["–"] * 3, of_pair(key, None)]
+    below = max((row for row in rows if row["kl"] <= kl), key=lambda row: row["kl"])
+    above = min((row for row in rows if row["kl"] >= kl), key=lambda row: row["kl"])
+    limit = limit_at(results, kl)
+    part = gain.value / limit.value
+    share = Estimate(part, part * ((gain.error / gain.value) ** 2 + (limit.error / limit.value) ** 2) ** 0.5, INFINITE)
+    return [
+        f"{BEST_OF_N} from the base",
+        f"n {below['n']}" if below is above else f"n {below['n']} and {above['n']}",
+        "–",
+        interval(Estimate(gain.value, gain.error, INFINITE).interval, "{:.2f}"),
+        percent(share),
+        "–",
+        "–",
+        of_pair(key, differences.get(key), key in held),
+    ]
+
+
+INFINITE = float("inf")
+"""Degrees of freedom of a mean over hundreds of prompts."""
+
+
+def of_pair(key: Key, found: Compared | None, held: bool = False) -> str:
+    """PPO's gain less another's, with the number of pairs of seeds, or of PPO's seeds beside the best of n."""
+    if key[2] == OURS:
+        return "–"
+    if found is None:
+        return "not compared"
+    of_seeds = f"{found.pairs} seeds" if key[2] == BEST_OF_N else f"{found.pairs} pairs"
+    said = interval(found.difference.interval, "{:+.2f}")
+    return f"{said}, {of_seeds}: {verdict(found.difference, held)}"
+
+
+def percent(share: Estimate) -> str:
+    estimate, low, high = share.interval
+    return f"{estimate:.0%} ({low:.0%}–{high:.0%})"
 
 
 def interval(found: Interval, form: str) -> str:
-    estimate, low, high = (form.format(value) for value in (found.estimate, found.low, found.high))
+    estimate, low, high = (form.format(value) for value in found)
     return f"{estimate} ({low} to {high})"
-
-
-def drawn(results: Results, found: Found) -> bytes:
-    """The plot of a budget, as PNG."""
-
-    def paint(axes: Axes) -> None:
-        limit = [point for point in results.limit() if point.kl <= FAR]
-        axes.plot(*columns(limit), color=INK, linestyle="--", label="limit")
-        axes.plot(
-            *columns([p for p in results.best_of_n() if p.kl <= FAR]), color=INK, linestyle=":", label="best of n"
-        )
-        for method, cells in found.cells.items():
-            path = envelope(results, method, found.budget)
-            color, line = STYLES[method]
-            axes.plot(*columns(path), color=color, linestyle=line, label=NAMES[method])
-            for kl, each in cells.items():
-                if each.reward is not None:
-                    ends = [[each.reward.estimate - each.reward.low], [each.reward.high - each.reward.estimate]]
-                    axes.errorbar([kl], [each.reward.estimate], ends, color=color, capsize=2, fmt="o", ms=3)
-        axes.set(xlabel="KL from the base, nats", ylabel="reward")
-        axes.legend(fontsize=7)
-
-    return plot_of(Sketch("frontier", str(found.budget), "Reward against KL", "", paint, size=(7.2, 4.2)), 0).png
-
-
-FAR = 8.0
-"""Nats that the plots go up to."""
-
-
-def envelope(results: Results, method: str, budget: int) -> list[Point]:
-    """Mean reward of the reported seeds at each KL, with the setting that is best there of those that were chosen."""
-    settings = dict.fromkeys(run.setting for run in reported(results, [budget], [method]))
-    first = {name: results.path(Run(method, budget, name, plan.CHOSEN_ON)) for name in settings}
-    path = [Point(0.0, results.rows["base"]["measured"][0]["reward"])]
-    for kl in np.arange(0.1, FAR, 0.1):
-        name = chosen(first, float(kl))
-        if name is None:
-            continue
-        runs = (results.path(Run(method, budget, name, seed)) for seed in plan.REPORTED)
-        rewards = [reward for path_ in runs if (reward := reward_at(path_, float(kl))) is not None]
-        if len(rewards) == len(plan.REPORTED):
-            path.append(Point(float(kl), sum(rewards) / len(rewards)))
-    return path
-
-
-def columns(path: list[Point]) -> tuple[list[float], list[float]]:
-    return [point.kl for point in path], [point.reward for point in path]

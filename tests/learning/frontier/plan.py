@@ -6,12 +6,17 @@ that were best there, for each KL on its own.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from tests.learning.frontier import world
+import yaml
+
+from tests.learning.frontier import measure, world
 
 HERE = "tests.learning.frontier"
 RECIPE = Path(__file__).with_name("frontier.yaml")
@@ -22,9 +27,12 @@ KEEP = 10
 """Policies of a run that are measured, evenly spaced over its training."""
 ROUNDS = 4
 """Of iterative DPO."""
+REFERENCE = 256
+"""Completions of the base by which PPO scales its rewards: they are part of its budget."""
 _BATCH, _DPO_BATCH = 64, 32
 
 Words = Mapping[str, str]
+Settings = Mapping[str, Words]
 
 
 @dataclass(frozen=True)
@@ -33,7 +41,7 @@ class Run:
 
     Attributes:
         method: A key of `METHODS`.
-        budget: Completions that it samples.
+        budget: Completions that it samples at most.
         setting: Name of one of the method's settings.
         seed: Of everything random.
     """
@@ -48,6 +56,27 @@ class Run:
         """Its name in the file of results, and of its folder."""
         return f"{self.method}/{self.budget}/{self.setting}/{self.seed}"
 
+    @classmethod
+    def of(cls, key: str) -> Run:
+        """The run of a key."""
+        method, budget, setting, seed = key.split("/")
+        return cls(method, int(budget), setting, int(seed))
+
+    @property
+    def digest(self) -> str | None:
+        """Of all that is written down of a training but the code: rows with another are of another training.
+
+        None for a setting that is not tried any more.
+        """
+        setting = settings(self.method, self.budget).get(self.setting)
+        if setting is None:
+            return None
+        written = _of_trl() if self.method in PEERS else _of_recipe("ppo" if self.method in PPOS else "dpo")
+        task = [world.TRAINING, world.HELD_OUT, world.NEW_TOKENS, measure.EACH, measure.SEED, KEEP]
+        task += [ROUNDS, REFERENCE, _BATCH, _DPO_BATCH]
+        said = [written, dict(setting), dict(VARIANTS.get(self.method, {})), task]
+        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
+
 
 @dataclass(frozen=True)
 class Process:
@@ -57,42 +86,72 @@ class Process:
     environment: Words = field(default_factory=dict)
 
 
-def _grid(betas: Sequence[str], rates: Sequence[str], rate: str) -> dict[str, Words]:
+def _grid(betas: Sequence[str], rates: Sequence[str], rate: str) -> Settings:
     return {f"beta {beta}, lr {value}": {"beta": beta, rate: value} for beta in betas for value in rates}
 
 
+def _ppo(starts: Words) -> Settings:
+    """Target of the KL, and the coefficient that its controller starts from, with each learning rate."""
+    return {
+        f"KL {target}, lr {rate}": {
+            "kl.coefficient": start, "kl.adaptive_target": target, "kl.horizon": "1000", "learning_rate": rate
+        }
+        for target, start in starts.items()
+        for rate in _RATES
+    }  # fmt: skip
+
+
 # What the KL costs is chosen so that runs end a little beyond the KLs of `score.KLS`: PPO's by its controller.
-_PPO: Mapping[str, Words] = {
-    f"KL {target}, lr {rate}": {
-        "kl.coefficient": start, "kl.adaptive_target": target, "kl.horizon": "1000", "learning_rate": rate
-    }
-    for target, start in (("2.3", "0.55"), ("5.6", "0.28"))
-    for rate in ("5e-4", "1e-3", "2e-3")
-}  # fmt: skip
-_TRL_RLOO = _grid(("1.5", "1.2", "1.0"), ("5e-4", "1e-3"), "lr")
-_TRL_GRPO = _grid(("0.45", "0.38", "0.32"), ("5e-4", "1e-3"), "lr")
+_RATES = ("5e-4", "1e-3", "2e-3")
+_PPO = _ppo({"2.3": "0.55", "5.6": "0.28"})
+# A score at the end teaches more slowly, so that the KL's price must be lower from the start: with PPO's own, runs
+# stopped at a KL of 0.3 to 0.9, and the controller has no time to bring it down. With 0.2 and the highest rate a run
+# went to 5 and was brought back to 3.5.
+_PPO_AT_END = _ppo({"2.3": "0.3", "5.6": "0.15"})
 _DPO = _grid(("0.3", "0.1", "0.03"), ("1e-3", "3e-3"), "learning_rate")
+METHODS: Mapping[str, Mapping[int, Settings]] = {
+    "ppo": {3_200: _PPO, 16_000: _PPO},
+    "ppo, shared value": {3_200: _PPO},
+    "ppo, scored at the end": {3_200: _PPO_AT_END},
+    "rloo": {3_200: _grid(("1.45", "1.0"), _RATES, "lr"), 16_000: _grid(("1.7", "1.15"), _RATES, "lr")},
+    "grpo": {3_200: _grid(("0.42", "0.28"), _RATES, "lr"), 16_000: _grid(("0.55", "0.36"), _RATES, "lr")},
+    "dpo": {3_200: _DPO, 16_000: _DPO},
+    "iterative dpo": {3_200: _DPO, 16_000: _DPO},
+}
+"""Settings of every method with each budget, by name: keys of the recipe's stage, or words of `trl_side`."""
 VARIANTS: Mapping[str, Words] = {
     "ppo, shared value": {"value": "shared"},
     "ppo, scored at the end": {"score_prefixes": "0"},
 }
 """PPO with something else, and what that is: run with the smaller budget alone, to show what the part is good for."""
-METHODS: Mapping[str, Mapping[str, Words]] = {
-    "ppo": _PPO,
-    **dict.fromkeys(VARIANTS, _PPO),
-    "rloo": _TRL_RLOO,
-    "grpo": _TRL_GRPO,
-    "dpo": _DPO,
-    "iterative dpo": _DPO,
-}
-"""Settings of every method by name: keys of the recipe's stage, or words of `trl_side`."""
+PEERS, PPOS = ("rloo", "grpo"), ("ppo", *VARIANTS)
+"""What TRL trains, and what the recipe's ppo stage does; its dpo stages do the rest."""
+TRL: Mapping[str, Any] = {"lr_scheduler_type": "linear", "temperature": 1.0, "bf16": False}
+TRL_LORA: Mapping[str, Any] = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
+"""What TRL's trainers and their adapters are told beside a setting."""
 PROPOSALS = Run("ppo", BUDGETS[0], "KL 5.6, lr 2e-3", CHOSEN_ON)
 """Goes far from the base: its completions cover rewards that the base rarely has."""
 
 
+def settings(method: str, budget: int) -> Settings:
+    """Of a method with a budget, by name; none where it is not run with it."""
+    return METHODS.get(method, {}).get(budget, {})
+
+
 def methods(budget: int, wanted: Sequence[str] = tuple(METHODS)) -> list[str]:
     """Those of the wanted ones that are run with a budget."""
-    return [name for name in wanted if budget == BUDGETS[0] or name not in VARIANTS]
+    return [name for name in wanted if budget in METHODS[name]]
+
+
+def _of_trl() -> Any:
+    return [dict(TRL), dict(TRL_LORA)]
+
+
+def _of_recipe(kind: str) -> Any:
+    """What the recipe says of a method, without comments, and without the stages of other methods."""
+    recipe = yaml.safe_load(RECIPE.read_text("utf-8"))
+    mine = {name: stage for name, stage in recipe["stages"].items() if (stage["kind"] == "ppo") == (kind == "ppo")}
+    return {**recipe, "stages": mine}
 
 
 def processes(run: Run, folder: Path, prompts: Path) -> list[Process]:
@@ -103,8 +162,8 @@ def processes(run: Run, folder: Path, prompts: Path) -> list[Process]:
         folder: Where it writes.
         prompts: Folder of `world.write_prompts`.
     """
-    setting = METHODS[run.method][run.setting]
-    if run.method in ("rloo", "grpo"):
+    setting = METHODS[run.method][run.budget][run.setting]
+    if run.method in PEERS:
         options = {**setting, "steps": str(run.budget // _BATCH), "batch": str(_BATCH), "seed": str(run.seed)}
         words = [word for name, value in options.items() for word in (f"--{name}", value)]
         return [Process(["-m", f"{HERE}.trl_side", run.method, str(prompts), str(folder), *words])]
@@ -113,50 +172,78 @@ def processes(run: Run, folder: Path, prompts: Path) -> list[Process]:
         "FRONTIER_PROMPTS": str(prompts),
         "FRONTIER_LEXICON": str(world.lexicon()),
     }
-    stages, values = _stages(run, setting)
+    stages, values = _of_ppo(run, setting) if run.method in PPOS else _of_dpo(run, setting, prompts)
     words = ["-m", "prefopt", "run", str(RECIPE), "--out", str(folder)]
     for name, value in {"seed": str(run.seed), **values}.items():
         words += ["--set", f"{name}={value}"]
     return [Process([*words, "--only", stage], environment) for stage in stages]
 
 
-def _stages(run: Run, setting: Words) -> tuple[list[str], dict[str, str]]:
-    if run.method.startswith("ppo"):
-        steps = run.budget // _BATCH
-        values = {"total_episodes": str(run.budget), "save_steps": str(steps // KEEP), **setting}
-        values |= VARIANTS.get(run.method, {})
-        return ["ppo"], {f"stages.ppo.{name}": value for name, value in values.items()}
+def _of_ppo(run: Run, setting: Words) -> tuple[list[str], dict[str, str]]:
+    steps = (run.budget - REFERENCE) // _BATCH
+    values = {
+        "reward.reference_samples": str(REFERENCE),
+        "total_episodes": str(steps * _BATCH),
+        "save_steps": _every(steps),
+        **setting,
+        **VARIANTS.get(run.method, {}),
+    }
+    return ["ppo"], {f"stages.ppo.{name}": value for name, value in values.items()}
+
+
+def _of_dpo(run: Run, setting: Words, folder: Path) -> tuple[list[str], dict[str, str]]:
     rounds = ROUNDS if run.method == "iterative dpo" else 1
-    # Two samples make a pair: as few samples of a prompt as there are prompts for.
-    each = 2 * math.ceil(run.budget / rounds / world.TRAINING / 2)
-    prompts = run.budget // rounds // each
-    steps = prompts * (each // 2) // _DPO_BATCH
-    values, names = {}, []
+    each, prompts = sampled(run.budget // rounds, len(world.training_prompts(folder)))
+    steps = math.ceil(prompts * (each // 2) / _DPO_BATCH)
+    values: dict[str, str] = {}
+    names: list[str] = []
     for number in range(1, rounds + 1):
-        offset = (number - 1) * prompts % world.TRAINING
-        sampled = {
+        of_pairs = {
             "samples_per_prompt": each,
             "pairs_per_prompt": each // 2,
             "max_prompts": prompts,
-            "prompt_offset": offset,
+            # Each round goes on where the one before ended, and begins anew after the last: all have their turn.
+            "prompt_offset": (number - 1) * prompts,
         }
-        trained = {**setting, "save_steps": str(max(1, steps * rounds // KEEP))}
-        values |= {f"stages.pairs{number}.{name}": str(value) for name, value in sampled.items()}
+        trained = {**setting, "save_steps": _every(steps * rounds)}
+        values |= {f"stages.pairs{number}.{name}": str(value) for name, value in of_pairs.items()}
         values |= {f"stages.dpo{number}.{name}": value for name, value in trained.items()}
         names += [f"pairs{number}", f"dpo{number}"]
     return names, values
 
 
-def adapters(run: Run, folder: Path) -> list[Path]:
-    """The policies that a run kept, in the order of training."""
-    if run.method in ("rloo", "grpo"):
-        found = folder.glob("step-*")
-        return sorted(found, key=_step)
-    stages = ["ppo"] if run.method.startswith("ppo") else [f"dpo{n}" for n in range(1, ROUNDS + 1)]
-    kept = []
-    for stage in stages:
-        kept += sorted(folder.glob(f"stages/{stage}/*/adapters/step-*"), key=_step)
-    return kept
+def _every(steps: int) -> str:
+    """Steps between policies that are kept; a stage's last is kept as well."""
+    return str(max(1, round(steps / KEEP)))
+
+
+def sampled(budget: int, distinct: int) -> tuple[int, int]:
+    """Completions of a prompt, an even number, since two make a pair, and prompts: as many as the budget allows.
+
+    Args:
+        budget: Completions at most.
+        distinct: Prompts that there are: no more than these are answered, however often they are listed.
+    """
+    each = 2 * math.ceil(budget / distinct / 2)
+    return each, budget // each
+
+
+def adapters(run: Run, folder: Path) -> dict[Path, float]:
+    """The policies that a run kept, in the order of training, with the share of it that each of them had."""
+    if run.method in PEERS:
+        return _of_stages([sorted(folder.glob("step-*"), key=_step)])
+    stages = ["ppo"] if run.method in PPOS else [f"dpo{number}" for number in range(1, ROUNDS + 1)]
+    kept = [sorted(folder.glob(f"stages/{stage}/*/adapters/step-*"), key=_step) for stage in stages]
+    return _of_stages([each for each in kept if each])
+
+
+def _of_stages(kept: Sequence[Sequence[Path]]) -> dict[Path, float]:
+    """Stages count alike; the last policy of each is its end."""
+    return {
+        path: (number + _step(path) / _step(paths[-1])) / len(kept)
+        for number, paths in enumerate(kept)
+        for path in paths
+    }
 
 
 def _step(path: Path) -> int:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from tests.benchmarks.against_trl.peers import peers_folder
 from tests.learning.frontier import plan, world
@@ -33,24 +35,45 @@ class Results:
         self._folder, self._workers = folder, workers
         self._prompts = folder / "prompts"
         self._found = Rows(file)
-        self.rows = self._found.by_key
+        self.rows = {key: row for key, row in self._found.by_key.items() if valid(key, row)}
+        if outdated := [key for key in self._found.by_key if key not in self.rows]:
+            print(
+                f"{len(outdated)} rows of {file.name} are of other settings, another recipe or another task, and count "
+                f"as missing: {'; '.join(outdated)}",
+                file=sys.stderr,
+            )
+
+    def _keep(self, key: str, **values: Any) -> None:
+        self._found.add(key, **values)
+        self.rows[key] = self._found.by_key[key]
+
+    @property
+    def base(self) -> Row:
+        """What was measured of the base."""
+        found: Row = self.rows["base"]["measured"][0]
+        return found
 
     def path(self, run: Run) -> list[Point]:
         """From the base through the policies that a run kept."""
-        points = [Point(row["kl"], row["reward"]) for row in self.rows[run.key]["measured"]]
-        return [Point(0.0, self.rows["base"]["measured"][0]["reward"]), *points]
+        # Errors are of gains over the base, which got the same random numbers: it adds none of its own.
+        base = Point(0.0, self.base["reward"], unseen=_unseen(self.base))
+        return [
+            base,
+            *(
+                Point(row["kl"], row["reward"], row["gain_se"], row["kl_se"], row["trained"], _unseen(row))
+                for row in self.rows[run.key]["measured"]
+            ),
+        ]
 
     def limit(self) -> list[Point]:
-        """From the base, by growing KL, without tilts whose KL does not grow any more."""
-        path: list[Point] = []
-        for row in self.rows["limit"]["measured"]:
-            if not path or row["kl"] > path[-1].kl:
-                path.append(Point(row["kl"], row["reward"]))
-        return path
+        """From the base, as the same completions show it, by growing tilt."""
+        return [
+            Point(row["kl"], row["reward"], row["reward_se"], row["kl_se"]) for row in self.rows["limit"]["measured"]
+        ]
 
     def best_of_n(self) -> list[Point]:
-        """By growing n, from the base."""
-        return [Point(row["kl"], row["reward"]) for row in self.rows["limit"]["best_of_n"]]
+        """By growing n, from the base, as the same completions show it."""
+        return [Point(row["kl"], row["reward"], row["reward_se"]) for row in self.rows["limit"]["best_of_n"]]
 
     def complete(self, runs: Sequence[Run]) -> None:
         """Train and measure what is missing of some runs.
@@ -73,17 +96,17 @@ class Results:
         if "limit" in self.rows:
             return
         folder, _ = self._trained(plan.PROPOSALS)
-        kept = plan.adapters(plan.PROPOSALS, folder)
+        kept = list(plan.adapters(plan.PROPOSALS, folder))
         words = ["-m", f"{plan.HERE}.limit", str(self._prompts), str(kept[len(kept) // 2]), str(kept[-1])]
 
         def one(part: int) -> None:
             said = run(Process([*words, "--part", str(part), "--parts", str(PARTS)]))
-            self._found.add(f"limit/{part}", lines=[json.loads(line) for line in said.splitlines() if line[:1] == "{"])
+            self._keep(f"limit/{part}", lines=[json.loads(line) for line in said.splitlines() if line[:1] == "{"])
 
         with ThreadPoolExecutor(self._workers) as pool:
             list(pool.map(one, (part for part in range(1, PARTS + 1) if f"limit/{part}" not in self.rows)))
         rows = joined([self.rows[f"limit/{part}"]["lines"] for part in range(1, PARTS + 1)])
-        self._found.add(
+        self._keep(
             "limit",
             measured=[row for row in rows if "tilt" in row],
             best_of_n=[row for row in rows if "n" in row],
@@ -93,19 +116,23 @@ class Results:
     def _start(self) -> None:
         world.write_prompts(self._prompts)
         if "base" not in self.rows:
-            self._found.add("base", measured=self._measured([]))
+            self._keep("base", measured=self._measured([]), openings=world.counts(self._prompts))
 
     def _trained(self, wanted: Run) -> tuple[Path, float]:
         """Where a run left its adapters, and seconds of training."""
-        folder, start = self._folder / "runs" / wanted.key.replace("/", "_").replace(" ", "-"), time.perf_counter()
+        # With the digest: what an attempt with other settings has left is not gone on with.
+        name = f"{wanted.key}/{wanted.digest}".replace("/", "_").replace(" ", "-")
+        folder, start = self._folder / "runs" / name, time.perf_counter()
         for process in plan.processes(wanted, folder, self._prompts):
             run(process)
         return folder, time.perf_counter() - start
 
     def _one(self, wanted: Run) -> None:
         folder, seconds = self._trained(wanted)
-        measured = self._measured(plan.adapters(wanted, folder))
-        self._found.add(wanted.key, seconds=round(seconds, 1), measured=measured)
+        adapters = plan.adapters(wanted, folder)
+        rows = self._measured(list(adapters))
+        measured = [row | {"trained": part} for row, part in zip(rows, adapters.values(), strict=True)]
+        self._keep(wanted.key, digest=wanted.digest, seconds=round(seconds, 1), measured=measured)
         shutil.rmtree(folder)
         end = measured[-1]
         print(f"{wanted.key}: reward {end['reward']:.2f} at KL {end['kl']:.2f} ({seconds:.0f} s)", flush=True)
@@ -115,6 +142,20 @@ class Results:
         said = run(Process(words))
         rows = [json.loads(line) for line in said.splitlines() if line.startswith('{"adapter"')]
         return [{name: value for name, value in row.items() if name != "adapter"} for row in rows]
+
+
+def _unseen(row: Row) -> tuple[float, float] | None:
+    found = row.get("unseen")
+    return None if found is None else (found["kl"], found["reward"])
+
+
+def valid(key: str, row: Mapping[str, Any]) -> bool:
+    """Whether a row says what would be found today: the limit's do, the base's once it tells unseen openings apart."""
+    if key == "base":
+        return "openings" in row
+    if key.partition("/")[0] == "limit":
+        return True
+    return row.get("digest") is not None and row["digest"] == Run.of(key).digest
 
 
 def run(process: Process) -> str:
@@ -128,13 +169,13 @@ def tried(budgets: Sequence[int], methods: Sequence[str]) -> list[Run]:
         Run(method, budget, setting, plan.CHOSEN_ON)
         for budget in budgets
         for method in plan.methods(budget, methods)
-        for setting in plan.METHODS[method]
+        for setting in plan.settings(method, budget)
     ]
 
 
 def best(results: Results, method: str, budget: int) -> dict[float, str | None]:
     """The setting of a method for each KL, by the first seed."""
-    runs = {name: results.path(Run(method, budget, name, plan.CHOSEN_ON)) for name in plan.METHODS[method]}
+    runs = {name: results.path(Run(method, budget, name, plan.CHOSEN_ON)) for name in plan.settings(method, budget)}
     return {kl: chosen(runs, kl) for kl in KLS}
 
 

@@ -1,78 +1,124 @@
-"""What a run reached at a KL, as a share of what could be reached there, and how methods compare over seeds."""
+"""What a run gains at a KL: read off the upper hull of its policies, which a coin flip between two of them attains."""
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
-
-from prefopt.stats.intervals import Interval
 
 KLS = (2.0, 5.0)
 """Nats at which methods are compared."""
 
 
 class Point(NamedTuple):
-    """A policy: mean KL from the base in nats, mean reward."""
+    """A policy that was measured, or a point of a limit.
+
+    Attributes:
+        kl: Mean from the base, nats.
+        reward: Mean.
+        error: Standard error of the gain over the base; of the base itself, what its own error adds to every gain.
+        kl_error: Standard error of the KL.
+        trained: Share of the training that the policy had, 0 to 1.
+        unseen: KL and reward on the openings that nobody trains on, where that was measured.
+    """
 
     kl: float
     reward: float
+    error: float = 0.0
+    kl_error: float = 0.0
+    trained: float = 0.0
+    unseen: tuple[float, float] | None = None
 
 
-def reward_at(path: Sequence[Point], kl: float) -> float | None:
-    """Reward where a run's path passes a KL for the last time; None where it never does.
+class Gain(NamedTuple):
+    """Reward over the base's at a KL.
 
-    Between two measured policies reward is taken to be linear in the root of the KL, as it is near the base.
+    Attributes:
+        value: It.
+        error: Standard error from the measuring; runs that are measured on the same openings have it in common.
+        trained: Shares of training of the policies whose mixture has it, from the least to the most.
+        unseen: KL and gain of the same mixture on unseen openings.
+    """
+
+    value: float
+    error: float = 0.0
+    trained: tuple[float, float] = (0.0, 0.0)
+    unseen: tuple[float, float] | None = None
+
+
+def hull(path: Sequence[Point]) -> list[Point]:
+    """The policies that no mixture of others with the same mean KL has more reward than, by growing KL.
+
+    It ends at the largest KL, and may fall before. Andrew's monotone chain (1979).
 
     Args:
-        path: From the base, through the policies that were kept while it trained, to the last.
-        kl: Nats.
+        path: In any order.
     """
-    found = None
-    for (before, low), (after, high) in itertools.pairwise(path):
-        if min(before, after) <= kl <= max(before, after) and before != after:
-            start, end = (math.sqrt(max(value, 0.0)) for value in (before, after))
-            found = low + (high - low) * (math.sqrt(kl) - start) / (end - start)
+    found: list[Point] = []
+    for point in sorted(path, key=lambda each: (each.kl, each.reward)):
+        if found and found[-1].kl == point.kl:
+            found.pop()
+        while len(found) > 1 and _not_above(found[-1], found[-2], point):
+            found.pop()
+        found.append(point)
     return found
 
 
-def share(reward: float, limit: Sequence[Point], kl: float) -> float:
-    """Part of the limit's gain over the base at a KL that a reward is.
+def _not_above(middle: Point, before: Point, after: Point) -> bool:
+    """Whether the line from one point to another passes above the one between, or through it."""
+    rise = (after.reward - before.reward) * (middle.kl - before.kl)
+    return (middle.reward - before.reward) * (after.kl - before.kl) <= rise
+
+
+def gain_at(path: Sequence[Point], kl: float) -> Gain | None:
+    """What a run gains at a KL; None where none of its policies has that KL or more.
+
+    A coin that decides, before each completion, which of two policies writes it makes a policy with the mean of their
+    rewards, and with the mean of their KLs at most, as the KL is convex (Cover and Thomas 2006, theorem 2.7.2). So
+    every value between two policies is attained; none is foreseen beyond the last.
 
     Args:
-        reward: Of a policy with that KL.
-        limit: From the base, by growing KL.
+        path: The base, then the policies that were kept, in any order.
         kl: Nats.
-
-    Raises:
-        ValueError: When the limit was not estimated up to there.
     """
-    best = reward_at(limit, kl)
-    if best is None:
-        raise ValueError(f"the limit is known up to a KL of {limit[-1].kl:.2f}, and not at {kl}")
-    return (reward - limit[0].reward) / (best - limit[0].reward)
+    points = hull(path)
+    if kl > points[-1].kl:
+        return None
+    place = bisect_left([point.kl for point in points], kl)
+    before, after = points[max(0, place - 1)], points[place]
+    width = after.kl - before.kl
+    weight = min(1.0, (kl - before.kl) / width) if width else 1.0
+
+    def mixed(of: Callable[[Point], float]) -> float:
+        return (1 - weight) * of(before) + weight * of(after)
+
+    slope = (after.reward - before.reward) / width if width else 0.0
+    # Where errors go together is not known: summed as if they did within a mixture, and as if they did not otherwise.
+    error = math.hypot(mixed(lambda each: each.error), slope * mixed(lambda each: each.kl_error), path[0].error)
+    used = [point.trained for point, part in ((before, 1 - weight), (after, weight)) if part > 0]
+    return Gain(
+        mixed(lambda each: each.reward) - path[0].reward,
+        error,
+        (min(used), max(used)),
+        _on_unseen(path[0], before, after, weight),
+    )
 
 
-def t_interval(values: Sequence[float]) -> Interval:
-    """Mean of a few runs with Student's interval at 95 % (Student 1908): a bootstrap of five would be too narrow."""
-    from scipy.stats import t
-
-    if len(values) < 2:
-        raise ValueError("an interval needs two runs or more")
-    count, mean = len(values), sum(values) / len(values)
-    deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (count - 1))
-    half = float(t.ppf(0.975, count - 1)) * deviation / math.sqrt(count)
-    return Interval(mean, mean - half, mean + half)
+def _on_unseen(base: Point, before: Point, after: Point, weight: float) -> tuple[float, float] | None:
+    if base.unseen is None or before.unseen is None or after.unseen is None:
+        return None
+    kl, reward = ((1 - weight) * low + weight * high for low, high in zip(before.unseen, after.unseen, strict=True))
+    return kl, reward - base.unseen[1]
 
 
 def chosen(runs: Mapping[str, Sequence[Point]], kl: float) -> str | None:
-    """The setting with the highest reward at a KL, of those that reached it.
+    """The setting with the most gain at a KL, of those that reached it.
 
     Args:
         runs: Path of each setting, of the seed that settings are chosen on.
         kl: Nats.
     """
-    rewards = {name: reward_at(path, kl) for name, path in runs.items()}
-    reached = {name: reward for name, reward in rewards.items() if reward is not None}
+    gains = {name: gain_at(path, kl) for name, path in runs.items()}
+    reached = {name: gain.value for name, gain in gains.items() if gain is not None}
     return max(reached, key=lambda name: reached[name]) if reached else None

@@ -1,12 +1,14 @@
-"""What the frontier's table says: rewards at a KL over seeds, shares of the limit, and differences between methods."""
+"""What the frontier's tables say: gains at a KL over seeds, shares of the limit's, and how methods compare."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from prefopt.stats.intervals import Interval
-from tests.learning.frontier.score import Point, reward_at, share, t_interval
+from tests.learning.frontier.estimates import Estimate, estimate
+from tests.learning.frontier.score import Gain, Point, gain_at
 
 
 @dataclass(frozen=True)
@@ -15,46 +17,92 @@ class Cell:
 
     Attributes:
         setting: None where none reached the KL on the seed that settings are chosen on.
-        rewards: Of each reported seed; None where that run did not reach the KL.
-        reward: Mean over seeds; None unless all of them reached it.
-        share: Of the limit's gain, likewise.
+        gains: Of each reported seed; None where that run did not reach the KL.
     """
 
     setting: str | None
-    rewards: Sequence[float | None]
-    reward: Interval | None
-    share: Interval | None
+    gains: Sequence[Gain | None]
 
     @property
-    def reached(self) -> int:
-        """Seeds that reached the KL."""
-        return sum(reward is not None for reward in self.rewards)
+    def reached(self) -> list[Gain]:
+        """Of the seeds that reached the KL."""
+        return [gain for gain in self.gains if gain is not None]
+
+    @property
+    def error(self) -> float:
+        """From the measuring, which all seeds share: it does not shrink with their number."""
+        return sum(gain.error for gain in self.reached) / len(self.reached)
+
+    @property
+    def gain(self) -> Estimate | None:
+        """Over the seeds that reached the KL; None for fewer than two."""
+        return estimate([gain.value for gain in self.reached], self.error) if len(self.reached) > 1 else None
+
+    def share(self, limit: Gain) -> Estimate | None:
+        """Of the limit's gain at the same KL, with the errors of both; as `gain`."""
+        if self.gain is None:
+            return None
+        part = self.gain.mean / limit.value
+        error = math.hypot(self.error, part * limit.error) / limit.value
+        return estimate([gain.value / limit.value for gain in self.reached], error)
+
+    @property
+    def trained(self) -> tuple[float, float]:
+        """Shares of training of the policies that the gains are of: the least and the most of all seeds."""
+        return min(gain.trained[0] for gain in self.reached), max(gain.trained[1] for gain in self.reached)
+
+    @property
+    def unseen(self) -> tuple[float, float] | None:
+        """Mean KL and gain on unseen openings, of the policies that the gains are of."""
+        found = [gain.unseen for gain in self.reached if gain.unseen is not None]
+        if not found:
+            return None
+        kl, gain = (sum(values) / len(found) for values in zip(*found, strict=True))
+        return kl, gain
 
 
-def cell(setting: str | None, paths: Sequence[Sequence[Point]], limit: Sequence[Point], kl: float) -> Cell:
+class Compared(NamedTuple):
+    """What one method gains more than another, and in how many seeds that was seen."""
+
+    difference: Estimate
+    pairs: int
+
+
+def cell(setting: str | None, paths: Sequence[Sequence[Point]], kl: float) -> Cell:
     """Sum up a method at a KL.
 
     Args:
         setting: Its name.
-        paths: Of the reported seeds.
-        limit: From the base, by growing KL.
+        paths: Of the reported seeds, each from the base.
         kl: Nats.
     """
-    rewards = [reward_at(path, kl) for path in paths]
-    found = [reward for reward in rewards if reward is not None]
-    if len(found) < max(2, len(rewards)):
-        return Cell(setting, rewards, None, None)
-    return Cell(setting, rewards, t_interval(found), t_interval([share(reward, limit, kl) for reward in found]))
+    return Cell(setting, [gain_at(path, kl) for path in paths])
 
 
-def difference(ours: Cell, other: Cell) -> Interval | None:
-    """Reward of one method less that of another, seed by seed; None unless both were reached with two seeds or more."""
-    pairs = [(a, b) for a, b in zip(ours.rewards, other.rewards, strict=True) if a is not None and b is not None]
-    return t_interval([a - b for a, b in pairs]) if len(pairs) > 1 else None
+def compared(ours: Cell, other: Cell) -> Compared | None:
+    """Two methods, by the seeds with which both reached the KL; None for fewer than two of those.
+
+    The measuring has its error in both, with the same openings and random numbers, so that it is not added.
+    """
+    pairs = zip(ours.gains, other.gains, strict=False)
+    gaps = [a.value - b.value for a, b in pairs if a is not None and b is not None]
+    return Compared(estimate(gaps), len(gaps)) if len(gaps) > 1 else None
 
 
-def verdict(found: Interval | None) -> str:
-    """'above', 'below' or 'no difference' at 95 %; '–' where nothing can be compared."""
-    if found is None:
-        return "–"
-    return "above" if found.low > 0 else "below" if found.high < 0 else "no difference"
+def against(ours: Cell, known: Gain) -> Compared | None:
+    """A method, and what has no seeds and was measured apart: both errors of measuring count."""
+    gaps = [gain.value - known.value for gain in ours.reached]
+    return Compared(estimate(gaps, math.hypot(ours.error, known.error)), len(gaps)) if len(gaps) > 1 else None
+
+
+def verdict(found: Estimate, held: bool) -> str:
+    """'above', 'below' or 'no difference'.
+
+    Args:
+        found: The difference.
+        held: Whether it is above together with the other claims; below it is by its own interval.
+    """
+    if held:
+        return "above"
+    low, high = found.interval[1:]
+    return "below" if high < 0 else "above alone, not with Holm" if low > 0 else "no difference"

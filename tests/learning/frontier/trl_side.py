@@ -3,8 +3,8 @@
 usage: python -m tests.learning.frontier.trl_side grpo|rloo PROMPTS OUT --steps N --lr X --beta X [--batch 64]
        [--generations 8] [--iterations 1] [--seed 0] [--keep 10]
 
-Model, prompts, reward, adapter and settings are those of peer_trl_frontier.py, except that the learning rate falls to
-0, as it does for all methods here. What the script measures on the way is measured afterwards.
+Model, reward, adapter and settings are those of peer_trl_frontier.py, except that the learning rate falls to 0 and that
+each opening is there once, as for all methods here. What the script measures on the way is measured afterwards.
 OUT gets `step-N` folders; a JSON line says the seconds of training.
 """
 
@@ -22,7 +22,7 @@ from datasets import Dataset
 from peft import LoraConfig
 from transformers import AutoTokenizer, TrainerCallback
 
-from tests.learning.frontier import world
+from tests.learning.frontier import plan, world
 
 
 class Keep(TrainerCallback):  # type: ignore[misc]
@@ -53,13 +53,13 @@ def main() -> None:
     }[a.method]
     args = config(
         output_dir=tempfile.mkdtemp(), per_device_train_batch_size=a.batch, num_generations=a.generations,
-        max_completion_length=world.NEW_TOKENS, learning_rate=a.lr, lr_scheduler_type="linear",
-        max_steps=a.steps * a.iterations, num_iterations=a.iterations, beta=a.beta, temperature=1.0, report_to=[],
-        bf16=False, use_cpu=not torch.cuda.is_available(), save_strategy="no", logging_steps=1000, disable_tqdm=True,
-        seed=a.seed, model_init_kwargs={"dtype": "float32"},
+        max_completion_length=world.NEW_TOKENS, learning_rate=a.lr, max_steps=a.steps * a.iterations,
+        num_iterations=a.iterations, beta=a.beta, report_to=[], use_cpu=not torch.cuda.is_available(),
+        save_strategy="no", logging_steps=1000, disable_tqdm=True, seed=a.seed,
+        model_init_kwargs={"dtype": "float32"}, **plan.TRL,
     )  # fmt: skip
     steps = {a.iterations * (a.steps * number // a.keep) for number in range(1, a.keep + 1)}
-    rows = [{"prompt": text} for text in world.read_prompts(a.prompts, "training")]
+    rows = [{"prompt": text} for text in world.training_prompts(a.prompts)]
     start = time.perf_counter()
     trainer(
         model=peer.MODEL,
@@ -67,7 +67,7 @@ def main() -> None:
         reward_funcs=lambda completions, **kwargs: [peer.sentiment(each) for each in completions],
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
-        peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"),
+        peft_config=LoraConfig(task_type="CAUSAL_LM", **plan.TRL_LORA),
         callbacks=[Keep(steps, a.out)],
     ).train()
     print(json.dumps({"seconds": time.perf_counter() - start, "episodes": a.steps * a.batch}))

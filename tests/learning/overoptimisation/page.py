@@ -17,7 +17,7 @@ from prefopt.stats.curves import Law, fit_best_of_n_law, fit_rl_law
 from prefopt.stats.intervals import Interval
 from tests.benchmarks.against_trl.page import replace_marked, table
 from tests.benchmarks.shell import machine
-from tests.learning.frontier.score import t_interval
+from tests.learning.frontier.estimates import t_interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

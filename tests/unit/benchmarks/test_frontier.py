@@ -1,174 +1,224 @@
-"""The arithmetic of the frontier: scores at a KL, the limit, intervals, and what is trained."""
+"""What is trained for the frontier, how much each run samples, which rows count, and what the page says of them."""
 
 from __future__ import annotations
 
 import itertools
 import json
-import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from prefopt.recipe.load import load
-from tests.learning.frontier import page, plan
-from tests.learning.frontier.limit import joined, tilted, totals
+from prefopt.trainers.reward_scaling import RewardScaling
+from tests.learning.frontier import measure, page, plan, world
 from tests.learning.frontier.plan import Run
 from tests.learning.frontier.runs import Results, reported, tried
-from tests.learning.frontier.score import Point, chosen, reward_at, share, t_interval
-from tests.learning.frontier.summary import Cell, cell, difference, verdict
+from tests.learning.results import python
 from tests.tiny import tiny_llama, tiny_tokenizer
 
-PATH = [Point(0.0, 1.0), Point(1.0, 3.0), Point(4.0, 5.0), Point(1.0, 4.0)]
+DISTINCT = 239
+"""Of the real world's training openings."""
 
 
-def test_the_reward_at_a_kl_is_that_of_the_last_time_the_path_passes_it() -> None:
-    assert reward_at(PATH[:2], 0.25) == pytest.approx(2.0)  # linear in the root
-    assert reward_at(PATH[:3], 4.0) == 5.0
-    assert reward_at(PATH, 2.25) == pytest.approx(4.5)
-    assert reward_at(PATH, 4.1) is None and reward_at(PATH[:1], 0.0) is None
-
-
-def test_the_share_is_of_the_gain_and_not_of_the_reward() -> None:
-    limit = [Point(0.0, 1.0), Point(1.0, 3.0)]
-    assert share(2.0, limit, 1.0) == 0.5 and share(1.0, limit, 1.0) == 0.0
-    with pytest.raises(ValueError, match="known up to"):
-        share(2.0, limit, 1.1)
-
-
-def test_the_interval_of_a_few_runs_is_students() -> None:
-    found = t_interval([1.0, 2.0, 3.0, 4.0, 5.0])
-    assert found.estimate == 3.0
-    assert found.high - 3.0 == pytest.approx(2.7764 * math.sqrt(2.5 / 5), rel=1e-4)
-    with pytest.raises(ValueError, match="two runs"):
-        t_interval([1.0])
-
-
-def test_the_setting_is_the_best_of_those_that_got_there() -> None:
-    runs = {"near": PATH[:2], "far": PATH[:3], "best": [Point(0.0, 1.0), Point(4.0, 6.0)]}
-    assert chosen(runs, 1.0) == "best" and chosen(runs, 9.0) is None
-    assert chosen({"near": PATH[:2]}, 2.0) is None
-
-
-def test_the_limit_is_that_of_a_model_whose_completions_can_be_counted() -> None:
-    base = torch.tensor([0.5, 0.3, 0.2], dtype=torch.double)
-    rewards = torch.tensor([0.0, 1.0, 3.0], dtype=torch.double)
-    other = torch.tensor([0.1, 0.2, 0.7], dtype=torch.double)  # samples come from here, each as often as is likely
-    drawn = torch.repeat_interleave(torch.arange(3), (other * 1000).long())
-    log_weights = (base / other).log()[drawn]
-    for tilt in (0.0, 0.7, 2.0):
-        weights = base * torch.exp(tilt * rewards)
-        best = weights / weights.sum()
-        reward, kl, effective = tilted(rewards[drawn][None], log_weights[None], tilt)
-        assert float(reward) == pytest.approx(float((best * rewards).sum()), abs=1e-9)
-        assert float(kl) == pytest.approx(float((best * (best / base).log()).sum()), abs=1e-9)
-        assert 1 <= float(effective) <= 1000
-
-
-def test_parts_of_the_prompts_make_the_means_of_all() -> None:
-    reward, kl = torch.randn(2, 10, dtype=torch.double, generator=torch.Generator().manual_seed(0)).unbind()
-    parts = [
-        [
-            {"tilt": 0.5} | totals({"reward": reward[rows], "kl": kl[rows]}),
-            {"n": 3, "kl": 0.4} | totals({"reward": kl[rows]}),
-        ]
-        for rows in (slice(0, 3), slice(3, 10))
-    ]
-    tilt, best = joined(parts)
-    assert tilt["tilt"] == 0.5 and tilt["kl"] == pytest.approx(float(kl.mean()), abs=1e-12)
-    assert tilt["reward"] == pytest.approx(float(reward.mean()), abs=1e-12)
-    assert tilt["reward_se"] == pytest.approx(float(reward.std()) / math.sqrt(10), rel=1e-9)
-    assert best["n"] == 3 and best["kl"] == 0.4 and best["reward"] == pytest.approx(float(kl.mean()), abs=1e-12)
+def openings(count: int, distinct: int) -> str:
+    texts = [f"the lamp {number % distinct}" for number in range(count)]
+    return "".join(json.dumps({"messages": [{"role": "user", "content": text}]}) + "\n" for text in texts)
 
 
 @pytest.fixture
-def world_of_frontier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "training.jsonl").write_text('{"messages": [{"role": "user", "content": "Once"}]}\n', encoding="utf-8")
-    (tmp_path / "words.txt").write_text("happy\t2\n", encoding="utf-8")
+def prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Of a world with a model that says letters, which are what it is paid for."""
+    (tmp_path / "training.jsonl").write_text(openings(world.TRAINING, DISTINCT), encoding="utf-8")
+    (tmp_path / "held_out.jsonl").write_text(openings(2 * DISTINCT + 6, DISTINCT + 3), encoding="utf-8")
+    (tmp_path / "words.txt").write_text("".join(f"{letter}\t{n}\n" for n, letter in enumerate("abcdefghijklm", 1)))
     tiny_llama().save_pretrained(tmp_path / "model")
     tiny_tokenizer().save_pretrained(tmp_path / "model")
-    monkeypatch.setattr(plan.world, "peer", lambda: type("Peer", (), {"MODEL": str(tmp_path / "model")}))
-    monkeypatch.setattr(plan.world, "lexicon", lambda: tmp_path / "words.txt")
+    monkeypatch.setattr(world, "peer", lambda: type("Peer", (), {"MODEL": str(tmp_path / "model")}))
+    monkeypatch.setattr(world, "lexicon", lambda: tmp_path / "words.txt")
     return tmp_path
 
 
-def test_every_method_has_as_many_settings_and_samples_no_more_than_its_budget(
-    world_of_frontier: Path, monkeypatch: pytest.MonkeyPatch
+def test_training_has_each_opening_once_and_the_held_out_ones_say_which_are_new(prompts: Path) -> None:
+    assert world.distinct(["Once upon", "a time", "once  upon", "a time", "there"]) == ["Once upon", "a time", "there"]
+    assert len(world.training_prompts(prompts)) == DISTINCT
+    counts = world.counts(prompts)
+    assert counts == {"drawn": world.TRAINING, "distinct": DISTINCT, "held_out": 2 * DISTINCT + 6, "unseen": 6}
+
+
+def of_recipe(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The stages that a run goes through, as the recipe with its changes has them."""
+    made = plan.processes(run, folder / "out", folder)
+    for name, value in made[0].environment.items():
+        monkeypatch.setenv(name, value)
+    words = list(made[0].words)
+    changes = [word for before, word in itertools.pairwise(words) if before == "--set"]
+    recipe = load(plan.RECIPE, changes).recipe
+    assert recipe.seed == run.seed
+    stages = [process.words[-1] for process in made]
+    assert len(set(stages)) == len(stages)
+    return (recipe.stages[name] for name in stages)
+
+
+def samples_of(stage: Any) -> int:
+    """Completions that a stage samples, by the rules of the trainers and of `collect`."""
+    if stage.kind == "collect":
+        return int(min(stage.max_prompts, DISTINCT) * stage.samples_per_prompt)
+    if stage.kind != "ppo":
+        return 0
+    scaling = RewardScaling(normalise=stage.reward.normalise, reference_samples=stage.reward.reference_samples)
+    rollouts = -(-stage.total_episodes // stage.rollout_batch_size)  # the last one is whole as well
+    return int(rollouts * stage.rollout_batch_size + scaling.samples_of_reference(stage.rollout_batch_size))
+
+
+@pytest.mark.parametrize("budget", plan.BUDGETS)
+@pytest.mark.parametrize("method", plan.METHODS)
+def test_every_method_has_as_many_settings_and_samples_what_it_may(
+    method: str, budget: int, prompts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert len({len(settings) for settings in plan.METHODS.values()}) == 1
-    for method, budget in itertools.product(plan.METHODS, plan.BUDGETS):
-        for setting in plan.METHODS[method]:
-            run = Run(method, budget, setting, 3)
-            made = plan.processes(run, world_of_frontier / "out", world_of_frontier)
-            if method in ("rloo", "grpo"):
-                words = list(made[0].words)
-                sampled = int(words[words.index("--steps") + 1]) * int(words[words.index("--batch") + 1])
-                assert words[words.index("--seed") + 1] == "3"
-            else:
-                for name, value in made[0].environment.items():
-                    monkeypatch.setenv(name, value)
-                words = list(made[0].words)
-                changes = [word for before, word in itertools.pairwise(words) if before == "--set"]
-                recipe = load(plan.RECIPE, changes).recipe
-                assert recipe.seed == 3
-                stages = [process.words[-1] for process in made]
-                assert len(set(stages)) == len(stages)
-                sampled = sum(
-                    stage.total_episodes if stage.kind == "ppo" else stage.max_prompts * stage.samples_per_prompt
-                    for stage in (recipe.stages[name] for name in stages)
-                    if stage.kind in ("ppo", "collect")
-                )
-            assert 0.95 * budget <= sampled <= budget, run.key
+    settings = plan.settings(method, budget)
+    assert (method in plan.methods(budget)) == bool(settings)
+    assert len(settings) == (6 if budget == plan.BUDGETS[0] or method not in plan.VARIANTS else 0)
+    for setting in settings:
+        run = Run(method, budget, setting, 3)
+        if method in plan.PEERS:
+            words = list(plan.processes(run, prompts / "out", prompts)[0].words)
+            options = dict(itertools.pairwise(words))
+            sampled = int(options["--steps"]) * int(options["--batch"])
+            assert options["--seed"] == "3" and int(options["--steps"]) % plan.KEEP == 0
+        else:
+            sampled = sum(samples_of(stage) for stage in of_recipe(run, prompts, monkeypatch))
+        assert 0.97 * budget <= sampled <= budget, run.key
 
 
-def test_a_kl_counts_as_reached_when_all_seeds_reached_it() -> None:
-    limit = [Point(0.0, 1.0), Point(4.0, 9.0)]
-    near, far = PATH[:2], PATH[:3]
-    assert cell("a", [far, far], limit, 1.0).share == t_interval([0.5, 0.5])
-    partly = cell("a", [far, near], limit, 4.0)
-    assert partly.reward is None and partly.reached == 1 and partly.rewards == [5.0, None]
-    assert cell(None, [], limit, 4.0).reached == 0
+@pytest.mark.slow
+def test_a_smaller_budget_is_sampled_to_the_last_pair_and_rounds_share_the_prompts(
+    prompts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What `collect` writes is counted: every round samples from the base here, so that nothing has to be trained."""
+    (prompts / "training.jsonl").write_text(openings(20, 7), encoding="utf-8")
+    setting = next(iter(plan.settings("iterative dpo", plan.BUDGETS[0])))
+    monkeypatch.setattr(plan, "METHODS", {"iterative dpo": {96: plan.settings("iterative dpo", plan.BUDGETS[0])}})
+    made = plan.processes(Run("iterative dpo", 96, setting, 1), prompts / "out", prompts)
+    words = list(made[0].words)[:-2]
+    for number in range(1, plan.ROUNDS + 1):
+        words += ["--only", f"pairs{number}", "--set", f"stages.pairs{number}.max_new_tokens=16"]
+        words += ["--set", f"stages.pairs{number}.policies=base"]
+    python(words, made[0].environment)
+    files = list((prompts / "out").glob("stages/pairs*/*/samples.jsonl"))
+    rows = [json.loads(line) for file in files for line in file.read_text("utf-8").splitlines()]
+    assert len(files) == plan.ROUNDS
+    assert len(rows) == 96
+    answered = Counter(json.dumps(row["prompt"]) for row in rows)
+    assert len(answered) == 7
+    assert max(answered.values()) - min(answered.values()) <= 4  # one turn: so many completions are of one
 
 
-def test_methods_are_compared_seed_by_seed() -> None:
-    ours, other = (Cell("a", rewards, None, None) for rewards in ([3.0, 5.0, 7.0, None], [2.0, 4.1, 5.9, 0.0]))
-    found = difference(ours, other)
-    assert found is not None and found.estimate == pytest.approx(1.0) and verdict(found) == "above"
-    assert verdict(difference(other, ours)) == "below"
-    assert verdict(difference(ours, Cell("a", [3.5, 4.0, 7.5, 1.0], None, None))) == "no difference"
-    assert difference(ours, Cell("a", [1.0, None, None, 1.0], None, None)) is None and verdict(None) == "–"
+def test_what_is_measured_tells_unseen_openings_apart() -> None:
+    rewards, kl = torch.tensor([1.0, 2.0, 6.0, 3.0]).double(), torch.tensor([0.5, 1.5, 2.0, 4.0]).double()
+    found = measure.summary(rewards, kl, rewards - 2.0, torch.tensor([False, True, True, False]))
+    assert found["reward"] == 3.0 and found["kl"] == 2.0
+    assert found["gain_se"] == 0.0 and found["reward_se"] == pytest.approx(float(rewards.std()) / 2)
+    assert found["unseen"] == {"reward": 4.0, "kl": 1.75, "count": 2}
+
+
+def test_policies_know_how_far_training_had_come(tmp_path: Path) -> None:
+    run = Run("iterative dpo", 3_200, "beta 0.3, lr 1e-3", 0)
+    for path in ("dpo1/k/adapters/step-5", "dpo1/k/adapters/step-10", "dpo2/k/adapters/step-8"):
+        (tmp_path / "stages" / path).mkdir(parents=True)
+    found = plan.adapters(run, tmp_path)
+    assert [path.name for path in found] == ["step-5", "step-10", "step-8"]
+    assert list(found.values()) == [0.25, 0.5, 1.0]
+
+
+def test_a_row_of_another_recipe_or_setting_counts_as_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = tried([3_200], ["ppo", "rloo"])
+    gone = replace(runs[0], setting="KL 99, lr 1")
+    lines = [{"key": run.key, "digest": run.digest} for run in (*runs, gone)]
+    lines += [{"key": "base"}, {"key": "limit"}, {"key": "limit/1"}, {"key": "dpo/3200/beta 0.3, lr 1e-3/0"}]
+    file = tmp_path / "results.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    assert set(Results(file, tmp_path, 1).rows) == {run.key for run in runs} | {"limit", "limit/1"}
+    said = capsys.readouterr().err
+    assert said.startswith("3 rows") and gone.key in said and "base" in said
+    recipe = tmp_path / "frontier.yaml"
+    text = plan.RECIPE.read_text("utf-8")
+    monkeypatch.setattr(plan, "RECIPE", recipe)
+    recipe.write_text(f"# another comment\n{text}", "utf-8")
+    assert Results(file, tmp_path, 1).rows.keys() >= {run.key for run in runs}
+    recipe.write_text(text.replace("lora_r: 16", "lora_r: 8"), "utf-8")
+    left = Results(file, tmp_path, 1).rows
+    assert not any(run.key in left for run in runs if run.method == "ppo")
+    assert all(run.key in left for run in runs if run.method == "rloo")
+    monkeypatch.setattr(world, "NEW_TOKENS", 24)
+    assert not any(run.key in Results(file, tmp_path, 1).rows for run in runs)
+
+
+def row(reward: float, kl: float, trained: float = 0.0) -> dict[str, Any]:
+    errors = {"reward_se": 0.1, "gain_se": 0.1, "kl_se": 0.0, "effective_samples": 50.0, "effective_samples_se": 1.0}
+    return {
+        "reward": reward,
+        "kl": kl,
+        "trained": trained,
+        **errors,
+        "unseen": {"reward": reward, "kl": kl, "count": 3},
+    }
+
+
+def results_of(folder: Path) -> Results:
+    """RLOO stays behind, reaches 5 nats with four of five seeds only; DPO never does, and GRPO is not finished."""
+    limit = [row(1.0, 0.0), row(9.0, 4.0), row(13.0, 9.0)]
+    best = [row(reward, kl) | {"n": n} for n, reward, kl in ((1, 1.2, 0.0), (8, 6.2, 2.0), (32, 7.2, 2.5))]
+    counts = {"drawn": 448, "distinct": 239, "held_out": 512, "unseen": 238}
+    lines: list[dict[str, Any]] = [
+        {"key": "base", "measured": [row(1.0, 0.0)], "openings": counts},
+        {"key": "limit", "measured": limit, "best_of_n": best},
+    ]
+    for method, gain in (("ppo", 5.0), ("rloo", 3.0), ("dpo", 5.0)):
+        for setting, seed in itertools.product(plan.settings(method, 3_200), (plan.CHOSEN_ON, *plan.REPORTED)):
+            run = Run(method, 3_200, setting, seed)
+            far = 4.0 if method == "dpo" or (method == "rloo" and seed == plan.REPORTED[-1]) else 8.0
+            path = [row(1 + gain + seed / 100, 2.0, 0.5), row(1 + 1.2 * gain, far, 1.0)]
+            lines.append({"key": run.key, "digest": run.digest, "measured": path})
+    (folder / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return Results(folder / "results.jsonl", folder, 1)
 
 
 def test_the_page_says_what_the_finished_runs_show(tmp_path: Path) -> None:
-    def row(reward: float, kl: float) -> dict[str, float]:
-        return {"reward": reward, "kl": kl, "reward_se": 0.1, "kl_se": 0.0, "effective_samples": 50.0}
-
-    limit = [row(1.0, 0.0), row(9.0, 4.0), row(13.0, 9.0)]
-    best = [{"n": n, "reward": reward, "kl": kl} for n, reward, kl in ((1, 1.0, 0.0), (8, 6.0, 2.0), (32, 7.0, 2.5))]
-    lines = [{"key": "base", "measured": [row(1.0, 0.0)]}, {"key": "limit", "measured": limit, "best_of_n": best}]
-    # RLOO stays behind, and GRPO is not finished.
-    for method, gain in (("ppo", 5.0), ("rloo", 3.0)):
-        for setting, seed in itertools.product(plan.METHODS[method], (plan.CHOSEN_ON, *plan.REPORTED)):
-            path = [row(1 + gain + seed / 100, 2.0), row(1 + 1.2 * gain, 4.0 if method == "rloo" else 8.0)]
-            lines.append({"key": Run(method, 3_200, setting, seed).key, "measured": path})
     docs = tmp_path / "docs"
     (docs / "images").mkdir(parents=True)
     (docs / "benchmarks.md").write_text("# B\n<!-- measured: make learn -->\n<!-- /measured -->\n", encoding="utf-8")
-    (tmp_path / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    results = Results(tmp_path / "results.jsonl", tmp_path, 1)
-    assert all(run.key in results.rows for run in reported(results, [3_200], ["ppo", "rloo"]))
-    assert not any(run.key in results.rows for run in tried([3_200], ["grpo"]))
+    results = results_of(tmp_path)
+    assert all(run.key in results.rows for run in reported(results, [3_200], ["ppo", "rloo", "dpo"]))
     page.write(results, docs)
     told = (docs / "benchmarks.md").read_text(encoding="utf-8")
-    of_ppo, of_rloo, of_best = (
-        [cell.strip() for cell in line.split("|")[1:-1]]
-        for name in ("PPO", "RLOO", "best of n")
-        for line in told.splitlines()
-        if line.startswith(f"| {name}")
-    )
-    share_at_2 = 5.03 / (8 * math.sqrt(0.5))
-    assert of_ppo[1].startswith("6.03 (") and of_ppo[2].startswith(f"{share_at_2:.0%}") and of_ppo[3] == "–"
-    assert of_rloo[3].startswith("+2.00") and of_rloo[3].endswith("above")
-    assert of_rloo[4] == "not reached" and of_best[1] == "6.00" and of_best[4] == "not reached"
+    table = {
+        (kl, cells[0]): dict(zip(page.HEADER, cells, strict=True))
+        for kl, part in enumerate(told.split("*Gain in reward at KL ")[1:])
+        for line in part.splitlines()
+        if line.startswith("| ") and (cells := [cell.strip() for cell in line.split("|")[1:-1]])[0] != "method"
+    }
+    ours, theirs, best = table[0, "PPO"], table[0, "RLOO (TRL)"], table[0, "best of n from the base"]
+    assert ours["gain"].startswith("5.03 (") and ours["seeds"] == "5 of 5" and ours["policies at"] == "50–50%"
+    assert ours["share of the limit's gain"].startswith(f"{5.03 / 4:.0%}") and ours["PPO less this one"] == "–"
+    assert ours["on unseen openings"] == "5.03 at KL 2.00"
+    assert theirs["PPO less this one"].startswith("+2.00") and theirs["PPO less this one"].endswith("5 pairs: above")
+    assert best["gain"].startswith("5.00 (") and best["setting"] == "n 8"
+    assert best["PPO less this one"].startswith("+0.03") and best["PPO less this one"].endswith("seeds: no difference")
+    partly, never, short = table[1, "RLOO (TRL)"], table[1, "DPO on own samples"], table[1, "best of n from the base"]
+    assert partly["seeds"] == "4 of 5" and partly["PPO less this one"].endswith("4 pairs: above")
+    assert partly["policies at"] == "50–100%"
+    assert never["gain"] == "not reached with any setting on the first seed"
+    assert never["PPO less this one"] == "not compared" == short["PPO less this one"]
+    assert "the largest n, 32, has a KL of 2.50" in short["gain"]
+    # At 2: above RLOO, like DPO and the best of n. At 5: above RLOO; the other two cannot be compared.
+    assert "above the other methods and the best of n in 2 of 6 comparisons, below in 0; 2 could not be made" in told
+    assert "448 openings drawn for training 239 are distinct" in told and "274 are also trained on" in told
     assert "GRPO" not in told and "16,000" not in told
     assert (docs / "images" / "frontier-3200.png").read_bytes()[1:4] == b"PNG"
