@@ -94,7 +94,7 @@ def test_a_missing_end_and_disagreement_are_what_is_known_of_them() -> None:
     [
         ([], 3, 0), ([7], 3, 0), ([7, 7], 3, 0), ([7] * 3, 3, 0), ([7] * 4, 3, 0.5), ([7] * 10, 3, 1 - 1 / 8),
         ([1, 2, 3, 4], 2, 0), ([5] * 4, 2, 1 - 1 / 3), ([1, 2, 1, 2], 2, 1 / 3), ([1], 1, 0), ([1, 1], 1, 0.5),
-        ([1, 2, 3, 1, 2, 3], 3, 0.25),
+        ([1, 2, 3, 1, 2, 3], 3, 0.25), ([5] * 5, 2, 0.75),
     ],
 )  # fmt: skip
 def test_repetition_is_the_table(ids: list[int], n: int, expected: float) -> None:
