@@ -138,6 +138,18 @@ def test_without_its_tokens_a_cut_completion_is_its_text_without_an_end(name, te
             assert eos not in trained["chosen_ids"]
 
 
+def test_each_side_is_for_itself(tmp_path):
+    tokenizer = byte_level()
+    ensure_chat_template(tokenizer, "plain")
+    rows = sampled_rows(tokenizer)
+    texts = prepared(without(rows), tokenizer, tmp_path / "texts")
+    for row in rows:
+        del row["sampled_rejected"]
+    train = prepared(rows, tokenizer, tmp_path / "own")
+    assert [row["chosen_ids"] for row in train] == [row["sampled_chosen"]["ids"] for row in rows]
+    assert [row["rejected_ids"] for row in train] == [row["rejected_ids"] for row in texts]
+
+
 @pytest.mark.parametrize("changed", ["prompt", "text", "template", "tokenizer", "unknown token"])
 def test_tokens_of_something_else_are_not_used(changed, tmp_path):
     tokenizer = byte_level()
