@@ -54,12 +54,30 @@ def _check_weight(weight: float) -> None:
 
 
 @dataclass(frozen=True, slots=True)
+class SampledTokens:
+    """How a policy wrote a completion; see `prefopt.data.sampled`.
+
+    Attributes:
+        finished: Whether the policy ended it; False where it was cut at the length limit.
+        text: Hash of the completion: nothing here is about another text.
+        ids: Its tokens, the end token included where it was sampled; empty where nobody kept them.
+        context: Hash of the tokenizer, its chat template and the prompt that they were sampled with.
+    """
+
+    finished: bool
+    text: str
+    ids: tuple[int, ...] = ()
+    context: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Demonstration:
     """A prompt with the answer to imitate.
 
     Attributes:
         weight: Multiplies the row's loss; not negative.
         extra: Columns of the source that prefopt does not interpret.
+        sampled: How a policy wrote the completion; None where nobody said.
 
     Raises:
         ValueError: For an empty prompt or completion.
@@ -71,6 +89,7 @@ class Demonstration:
     source: str = ""
     id: str = ""
     extra: Mapping[str, object] = field(default_factory=dict)
+    sampled: SampledTokens | None = None
 
     def __post_init__(self) -> None:
         _check_prompt(self.prompt)
@@ -91,6 +110,8 @@ class PreferencePair:
         score_chosen: Absolute rating of `chosen`, in the labeller's own unit; None where nobody rated it.
         score_rejected: The same of `rejected`.
         axes: P(chosen is preferred) on further axes by name, such as `safe`, each in [0, 1].
+        sampled_chosen: How a policy wrote `chosen`; None where nobody said.
+        sampled_rejected: The same of `rejected`.
 
     Raises:
         ValueError: For an empty prompt, an empty completion, equal completions, or a number out of range.
@@ -109,6 +130,8 @@ class PreferencePair:
     score_chosen: float | None = None
     score_rejected: float | None = None
     axes: Mapping[str, float] = field(default_factory=dict)
+    sampled_chosen: SampledTokens | None = None
+    sampled_rejected: SampledTokens | None = None
 
     def __post_init__(self) -> None:
         _check_prompt(self.prompt)
@@ -136,6 +159,7 @@ class Unpaired:
         label: Whether it is desirable.
         weight: Multiplies the row's loss; not negative.
         extra: Columns of the source that prefopt does not interpret.
+        sampled: How a policy wrote the completion; None where nobody said.
 
     Raises:
         ValueError: For an empty prompt or completion.
@@ -148,6 +172,7 @@ class Unpaired:
     source: str = ""
     id: str = ""
     extra: Mapping[str, object] = field(default_factory=dict)
+    sampled: SampledTokens | None = None
 
     def __post_init__(self) -> None:
         _check_prompt(self.prompt)
@@ -163,8 +188,11 @@ def unpaired(item: PreferencePair | Unpaired) -> list[Unpaired]:
     if item.probability == 0.5:
         return []
     first = item.probability > 0.5
-    sides = ((item.chosen, first), (item.rejected, not first))
-    return [Unpaired(item.prompt, text, good, item.weight, item.source, item.id) for text, good in sides]
+    sides = ((item.chosen, first, item.sampled_chosen), (item.rejected, not first, item.sampled_rejected))
+    return [
+        Unpaired(item.prompt, text, good, item.weight, item.source, item.id, sampled=sampled)
+        for text, good, sampled in sides
+    ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from typing import Any, overload
 
 from prefopt.data.sources import SourceRow
 from prefopt.errors import DataError
-from prefopt.records import ROLES, Message, Prompt
+from prefopt.records import ROLES, Message, Prompt, SampledTokens
 
 HUMAN = "\n\nHuman:"
 ASSISTANT = "\n\nAssistant:"
@@ -157,19 +157,38 @@ class Cells:
 
     def shares(self, column: str) -> dict[str, float]:
         """An optional mapping of names to numbers in [0, 1]; in CSV it is JSON. Names without a number are left out."""
-        value = self._row.row.get(column)
-        if isinstance(value, str) and value.lstrip().startswith("{"):
-            with suppress(ValueError):  # what is no JSON is refused below, as it was found
-                value = json.loads(value)
-        if value is None or value == "":
+        value = self._mapping(column, "a mapping of names to numbers")
+        if value is None:
             return {}
-        if not isinstance(value, Mapping):
-            raise self.error(column, f"a mapping of names to numbers, found {value!r:.40}")
         inner = Cells(
             SourceRow(self._row.number, dict(value), f"{self._row.where}: column '{column}'"), self._format, {}
         )
         found = {str(name): inner.number(name, None, 0.0, 1.0) for name in value}
         return {name: share for name, share in found.items() if share is not None}
+
+    def sampled(self, column: str) -> SampledTokens | None:
+        """How a policy wrote a completion, as `collect` says it; in CSV it is JSON."""
+        value = self._mapping(column, "a mapping with 'finished' and 'text'")
+        if value is None:
+            return None
+        finished, text = value.get("finished"), value.get("text")
+        ids, context = value.get("ids") or (), value.get("context") or ""
+        if not isinstance(finished, bool) or not isinstance(text, str) or not isinstance(context, str):
+            raise self.error(column, f"true or false as 'finished', text as 'text' and 'context', found {value!r:.60}")
+        if not isinstance(ids, list | tuple) or any(type(each) is not int or each < 0 for each in ids):
+            raise self.error(column, f"a list of token ids as 'ids', found {ids!r:.40}")
+        return SampledTokens(finished, text, tuple(ids), context)
+
+    def _mapping(self, column: str, expected: str) -> Mapping[str, Any] | None:
+        value = self._row.row.get(column)
+        if isinstance(value, str) and value.lstrip().startswith("{"):
+            with suppress(ValueError):  # what is no JSON is refused below, as it was found
+                value = json.loads(value)
+        if value is None or value == "":
+            return None
+        if not isinstance(value, Mapping):
+            raise self.error(column, f"{expected}, found {value!r:.40}")
+        return value
 
     def extra(self, *interpreted: str) -> dict[str, object]:
         """The other columns that hold something."""

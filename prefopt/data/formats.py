@@ -106,12 +106,14 @@ def _pair(cells: Cells, prompt: Prompt, chosen: str, rejected: str) -> Preferenc
         score_chosen=first,
         score_rejected=second,
         axes=cells.shares("axes"),
+        sampled_chosen=cells.sampled("sampled_chosen"),
+        sampled_rejected=cells.sampled("sampled_rejected"),
     )
 
 
 _OF_PAIRS = (
     *("prompt", "chosen", "rejected", "probability", "margin", "weight", "source", "annotator", "id"),
-    *("score_chosen", "score_rejected", "axes"),
+    *("score_chosen", "score_rejected", "axes", "sampled_chosen", "sampled_rejected"),
 )
 
 
@@ -271,7 +273,8 @@ TEXTS = (*DEMONSTRATIONS, "text")
 
 COLUMNS = frozenset(
     "prompt chosen rejected completion label messages text probability margin weight source annotator id score_chosen "
-    "score_rejected axes response_0 response_1 better_response_id safer_response_id".split()
+    "score_rejected axes sampled_chosen sampled_rejected response_0 response_1 better_response_id "
+    "safer_response_id".split()
 )
 
 

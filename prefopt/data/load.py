@@ -137,8 +137,9 @@ def _as_marked(item: Item, name: str, spec: DataSpec) -> PreferencePair | Unpair
 
 def _as_demonstration(item: Item, name: str, spec: DataSpec) -> Demonstration:
     if isinstance(item, PreferencePair):
-        completion = item.chosen if item.probability >= 0.5 else item.rejected
-        item = Demonstration(item.prompt, completion, item.weight, item.source, item.id, item.extra)
+        first = item.probability >= 0.5
+        completion, sampled = (item.chosen, item.sampled_chosen) if first else (item.rejected, item.sampled_rejected)
+        item = Demonstration(item.prompt, completion, item.weight, item.source, item.id, item.extra, sampled)
     if isinstance(item, str):
         raise DataError(f"data set '{name}' holds no demonstrations", "texts without prompts can only be pretrained on")
     if not isinstance(item, Demonstration):

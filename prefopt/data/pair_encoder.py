@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jinja2
 
 from prefopt.data.pieces import Pieces, id_bytes, id_list
+from prefopt.data.sampled import is_cut
 from prefopt.data.skeletons import Skeletons
 from prefopt.data.templates import Encoder
 from prefopt.records import Message, PreferencePair, Prompt
@@ -16,7 +17,7 @@ ID_BYTES = 4
 
 
 class PairIds(NamedTuple):
-    """Token ids of a pair, packed as 32-bit numbers; both completions follow the same prompt and end in EOS."""
+    """As `EncodedPair`, packed as 32-bit numbers."""
 
     prompt: bytes
     chosen: bytes
@@ -35,19 +36,11 @@ class Encoded(NamedTuple):
     counts: dict[str, int] | None
 
 
-class _Texts(NamedTuple):
-    """A pair as texts: its prompt, and the prompt with either answer."""
-
-    prompt: str
-    chosen: str
-    rejected: str
-
-
 class PairEncoder(Encoder):
     """`Encoder` for many pairs: templates and tokenizer are asked once for what comes again.
 
     A pair that needs more than rendering and tokenising (a template that refuses it, ids that do not begin with the
-    prompt's, no EOS) goes the way of single pairs.
+    prompt's, no EOS, an answer that was cut and whose ids cannot be used) goes the way of single pairs.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -68,42 +61,55 @@ class PairEncoder(Encoder):
             DataError: As `encode_pair`.
         """
         found: list[Encoded | None] = [None] * len(pairs)
-        plain: list[tuple[int, Prompt, int]] = []
+        plain: list[tuple[int, Prompt, int, list[bytes]]] = []
         texts: list[str] = []
         for index, pair in enumerate(pairs):
-            prompt, chosen, rejected, neutralised = self._without_control(pair)
-            rendered = self._rendered(prompt, chosen, rejected)
-            if rendered is None:
+            sampled = self._sampled(pair)
+            texts_of = () if sampled else (pair.chosen, pair.rejected)
+            prompt, answers, neutralised = self._without_control(pair.prompt, texts_of)
+            rendered = None if sampled is None else self._rendered(prompt, answers)
+            if sampled is None or rendered is None:
                 found[index] = self._alone(pair)
             else:
-                plain.append((index, prompt, neutralised))
+                plain.append((index, prompt, neutralised, sampled))
                 texts += rendered
         ids = iter(map(self._with_bos, self._pieces_of.ids(texts)))
-        for (index, prompt, neutralised), *three in zip(plain, ids, ids, ids, strict=True):
-            parts = self._parts(*three)
+        for index, prompt, neutralised, sampled in plain:
+            asked = next(ids)
+            parts = PairIds(asked, *sampled) if sampled else self._parts(asked, next(ids), next(ids))
             if parts is None:
                 found[index] = self._alone(pairs[index])
             else:
                 found[index] = self._fitted(prompt, parts, neutralised)
         return [one for one in found if one is not None]
 
-    def _without_control(self, pair: PreferencePair) -> tuple[Prompt, str, str, int]:
+    def _sampled(self, pair: PreferencePair) -> list[bytes] | None:
+        """The ids of both answers that a policy sampled; none of whole answers as texts; None for what needs a look."""
+        own, sides = self._as_sampled, (pair.sampled_chosen, pair.sampled_rejected)
+        if own is None or sides == (None, None):
+            return []
+        answers = [*zip((pair.chosen, pair.rejected), sides, strict=True)]
+        found = [ids for text, how in answers if (ids := own.ids(pair.prompt, text, how)) is not None]
+        if len(found) == 2 or not (found or any(is_cut(text, how) for text, how in answers)):
+            return [*map(id_bytes, found)]
+        return None
+
+    def _without_control(self, prompt: Prompt, answers: Sequence[str]) -> tuple[Prompt, Sequence[str], int]:
         """Prompt and answers with special tokens taken apart, and how many there were."""
-        starts, texts = self._control_starts, [message.content for message in pair.prompt]
-        if not any([start in text for text in (*texts, pair.chosen, pair.rejected) for start in starts]):
-            return pair.prompt, pair.chosen, pair.rejected, 0
+        starts, texts = self._control_starts, [message.content for message in prompt]
+        if not any([start in text for text in (*texts, *answers) for start in starts]):
+            return prompt, answers, 0
         before = self.counts["neutralised"]
-        answers = (Message("assistant", pair.chosen), Message("assistant", pair.rejected))
-        *prompt, chosen, rejected = self._neutralise((*pair.prompt, *answers))
+        said = self._neutralise((*prompt, *(Message("assistant", answer) for answer in answers)))
         neutralised = self.counts["neutralised"] - before
         self.counts["neutralised"] = before
-        return tuple(prompt), chosen.content, rejected.content, neutralised
+        return said[: len(prompt)], [message.content for message in said[len(prompt) :]], neutralised
 
-    def _rendered(self, prompt: Prompt, chosen: str, rejected: str) -> _Texts | None:
-        """None where the template refuses the pair."""
-        answered = [(*prompt, Message("assistant", answer)) for answer in (chosen, rejected)]
+    def _rendered(self, prompt: Prompt, answers: Sequence[str]) -> list[str] | None:
+        """The prompt, and the prompt with each answer; None where the template refuses one."""
+        answered = [(*prompt, Message("assistant", answer)) for answer in answers]
         try:
-            return _Texts(self._text(prompt, True), self._text(answered[0], False), self._text(answered[1], False))
+            return [self._text(prompt, True), *[self._text(each, False) for each in answered]]
         except jinja2.TemplateError:
             return None
 

@@ -1,13 +1,13 @@
 """Chat templates by name, and the encoder that turns records into token ids with the boundaries where they belong.
 
 What holds for every encoded row: BOS stands once, at the start, where the tokenizer or the template puts it at all; a
-completion ends in EOS, its only one; prompt and completion are tokenised together, so that training sees the ids that
-generation will see; nothing a user wrote becomes a control token; completions are never cut.
+completion ends in EOS, its only one, unless a policy wrote it and was cut; prompt and completion are tokenised
+together, so that training sees the ids that generation will see, or the completion has the ids that were sampled;
+nothing a user wrote becomes a control token; completions are never cut.
 """
 
 from __future__ import annotations
 
-import re
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,8 +17,10 @@ from typing import Any, Literal, NamedTuple, Protocol
 import jinja2
 import jinja2.sandbox
 
+from prefopt.data.control import control_pattern, control_tokens, taken_apart
+from prefopt.data.sampled import AsSampled, is_cut
 from prefopt.errors import DataError
-from prefopt.records import Demonstration, Message, PreferencePair, Prompt, conversation
+from prefopt.records import Demonstration, Message, PreferencePair, Prompt, SampledTokens, conversation
 
 BUILT_IN: dict[str, str] = {
     # The turns of Anthropic's HH data. No space after the last marker: it belongs to the answer's first token.
@@ -49,7 +51,6 @@ BUILT_IN: dict[str, str] = {
     ),
 }
 FALLBACK = "transcript"
-_MARKERS = ("<|im_start|>", "<|im_end|>")
 
 
 class Tokenizer(Protocol):
@@ -115,14 +116,14 @@ def ensure_chat_template(tokenizer: Tokenizer, name: str) -> str:
 
 
 class EncodedDemonstration(NamedTuple):
-    """Token ids; `completion_ids` ends in EOS."""
+    """Token ids; `completion_ids` ends in EOS, or where a policy was cut."""
 
     prompt_ids: list[int]
     completion_ids: list[int]
 
 
 class EncodedPair(NamedTuple):
-    """Token ids; both completions follow the same prompt and end in EOS."""
+    """Token ids; both completions follow the same prompt and end in EOS, or where a policy was cut."""
 
     prompt_ids: list[int]
     chosen_ids: list[int]
@@ -136,6 +137,8 @@ class Encoder:
         tokenizer: With a chat template; see `ensure_chat_template`.
         max_length: Most tokens of prompt and completion together.
         overlong: `trim_prompt` drops the oldest turns, then cuts the prompt from the left; `drop` leaves the row out.
+        as_sampled: Completions that a policy sampled are to be the tokens that it sampled; None where all are whole
+            answers, tokenised and ended alike, as reward models read them.
 
     Attributes:
         counts: `rows`, `trimmed_prompts`, `dropped_too_long`, `refused_by_template`, `boundary_mismatch` (completions
@@ -149,7 +152,11 @@ class Encoder:
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, max_length: int, overlong: Literal["trim_prompt", "drop"] = "trim_prompt"
+        self,
+        tokenizer: Tokenizer,
+        max_length: int,
+        overlong: Literal["trim_prompt", "drop"] = "trim_prompt",
+        as_sampled: AsSampled | None = None,
     ) -> None:
         if tokenizer.eos_token_id is None:
             raise DataError("the tokenizer has no EOS token, so no answer could end", "set eos_token in its config")
@@ -159,6 +166,7 @@ class Encoder:
         self._tokenizer = tokenizer
         self._max_length = max_length
         self._overlong = overlong
+        self._as_sampled = as_sampled
         self._eos: int = tokenizer.eos_token_id
         self.control_tokens = control_tokens(tokenizer)
         self._control = control_pattern(self.control_tokens)
@@ -169,16 +177,18 @@ class Encoder:
 
     def encode_demonstration(self, demonstration: Demonstration) -> EncodedDemonstration | None:
         """Encodes a demonstration; None when it is left out."""
-        return self.encode_answer(demonstration.prompt, demonstration.completion)
+        return self.encode_answer(demonstration.prompt, demonstration.completion, demonstration.sampled)
 
-    def encode_answer(self, prompt: Prompt, completion: str) -> EncodedDemonstration | None:
+    def encode_answer(
+        self, prompt: Prompt, completion: str, sampled: SampledTokens | None = None
+    ) -> EncodedDemonstration | None:
         """Encodes whatever a policy answered, nothing at all included; None when it is left out."""
-        found = self._encode(prompt, (completion,))
+        found = self._encode(prompt, (completion,), (sampled,))
         return None if found is None else EncodedDemonstration(found[0], found[1][0])
 
     def encode_pair(self, pair: PreferencePair) -> EncodedPair | None:
         """Encodes a pair; None when it is left out. The prompt is trimmed for the longer completion."""
-        found = self._encode(pair.prompt, (pair.chosen, pair.rejected))
+        found = self._encode(pair.prompt, (pair.chosen, pair.rejected), (pair.sampled_chosen, pair.sampled_rejected))
         return None if found is None else EncodedPair(found[0], *found[1])
 
     def encode_prompt(self, prompt: Prompt, reserve: int) -> list[int] | None:
@@ -234,14 +244,22 @@ class Encoder:
     def _least_room(self) -> int:
         return 1 if self._bos is None else 2
 
-    def _encode(self, prompt: Prompt, completions: Sequence[str]) -> tuple[list[int], list[list[int]]] | None:
+    def _encode(
+        self, prompt: Prompt, completions: Sequence[str], sampled: Sequence[SampledTokens | None]
+    ) -> tuple[list[int], list[list[int]]] | None:
         self.counts["rows"] += 1
+        own, encoded = self._as_sampled, list[list[int]]()
         try:
             messages = self._neutralise(prompt)
-            answers = self._neutralise(tuple(Message("assistant", completion) for completion in completions))
             text = self._render(messages, generate=True)
             prompt_ids = self._ids(text)
-            encoded = [self._completion(messages, text, prompt_ids, answer) for answer in answers]
+            for completion, how in zip(completions, sampled, strict=True):
+                ids = None if own is None else own.ids(prompt, completion, how)
+                if ids is None:
+                    write = self._cut_completion if own is not None and is_cut(completion, how) else self._completion
+                    (answer,) = self._neutralise((Message("assistant", completion),))
+                    ids = write(messages, text, prompt_ids, answer)
+                encoded.append(ids)
             fitted = self._fit(messages, prompt_ids, self._max_length - max(map(len, encoded)))
         except jinja2.TemplateError as error:
             self._refuse(error)
@@ -303,6 +321,19 @@ class Encoder:
             )
         return ids[: ids.index(self._eos) + 1]
 
+    def _cut_completion(self, messages: Prompt, prompt_text: str, prompt_ids: list[int], answer: Message) -> list[int]:
+        """Ids of an answer that its policy did not end, and of nothing that the template writes after it."""
+        whole_text, said = self._render((*messages, answer), generate=False), answer.content.strip()
+        start = whole_text.find(said, len(prompt_text)) if whole_text.startswith(prompt_text) else -1
+        if start < 0:
+            return self._continuation(answer.content)
+        whole_text = whole_text[: start + len(said)]
+        whole = self._ids(whole_text)
+        if whole[: len(prompt_ids)] == prompt_ids:
+            return whole[len(prompt_ids) :]
+        self.counts["boundary_mismatch"] += 1
+        return self._continuation(whole_text.removeprefix(prompt_text))
+
     def _continuation(self, text: str) -> list[int]:
         """Ids of a text as inside a longer one: SentencePiece puts a space piece before a text on its own."""
         for anchor in ("\n", ":", "a"):
@@ -358,21 +389,3 @@ def check_drop_share(counts: Mapping[str, int], max_length: int, refusal: str, m
             f" {long} longer than max_length {max_length}{said}",
             "raise max_length, set overlong: trim_prompt, choose another chat_template, or raise max_dropped",
         )
-
-
-def control_tokens(tokenizer: Tokenizer) -> list[str]:
-    """Texts that a tokenizer reads as control tokens, longest first."""
-    tokens = {*tokenizer.all_special_tokens, tokenizer.eos_token or ""}
-    tokens |= {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-    tokens |= {marker for marker in _MARKERS if marker in str(tokenizer.chat_template)}
-    return sorted((token for token in tokens if len(token) > 1), key=lambda token: (-len(token), token))
-
-
-def control_pattern(tokens: Sequence[str]) -> re.Pattern[str]:
-    """Finds any of the texts."""
-    return re.compile("|".join(map(re.escape, tokens)) or r"(?!)")
-
-
-def taken_apart(text: str, control: re.Pattern[str]) -> tuple[str, int]:
-    """A text in which control tokens are taken apart by a space, and how many there were."""
-    return control.subn(lambda match: f"{match[0][0]} {match[0][1:]}", text)

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from prefopt.records import SampledTokens
+
 Pairing = Literal["best_worst", "random"]
 
 
@@ -19,12 +21,14 @@ class Candidate:
         reward: What it is paired by: what the judge's scorer gave it, minus what costs take off.
         policy: Who answered.
         raw: What the scorer gave it, where costs take something off.
+        sampled: How the policy wrote it; None where nobody said.
     """
 
     text: str
     reward: float
     policy: str
     raw: float | None = None
+    sampled: SampledTokens | None = None
 
 
 def distinct(candidates: Sequence[Candidate]) -> list[Candidate]:

@@ -21,10 +21,12 @@ class Asked:
     Attributes:
         prompt: Its messages.
         ids: Its tokens.
+        context: Of the tokens that are sampled, as `prefopt.records.SampledTokens` has it.
     """
 
     prompt: Prompt
     ids: Sequence[int]
+    context: str = ""
 
 
 def sample_into(  # noqa: PLR0913  (one call, each argument of another kind)
@@ -68,7 +70,11 @@ def sample_into(  # noqa: PLR0913  (one call, each argument of another kind)
             seed = int(key_of(options.seed, identity, [keys[row] for row in chunk])[:15], 16)
             answers = sampler([asked[index].ids for index, _ in chunk], dataclasses.replace(options, seed=seed))
             fresh = {
-                keys[row]: (asked[row[0]].prompt, StoredSample(answer.text, answer.finished, len(answer.ids)))
+                keys[row]: (
+                    asked[row[0]].prompt,
+                    # A stop string is cut from the text, and its tokens may have more in them: then the text counts.
+                    StoredSample(answer.text, answer.finished, len(answer.ids), () if options.stop else answer.ids),
+                )
                 for row, answer in zip(chunk, answers, strict=True)
             }
             ledger.add_samples(policy, fresh)

@@ -142,7 +142,7 @@ def demonstration_rows(  # noqa: PLR0913  (keyword-only)
             "leave `weight` out, or give the rows a data set of their own with max_samples",
         )
     overlong, max_dropped = data_policy(names, sets)
-    encoder = base.encoder(max_length, overlong)
+    encoder = base.encoder(max_length, overlong, as_sampled=True)
     has_weights = any(demonstration.weight != 1 for part in (loaded.train, loaded.eval) for demonstration in part)
     train, held_out = (
         [

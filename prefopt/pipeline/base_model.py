@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple, cast
 
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from prefopt.data.sampled import AsSampled
 from prefopt.data.templates import Encoder, ensure_chat_template
 from prefopt.errors import InputError
 from prefopt.models.loading import BaseLocation, load_base, load_config, load_tokenizer, locate_base
@@ -60,9 +61,10 @@ class OpenBase:
             )
         return requested
 
-    def encoder(self, requested: int | None, overlong: Overlong) -> Encoder:
-        """Turns records into token ids with this tokenizer and template."""
-        return Encoder(self.tokenizer, self.max_length(requested), overlong)
+    def encoder(self, requested: int | None, overlong: Overlong, *, as_sampled: bool = False) -> Encoder:
+        """Turns records into token ids with this tokenizer and template; `as_sampled` as in `Encoder`."""
+        own = AsSampled(self.tokenizer) if as_sampled else None
+        return Encoder(self.tokenizer, self.max_length(requested), overlong, own)
 
 
 def stage_directories(inputs: Inputs) -> dict[str, Path]:

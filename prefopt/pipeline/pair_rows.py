@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import re
-import tempfile
 from pathlib import Path
 from typing import Any
-
-from transformers import PreTrainedTokenizerBase
 
 from prefopt.data.load import consulted
 from prefopt.data.pair_encoder import PairEncoder
 from prefopt.data.prepare import PAIR_IDS, prepare_pairs
+from prefopt.data.sampled import AsSampled, tokenizer_content
 from prefopt.data.sources import fingerprint
 from prefopt.data.templates import check_drop_share
 from prefopt.data.token_rows import EVAL, TRAIN, Columns, TokenRows
@@ -31,7 +28,7 @@ REWARD_COLUMNS = Columns(
     PAIR_IDS, (*PAIR_COLUMNS.numbers, "score_chosen", "score_rejected"), ("source", "annotator"), ("axes",)
 )
 # Raised by the change after which the same data gives other rows, or rows are stored in another way.
-REVISION = 1
+REVISION = 2
 FOLDER = "rows"
 _ACCOUNT = "account.json"
 _COMMIT = re.compile("[0-9a-f]{40}")
@@ -58,6 +55,8 @@ def pair_rows(
     sets = data_of(inputs, context)
     overlong, max_dropped = data_policy(spec.data, sets)
     length = base.max_length(spec.max_length)
+    # A reward model is asked about texts, and reads them here as it does there.
+    as_sampled = None if isinstance(spec, RewardSpec) else AsSampled(base.tokenizer)
     content = {
         "revision": REVISION,
         "columns": columns.to_json(),
@@ -67,12 +66,13 @@ def pair_rows(
         "tokenizer": tokenizer_content(base.tokenizer),
         "max_length": length,
         "overlong": overlong,
+        "as_sampled": as_sampled is not None,
         "versions": {name: importlib.metadata.version(name) for name in _LIBRARIES},
     }
 
     def make(folder: Path) -> None:
         context.log(f"tokenising the pairs of {', '.join(spec.data)}")
-        encoder = PairEncoder(base.tokenizer, length, overlong)
+        encoder = PairEncoder(base.tokenizer, length, overlong, as_sampled)
         prepared = prepare_pairs(spec.data, sets, context.recipe.seed, encoder, folder, columns)
         write_json(folder / _ACCOUNT, prepared._asdict())
 
@@ -83,25 +83,6 @@ def pair_rows(
         source["path"] = sets[name].path  # the same content may lie elsewhere now
     details = {"data": account["data"], "encoding": {"chat_template": base.template, **account["counts"]}}
     return Rows(TokenRows.of_set(folder, TRAIN), TokenRows.of_set(folder, EVAL), details)
-
-
-def tokenizer_content(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """Everything of a tokenizer that decides token ids: what is in its files, and the chat template in use."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None:
-        files = hashlib.sha256(backend.to_str().encode("utf-8")).hexdigest()
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            tokenizer.save_pretrained(folder)
-            files = HashCache(None).tree(Path(folder))
-    return {
-        "class": type(tokenizer).__name__,
-        "files": files,
-        "special_tokens": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
-        "bos": tokenizer.bos_token_id,
-        "eos": tokenizer.eos_token_id,
-        "chat_template": tokenizer.chat_template,
-    }
 
 
 def _data_set(name: str, sets: dict[str, DataSpec], context: StageContext) -> dict[str, Any]:

@@ -89,7 +89,7 @@ def prepare(spec: EvaluateSpec, base: OpenBase, inputs: Inputs, context: StageCo
             "give the data an eval_fraction > 0",
         )
     overlong, _ = data_policy(names, data)
-    encoder = base.encoder(spec.max_length, overlong)
+    encoder = base.encoder(spec.max_length, overlong, as_sampled=True)
     encoded = [(p, encoder.encode_prompt(p, spec.max_new_tokens)) for p in held_out]
     kept = [(p, ids) for p, ids in encoded if ids is not None]
     if not kept:

@@ -9,7 +9,7 @@ from __future__ import annotations
 REVISIONS: dict[str, int] = {
     "pretrain": 2,
     "sft": 2,
-    "collect": 1,
+    "collect": 2,
     "reward": 4,
     "dpo": 4,
     "kto": 1,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from prefopt.data.templates import control_pattern, control_tokens, taken_apart
+from prefopt.data.control import control_pattern, control_tokens, taken_apart
 from prefopt.errors import DataError
 from prefopt.models.batches import batches_by_length, pad_rows
 from prefopt.models.modes import evaluating

@@ -25,13 +25,20 @@ from prefopt.records import Prompt
 from prefopt.store.files import make_folder
 
 LEDGER_FILE = "ledger.sqlite3"
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+_WITHOUT_IDS = 2  # what was sampled then has its text alone
 _KEYS_AT_ONCE = 500  # SQLite's limit on variables of a statement is 999 in old versions
+# As they are read and written; a ledger that was made without ids has them in another order.
+_COLUMNS = {
+    "samples": "key, prompt, completion, finished, tokens, policy, ids, stage, created, checksum",
+    "scores": "key, judge, value, std, stage, created, checksum",
+    "judgements": "key, prompt, first, second, probability, judge, question, stage, created, checksum",
+}
 _SCHEMA = """
 CREATE TABLE samples (
     key TEXT PRIMARY KEY, prompt TEXT NOT NULL, completion TEXT NOT NULL, finished INTEGER NOT NULL,
     tokens INTEGER NOT NULL, policy TEXT NOT NULL, stage TEXT NOT NULL, created TEXT NOT NULL,
-    checksum TEXT NOT NULL
+    checksum TEXT NOT NULL, ids TEXT
 ) WITHOUT ROWID;
 CREATE TABLE scores (
     key TEXT PRIMARY KEY, judge TEXT NOT NULL, value REAL NOT NULL, std REAL NOT NULL, stage TEXT NOT NULL,
@@ -74,11 +81,13 @@ class StoredSample:
         completion: Its text.
         finished: Whether the policy ended it.
         tokens: How long it is, the end token included.
+        ids: Those tokens; empty where they were not kept.
     """
 
     completion: str
     finished: bool
     tokens: int
+    ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -101,6 +110,11 @@ class StoredJudgement:
 def _real(value: float | None) -> float | None:
     """A number as SQLite gives it back."""
     return None if value is None else float(value)
+
+
+def _checksum(table: str, row: Sequence[object]) -> str:
+    """Hash of a row. A sample without ids has the one that it had before there were any."""
+    return key_of(*(each for each in row if each is not None) if table == "samples" else row)
 
 
 class Ledger:
@@ -126,6 +140,9 @@ class Ledger:
             version = self._db.execute("PRAGMA user_version").fetchone()[0]
             if version == 0:
                 self._db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;")
+            elif version == _WITHOUT_IDS:
+                add = "ALTER TABLE samples ADD COLUMN ids TEXT"
+                self._db.executescript(f"BEGIN IMMEDIATE; {add}; PRAGMA user_version={SCHEMA_VERSION}; COMMIT;")
             elif version != SCHEMA_VERSION:
                 raise IntegrityError(
                     f"{self.path}: written by another version of prefopt (ledger {version}, this is {SCHEMA_VERSION})",
@@ -143,7 +160,10 @@ class Ledger:
     def samples(self, keys: Sequence[str]) -> dict[str, StoredSample]:
         """The samples among the keys that are there."""
         rows = self._select("samples", keys)
-        return {key: StoredSample(text, bool(done), tokens) for key, _, text, done, tokens, *_ in rows}
+        return {
+            key: StoredSample(text, bool(done), tokens, () if ids is None else tuple(json.loads(ids)))
+            for key, _, text, done, tokens, _, ids, *_ in rows
+        }
 
     def scores(self, keys: Sequence[str]) -> dict[str, float]:
         """The scores among the keys that are there."""
@@ -163,7 +183,10 @@ class Ledger:
         self._insert(
             "samples",
             (
-                (key, canonical_prompt(prompt), sample.completion, int(sample.finished), sample.tokens, policy)
+                (
+                    *(key, canonical_prompt(prompt), sample.completion, int(sample.finished), sample.tokens, policy),
+                    json.dumps(sample.ids) if sample.ids else None,
+                )
                 for key, (prompt, sample) in rows.items()
             ),
         )
@@ -193,23 +216,25 @@ class Ledger:
             for start in range(0, len(keys), _KEYS_AT_ONCE):
                 part = keys[start : start + _KEYS_AT_ONCE]
                 places = ",".join("?" * len(part))
-                found += self._db.execute(f"SELECT * FROM {table} WHERE key IN ({places})", list(part)).fetchall()
+                query = f"SELECT {_COLUMNS[table]} FROM {table} WHERE key IN ({places})"
+                found += self._db.execute(query, list(part)).fetchall()
         for *row, checksum in found:
             # A damaged type of a column makes bytes of what was text.
-            if any(isinstance(each, bytes) for each in row) or checksum != key_of(*row):
+            if any(isinstance(each, bytes) for each in row) or checksum != _checksum(table, row):
                 raise self._damaged(f"a row of {table} has changed since it was written: {str(row[0])[:12]}…")
         return found
 
     def _insert(self, table: str, rows: Iterable[tuple[object, ...]]) -> None:
         created = datetime.now(UTC).isoformat(timespec="seconds")
-        complete = [(*row, self._stage, created, key_of(*row, self._stage, created)) for row in rows]
+        stamped = [(*row, self._stage, created) for row in rows]
+        complete = [(*row, _checksum(table, row)) for row in stamped]
         if not complete:
             return
         places = ",".join("?" * len(complete[0]))
         with self._faults():
             self._db.execute("BEGIN IMMEDIATE")
             try:
-                self._db.executemany(f"INSERT OR IGNORE INTO {table} VALUES ({places})", complete)
+                self._db.executemany(f"INSERT OR IGNORE INTO {table} ({_COLUMNS[table]}) VALUES ({places})", complete)
                 self._db.execute("COMMIT")
             finally:
                 if self._db.in_transaction:

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from prefopt.data import formats
 from prefopt.data.prompts import row_prompt
+from prefopt.data.sampled import AsSampled
 from prefopt.data.sources import SourceRow
 from prefopt.data.templates import Encoder, ensure_chat_template
 from prefopt.errors import DataError
@@ -48,7 +49,8 @@ def tokenised_pairs(
     if len(rows) == 0 or all(name in rows[0] for name in TOKENISED):
         return rows
     ensure_chat_template(tokenizer, "auto")
-    encoder = Encoder(tokenizer, max_length)
+    # A reward model is asked about texts, so only policies learn from the tokens that were sampled.
+    encoder = Encoder(tokenizer, max_length, as_sampled=AsSampled(tokenizer) if encoded is pair_row else None)
     reasons: Counter[str] = Counter()
     numbered = (SourceRow(number, dict(row), f"row {number}") for number, row in enumerate(rows, 1))
     item_format, all_rows = formats.choose(numbered, "auto", formats.PAIRS)
@@ -83,7 +85,7 @@ def tokenised_unpaired(
     if len(rows) == 0 or "completion_ids" in rows[0]:
         return rows
     ensure_chat_template(tokenizer, "auto")
-    encoder = Encoder(tokenizer, max_length or tokenizer.model_max_length)
+    encoder = Encoder(tokenizer, max_length or tokenizer.model_max_length, as_sampled=AsSampled(tokenizer))
     reasons: Counter[str] = Counter()
     numbered = (SourceRow(number, dict(row), f"row {number}") for number, row in enumerate(rows, 1))
     item_format, all_rows = formats.choose(numbered, "auto", formats.UNPAIRED)
@@ -102,7 +104,7 @@ def unpaired_ids(rows: Sequence[Unpaired], encoder: Encoder) -> list[dict[str, A
     return [
         {"prompt_ids": ids.prompt_ids, "completion_ids": ids.completion_ids, "label": row.label}
         for row in rows
-        if (ids := encoder.encode_answer(row.prompt, row.completion)) is not None
+        if (ids := encoder.encode_answer(row.prompt, row.completion, row.sampled)) is not None
     ]
 
 

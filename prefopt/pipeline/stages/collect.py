@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from prefopt.data.load import load_prompts
+from prefopt.data.sampled import AsSampled, sampled_column, text_key
 from prefopt.data.splits import position, prompt_key
 from prefopt.errors import DataError, Interrupted
 from prefopt.feedback.judges import label
@@ -23,7 +24,7 @@ from prefopt.pipeline.policies import open_policies, sampling_options
 from prefopt.pipeline.scoring import open_scorer, scorer_identity
 from prefopt.pipeline.training import tracked
 from prefopt.recipe.schema import CollectSpec
-from prefopt.records import Prompt, conversation
+from prefopt.records import Prompt, SampledTokens, conversation
 from prefopt.store.files import write_json_lines
 from prefopt.store.ledger import Ledger, StoredJudgement, StoredSample, canonical_prompt, judgement_key, key_of
 
@@ -41,12 +42,12 @@ class _Answer:
     reward: float
     shaped: Shaped | None = None
 
-    @property
-    def candidate(self) -> Candidate:
-        """As one side of a pair."""
-        if self.shaped is None:
-            return Candidate(self.sample.completion, self.reward, self.policy)
-        return Candidate(self.sample.completion, self.shaped.reward, self.policy, self.reward)
+    def candidate(self, context: str) -> Candidate:
+        """As one side of a pair of a prompt; `context` as in `SampledTokens`."""
+        text = self.sample.completion
+        sampled = SampledTokens(self.sample.finished, text_key(text), self.sample.ids, context)
+        reward, raw = (self.reward, None) if self.shaped is None else (self.shaped.reward, self.reward)
+        return Candidate(text, reward, self.policy, raw, sampled)
 
 
 def run(spec: CollectSpec, inputs: Inputs, context: StageContext) -> StageResult:
@@ -106,7 +107,8 @@ def _asked(
         chosen += [*ranked[start:], *ranked[:start]][:size]
     encoded = [(prompt, encoder.encode_prompt(prompt, spec.max_new_tokens)) for prompt in chosen]
     encoder.check_drop_share(max_dropped)
-    asked = [Asked(prompt, ids) for prompt, ids in encoded if ids is not None]
+    as_sampled = AsSampled(base.tokenizer)
+    asked = [Asked(prompt, ids, as_sampled.context(prompt)) for prompt, ids in encoded if ids is not None]
     if not asked:
         raise DataError(f"stage {context.stage}: no prompt of {', '.join(spec.prompts)} can be answered")
     return asked, {
@@ -240,7 +242,7 @@ def _pairs(
     found: Counter[str] = Counter()
     fresh: dict[str, StoredJudgement] = {}
     for prompt, each in zip(asked, answers, strict=True):
-        candidates = [answer.candidate for answer in each if not _is_dropped(spec, answer)]
+        candidates = [answer.candidate(prompt.context) for answer in each if not _is_dropped(spec, answer)]
         text = canonical_prompt(prompt.prompt)
         rng = random.Random(key_of("pairs", context.seed, text))
         pairs = pairs_of(candidates, spec.pairing, spec.pairs_per_prompt, rng)
@@ -276,6 +278,7 @@ def _pair_row(
     """One line of `pairs.jsonl`: chosen is what the label prefers, which may be the lower reward."""
     chosen, rejected = (better, worse) if probability >= 0.5 else (worse, better)
     shaped = {} if chosen.raw is None else {"shaped_chosen": chosen.reward, "shaped_rejected": rejected.reward}
+    assert chosen.sampled is not None and rejected.sampled is not None
     return {
         "prompt": conversation(prompt),
         "chosen": chosen.text,
@@ -288,6 +291,8 @@ def _pair_row(
         "reward_chosen": chosen.reward if chosen.raw is None else chosen.raw,
         "reward_rejected": rejected.reward if rejected.raw is None else rejected.raw,
         **shaped,
+        "sampled_chosen": sampled_column(chosen.sampled),
+        "sampled_rejected": sampled_column(rejected.sampled),
     }
 
 

@@ -65,7 +65,7 @@ def _rows(spec: KTOSpec, inputs: Inputs, context: StageContext, base: OpenBase) 
             "leave `weight` out; desirable_weight and undesirable_weight are of the stage",
         )
     overlong, max_dropped = data_policy(spec.data, sets)
-    encoder = base.encoder(spec.max_length, overlong)
+    encoder = base.encoder(spec.max_length, overlong, as_sampled=True)
     train, held_out = (unpaired_ids(rows, encoder) for rows in (loaded.train, loaded.eval))
     encoder.check_drop_share(max_dropped)
     if not train:

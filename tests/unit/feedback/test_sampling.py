@@ -1,5 +1,6 @@
 """A restart samples nothing twice, and ends with the same answers as an uninterrupted collection."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,25 @@ def test_every_prompt_gets_its_answers_and_they_differ(tmp_path: Path) -> None:
     found = collect(tmp_path, sampler)
     assert [len(each) for each in found] == [3] * len(ASKED) and sum(sampler.rows) == 3 * len(ASKED)
     assert len({sample.completion for each in found for sample in each}) > len(ASKED)
+
+
+def test_the_tokens_are_kept_that_were_sampled(tmp_path: Path) -> None:
+    sampler = Counted()
+    told = []
+
+    def spy(prompts, options: SamplingOptions) -> list[Sampled]:
+        found = sampler(prompts, options)
+        told.extend((each.text, each.finished, len(each.ids), each.ids) for each in found)
+        return found
+
+    for _ in range(2):  # the second time from the ledger
+        found = [sample for each in collect(tmp_path, spy) for sample in each]
+        assert sorted(told) == sorted((each.completion, each.finished, each.tokens, each.ids) for each in found)
+
+
+def test_where_a_stop_string_may_cut_the_text_it_stands_alone(tmp_path: Path) -> None:
+    found = collect(tmp_path, Counted(), options=dataclasses.replace(OPTIONS, stop=("e",)))
+    assert {sample.ids for each in found for sample in each} == {()}
 
 
 def test_a_restart_goes_on_where_it_was_and_nobody_can_tell(tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ PROMPT = (Message("user", "what does it cost?"),)
 
 
 def sample(number: int) -> tuple[tuple[Message, ...], StoredSample]:
-    return PROMPT, StoredSample(f"answer {number}", number % 2 == 0, number)
+    ids = tuple(range(number % 5))  # none for some
+    return PROMPT, StoredSample(f"answer {number}", number % 2 == 0, number, ids)
 
 
 def test_what_was_added_is_found_again_and_stays_as_it_was_first(tmp_path: Path) -> None:
@@ -96,6 +97,31 @@ def test_a_damaged_file_is_named_with_what_to_do(tmp_path: Path) -> None:
     path.write_bytes(b"this is no database, whatever its name says" * 200)
     with pytest.raises(IntegrityError, match=LEDGER_FILE):
         Ledger(tmp_path, "pairs")
+
+
+def test_a_ledger_without_token_ids_is_read_and_goes_on(tmp_path: Path) -> None:
+    """What it has is neither sampled nor judged again."""
+    database = sqlite3.connect(tmp_path / LEDGER_FILE)
+    database.executescript(
+        "CREATE TABLE samples (key TEXT PRIMARY KEY, prompt TEXT NOT NULL, completion TEXT NOT NULL,"
+        " finished INTEGER NOT NULL, tokens INTEGER NOT NULL, policy TEXT NOT NULL, stage TEXT NOT NULL,"
+        " created TEXT NOT NULL,"
+        " checksum TEXT NOT NULL) WITHOUT ROWID; PRAGMA user_version=2;"
+    )
+    row = ("k", "[]", "answer", 0, 7, "sft", "pairs", "2025-01-01")
+    database.execute(f"INSERT INTO samples VALUES ({','.join('?' * 9)})", (*row, key_of(*row)))
+    database.commit()
+    database.close()
+    for _ in range(2):
+        with Ledger(tmp_path, "pairs") as ledger:
+            ledger.add_samples("sft", {"k": sample(3), "new": sample(3)})
+            assert ledger.samples(["k", "new"]) == {"k": StoredSample("answer", False, 7), "new": sample(3)[1]}
+    database = sqlite3.connect(tmp_path / LEDGER_FILE)
+    database.execute("UPDATE samples SET ids = '[1]' WHERE key = 'k'")
+    database.commit()
+    database.close()
+    with Ledger(tmp_path, "pairs") as ledger, pytest.raises(IntegrityError, match="has changed"):
+        ledger.samples(["k"])
 
 
 def test_a_ledger_of_another_version_is_refused(tmp_path: Path) -> None:
