@@ -105,6 +105,14 @@ def with_spans(listed: tuple[AnyLossCost, ...]) -> tuple[AnyLossCost, ...]:
 FlaggingCosts = Annotated[LossCosts, AfterValidator(with_spans)]
 
 
+class SequenceUnlikelihoodSpec(Spec):
+    """What the policy unlearns of its own answers; `prefopt.trainers.sequence_unlikelihood` implements it."""
+
+    costs: FlaggingCosts = Field(min_length=1, description="they flag tokens of the policy's own answers")
+    every: int = Field(2, ge=1, description="optimiser steps from one that has the term to the next")
+    max_new_tokens: int = Field(100, ge=1, description="answers are cut there")
+
+
 def measurable(listed: tuple[costs.AnyCost, ...]) -> tuple[costs.AnyCost, ...]:
     """The costs, which can be measured on any completion.
 
@@ -133,5 +141,7 @@ def sampled(listed: tuple[costs.AnyCost, ...]) -> tuple[costs.AnyCost, ...]:
 
 KeptCosts = Annotated[costs.Costs, AfterValidator(sampled)]
 
+SEQUENCE_UNLIKELIHOOD = "sequence_unlikelihood"
+"""The key of a stage that holds a mapping with a list of costs."""
 LOSS_COST_ROLES = ("unlikelihood", "cost_margin", "violations", "group_costs")
 """Keys of a stage that hold a list of costs, beside `costs`."""
