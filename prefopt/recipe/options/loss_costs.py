@@ -105,10 +105,21 @@ def with_spans(listed: tuple[AnyLossCost, ...]) -> tuple[AnyLossCost, ...]:
 FlaggingCosts = Annotated[LossCosts, AfterValidator(with_spans)]
 
 
+def some(listed: tuple[AnyLossCost, ...]) -> tuple[AnyLossCost, ...]:
+    """The costs, of which there is one at least; not `min_length`, which says so as well where one of them is wrong.
+
+    Raises:
+        ValueError: For none.
+    """
+    if not listed:
+        raise ValueError("without a cost nothing is flagged")
+    return listed
+
+
 class SequenceUnlikelihoodSpec(Spec):
     """What the policy unlearns of its own answers; `prefopt.trainers.sequence_unlikelihood` implements it."""
 
-    costs: FlaggingCosts = Field(min_length=1, description="they flag tokens of the policy's own answers")
+    costs: Annotated[FlaggingCosts, AfterValidator(some)] = Field(description="they flag tokens of its own answers")
     every: int = Field(2, ge=1, description="optimiser steps from one that has the term to the next")
     max_new_tokens: int = Field(100, ge=1, description="answers are cut there")
 
