@@ -64,6 +64,25 @@ class Continuation:
     weights: Sequence[float]
 
 
+@dataclass
+class OwnAnswers:
+    """What was said on this rank since training began or went on.
+
+    Attributes:
+        steps: Optimiser steps that had the term.
+        answers: Continuations.
+        prompt_tokens: Of their prompts, added up.
+        new_tokens: Of theirs.
+        unlearned_tokens: Prompts and continuations that went through the model again.
+    """
+
+    steps: int = 0
+    answers: int = 0
+    prompt_tokens: int = 0
+    new_tokens: int = 0
+    unlearned_tokens: int = 0
+
+
 # Ranks go through the model equally often, so a pass of nothing flagged has one row that adds 0.
 _NOTHING = Continuation((0,), (0,), (0.0,))
 
@@ -75,11 +94,16 @@ class SequenceUnlikelihoodTrainer(CheckpointedTrainer):
         args: Of the other trainer.
         sequence_unlikelihood: None for the other trainer as it is.
         kwargs: Of the other trainer.
+
+    Attributes:
+        sequence_unlikelihood: As given.
+        own_answers: What was said so far.
     """
 
     def __init__(self, *args: Any, sequence_unlikelihood: SequenceUnlikelihood | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._sequence_unlikelihood = sequence_unlikelihood
+        self.sequence_unlikelihood = sequence_unlikelihood
+        self.own_answers = OwnAnswers()
         self._seen = Averages()
         self._said_too_long = False
 
@@ -103,7 +127,7 @@ class SequenceUnlikelihoodTrainer(CheckpointedTrainer):
     ) -> tuple[list[Any], Any]:
         """The batches of an optimiser step; where it has the term, with what the policy says to their prompts."""
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        plan = self._sequence_unlikelihood
+        plan = self.sequence_unlikelihood
         if plan is not None and self.state.global_step % plan.every == 0:
             self._continue(batches, plan)
         return batches, items
@@ -116,6 +140,7 @@ class SequenceUnlikelihoodTrainer(CheckpointedTrainer):
         said = self._greedy(asked, plan.max_new_tokens)
         flags, counts = flag(samples_of(asked, [each.ids for each in said], tokenizer), plan.costs)
         self._note(said, flags, counts, plan)
+        self._tally(asked, counts)
         found = torch.tensor([counts.tokens, sum(sum(each.unlikelihood) for each in flags)], device=self.args.device)
         tokens, weight = self.accelerator.gather(found.unsqueeze(0)).double().sum(0).tolist()
         if not weight:
@@ -127,6 +152,13 @@ class SequenceUnlikelihoodTrainer(CheckpointedTrainer):
         }
         for batch, each in zip(batches, prompts, strict=True):
             batch[_SAID] = [rows.get(tuple(prompt), _NOTHING) for prompt in each]
+            self.own_answers.unlearned_tokens += sum(len(row.prompt_ids) + len(row.ids) for row in batch[_SAID])
+
+    def _tally(self, asked: Sequence[Sequence[int]], counts: FlagCounts) -> None:
+        self.own_answers.steps += 1
+        self.own_answers.answers += counts.completions
+        self.own_answers.prompt_tokens += sum(map(len, asked))
+        self.own_answers.new_tokens += counts.tokens
 
     def _with_room(self, prompts: list[list[int]], longest: int) -> list[list[int]]:
         """Prompts after which the model has positions for so many tokens; the others are not continued."""
