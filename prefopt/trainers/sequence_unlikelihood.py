@@ -146,7 +146,7 @@ class SequenceUnlikelihoodTrainer(CheckpointedTrainer):
         if not weight:
             return
         factor = self.accelerator.num_processes / tokens  # gradients are averaged over ranks
-        rows = {
+        rows = {  # greedy: a prompt has one answer
             tuple(prompt): _to_unlearn(prompt, sampled, each, factor)
             for prompt, sampled, each in zip(asked, said, flags, strict=True)
         }

@@ -224,6 +224,14 @@ def test_prompts_that_leave_no_room_are_not_continued_and_that_is_said_once(
     assert sum("leave no room" in record.message for record in caplog.records) == 1
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_row_for_ranks_that_have_nothing_adds_nothing(tmp_path: Path, method: str) -> None:
+    one = trainer(method, tmp_path, plan())
+    one.unlikelihood_of(one.model, [sequence_unlikelihood._NOTHING]).backward()
+    gradients = [weight.grad for weight in one.model.parameters() if weight.requires_grad]
+    assert gradients and all(gradient is not None and not gradient.any() for gradient in gradients)
+
+
 class Word(Cost):
     """Flags a text wherever it is said."""
 
