@@ -8,10 +8,10 @@ from __future__ import annotations
 
 REVISIONS: dict[str, int] = {
     "pretrain": 2,
-    "sft": 2,
+    "sft": 3,
     "collect": 1,
     "reward": 4,
-    "dpo": 4,
+    "dpo": 5,
     "kto": 1,
     "ppo": 5,
     "grpo": 1,
