@@ -23,7 +23,10 @@ def log_complement(logps: Tensor) -> Tensor:
         logps: log p in nats, any shape, at most 0.
     """
     inside = logps.clamp(max=_EDGE)
-    return torch.log(-torch.expm1(inside)) - _SLOPE * (logps - inside)
+    # Not `logps - inside`: below the edge that is 0 as well, but its gradient is the slope minus the slope, and what
+    # the logarithm adds to 1e5 is lost to rounding in float32. This one's is 0.
+    beyond = torch.relu(logps - _EDGE)
+    return torch.log(-torch.expm1(inside)) - _SLOPE * beyond
 
 
 def unlikelihood(logps: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from prefopt.trainers.checkpoints import CheckpointedTrainer
 from prefopt.trainers.distill import DistillTrainer
 from prefopt.trainers.group import GroupTrainer
 from prefopt.trainers.ppo import PPOTrainer
+from prefopt.trainers.sequence_unlikelihood import SequenceUnlikelihoodTrainer
 
 
 def mean_context(lengths: Sequence[int]) -> float:
@@ -47,7 +48,29 @@ def training_cost(
     total = flops.train(tokens, context, full, _recomputes(trainer), head * tokens)
     if reference:
         total += replace(flops, adapters=0).forward(once, context, head * once)
+    if isinstance(trainer, SequenceUnlikelihoodTrainer):
+        total += own_answers_cost(trainer, flops)
     return {"tokens": tokens, "flops": total}
+
+
+def own_answers_cost(trainer: SequenceUnlikelihoodTrainer, flops: FlopsModel) -> float:
+    """Operations of sampling and unlearning a policy's own answers, over all attempts and ranks.
+
+    Steps of earlier attempts, and other ranks, are taken to have said as much as those of this one.
+
+    Args:
+        trainer: After training.
+        flops: Of its model.
+    """
+    plan, said = trainer.sequence_unlikelihood, trainer.own_answers
+    if plan is None or not said.answers:
+        return 0.0
+    prompt, new = said.prompt_tokens / said.answers, said.new_tokens / said.answers
+    sampled = said.answers * replace(flops, adapters=0).sample(prompt, new)
+    head = said.unlearned_tokens * new / (prompt + new)
+    again = flops.train(said.unlearned_tokens, prompt + new, False, _recomputes(trainer), head)
+    steps = -(-int(trainer.state.global_step) // plan.every)
+    return (sampled + again) * steps / said.steps * int(trainer.args.world_size)
 
 
 def _recomputes(trainer: CheckpointedTrainer) -> bool:

@@ -7,14 +7,12 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from prefopt.models.token_offsets import token_offsets
 from prefopt.pipeline.context import Inputs, StageContext
 from prefopt.pipeline.costs import open_cost
-from prefopt.recipe.options.loss_costs import AnySampledCost
-from prefopt.records import Message, Prompt
+from prefopt.recipe.options.loss_costs import AnySampledCost, SequenceUnlikelihoodSpec
 from prefopt.rewards.costs.sample import Cost, Sample
-from prefopt.rewards.flags import Flags, WeightedCost, flag
-from prefopt.rewards.shaper import lazy_offsets
+from prefopt.rewards.flags import Flags, WeightedCost, flag, samples_of
+from prefopt.trainers.sequence_unlikelihood import SequenceUnlikelihood
 
 AT_ONCE = 1000
 """Rows that are measured together."""
@@ -25,26 +23,13 @@ def open_loss_costs(specs: Sequence[AnySampledCost], inputs: Inputs, context: St
     return [WeightedCost(open_cost(spec, inputs, context), spec.weight) for spec in specs]
 
 
-def samples_of(
-    prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase
-) -> list[Sample]:
-    """Tokenised completions as costs look at them: decoded, as those that a policy samples are.
-
-    Args:
-        prompts: Token ids of N prompts; costs see each as one message, chat template and all.
-        completions: Token ids of N completions, the end token included.
-        tokenizer: That made them.
-    """
-
-    def offsets(ids: Sequence[int], text: str) -> Sequence[int]:
-        return token_offsets(tokenizer, ids, text)
-
-    found = []
-    for prompt, ids in zip(prompts, completions, strict=True):
-        asked: Prompt = (Message("user", tokenizer.decode(list(prompt), skip_special_tokens=True)),)
-        text = tokenizer.decode(list(ids), skip_special_tokens=True)
-        found.append(Sample(asked, text, tuple(ids), offsets=lazy_offsets(offsets, tuple(ids), text)))
-    return found
+def open_sequence_unlikelihood(
+    spec: SequenceUnlikelihoodSpec | None, inputs: Inputs, context: StageContext
+) -> SequenceUnlikelihood | None:
+    """What a trainer is given of `sequence_unlikelihood`; raises as `prefopt.pipeline.costs.open_cost`."""
+    if spec is None:
+        return None
+    return SequenceUnlikelihood(open_loss_costs(spec.costs, inputs, context), spec.every, spec.max_new_tokens)
 
 
 def flagged_rows(

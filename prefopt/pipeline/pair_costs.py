@@ -16,10 +16,10 @@ from prefopt.pipeline.adapters import Rows, Tokenised
 from prefopt.pipeline.base_model import OpenBase
 from prefopt.pipeline.context import Inputs, StageContext
 from prefopt.pipeline.costs import open_cost
-from prefopt.pipeline.loss_costs import AT_ONCE, open_loss_costs, samples_of, violations
+from prefopt.pipeline.loss_costs import AT_ONCE, open_loss_costs, violations
 from prefopt.recipe.schema import DPOSpec
 from prefopt.rewards.costs.sample import Cost, Sample
-from prefopt.rewards.flags import FlagCounts, WeightedCost, flag
+from prefopt.rewards.flags import FlagCounts, WeightedCost, flag, samples_of
 
 _SIDES = ("chosen", "rejected")
 

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 REVISIONS: dict[str, int] = {
     "pretrain": 2,
-    "sft": 2,
+    "sft": 3,
     "collect": 2,
     "reward": 4,
-    "dpo": 4,
-    "kto": 1,
-    "ppo": 5,
-    "grpo": 1,
-    "rloo": 1,
+    "dpo": 5,
+    "kto": 2,
+    "ppo": 6,
+    "grpo": 2,
+    "rloo": 2,
     "distill": 1,
-    "evaluate": 4,
+    "evaluate": 5,
 }
 
 USES_MODEL: frozenset[str] = frozenset(REVISIONS) - {"pretrain"}

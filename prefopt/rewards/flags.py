@@ -5,9 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
+from transformers import PreTrainedTokenizerBase
+
+from prefopt.models.token_offsets import token_offsets
+from prefopt.records import Message, Prompt
 from prefopt.rewards.costs.sample import MOST_SPANS, Cost, Measured, Sample, Span
+from prefopt.rewards.shaper import lazy_offsets
 
 
 @dataclass(frozen=True)
@@ -75,6 +81,25 @@ class FlagCounts:
             "violating": dict(self.violating),
             "without_span": dict(self.without_span),
         }
+
+
+def samples_of(
+    prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase
+) -> list[Sample]:
+    """Tokenised completions as costs look at them: decoded, as those that a policy samples are.
+
+    Args:
+        prompts: Token ids of N prompts; costs see each as one message, chat template and all.
+        completions: Token ids of N completions, the end token included.
+        tokenizer: That made them.
+    """
+    where = partial(token_offsets, tokenizer)
+    found = []
+    for prompt, ids in zip(prompts, completions, strict=True):
+        asked: Prompt = (Message("user", tokenizer.decode(list(prompt), skip_special_tokens=True)),)
+        text = tokenizer.decode(list(ids), skip_special_tokens=True)
+        found.append(Sample(asked, text, tuple(ids), offsets=lazy_offsets(where, tuple(ids), text)))
+    return found
 
 
 def flag(samples: Sequence[Sample], costs: Sequence[WeightedCost]) -> tuple[list[Flags], FlagCounts]:

@@ -24,6 +24,12 @@ COSTS: tuple[tuple[str, str, str, Better | None], ...] = (
      "higher"),
     ("collect/dropped_rate", "Share of answers that are in no pair, as they violate a cost.", "", "lower"),
     ("sft/flagged_probability", "Probability of the tokens that a cost has flagged, which are unlearned.", "", "lower"),
+    ("sequence_unlikelihood/loss", "Weighted -log(1 - p) of flagged tokens in the policy's own greedy answers, per "
+     "token of these.", "nats", "lower"),
+    ("sequence_unlikelihood/flagged_share", "Share of the tokens of these answers that a cost has flagged.", "",
+     "lower"),
+    ("sequence_unlikelihood/NAME/rate", "Share of these answers that violate: their cost is above its threshold.", "",
+     "lower"),
     ("dpo/unlikelihood", "Weighted -log(1 - p) of flagged tokens, per token of the chosen answer.", "nats", "lower"),
     ("dpo/cost_margin", "Cost of the rejected answer minus that of the chosen one.", "nats × beta", None),
 )  # fmt: skip

@@ -351,7 +351,9 @@ def _table() -> dict[str, Metric]:
 
 METRICS: dict[str, Metric] = _table()
 
-_NAMED = re.compile(r"(?P<group>penalty|violation_rate|cost)/(?P<label>[A-Za-z][A-Za-z0-9_-]*)(?P<rest>/\w+)?")
+_NAMED = re.compile(
+    r"(?P<group>penalty|violation_rate|cost|sequence_unlikelihood)/(?P<label>[A-Za-z][A-Za-z0-9_-]*)(?P<rest>/\w+)?"
+)
 _ON_HELD_OUT = "On held-out rows: "
 
 

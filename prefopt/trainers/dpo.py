@@ -14,7 +14,7 @@ The algorithm, in the order of this file:
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,6 +48,7 @@ from prefopt.trainers.pairs import (
 )
 from prefopt.trainers.ranks import shared_out
 from prefopt.trainers.rows import TOKENISED, tokenised_pairs
+from prefopt.trainers.sequence_unlikelihood import Continuation, SequenceUnlikelihoodTrainer
 
 
 @dataclass
@@ -91,7 +92,7 @@ class DPOConfig(TrainingArguments):  # type: ignore[misc]
         return DPOOptions(**{name: getattr(self, name) for name in DPOOptions._fields})
 
 
-class DPOTrainer(PairTrainer):
+class DPOTrainer(SequenceUnlikelihoodTrainer, PairTrainer):
     """Trains a LoRA policy on preference pairs; usable without recipes, as TRL's trainers are.
 
     Args:
@@ -107,7 +108,8 @@ class DPOTrainer(PairTrainer):
         processing_class: The tokenizer; loaded with the model when that is a name.
         peft_config: Shape of the policy's adapter, where `model` has none yet.
         reference_cache: What this reference said of rows before; it must belong to this very reference.
-        kwargs: Passed to `transformers.Trainer` (`callbacks`, `optimizers` …).
+        kwargs: `sequence_unlikelihood` (see `SequenceUnlikelihood`), and what `transformers.Trainer` takes
+            (`callbacks`, `optimizers` …).
 
     Raises:
         InputError: When the model has no adapter to train.
@@ -269,6 +271,24 @@ class DPOTrainer(PairTrainer):
             unlearned = sums.unlikelihood.chunk(2)[0] / pair.chosen.length
             losses, metrics["dpo/unlikelihood"] = losses + unlearned, unlearned.detach()
         return losses, metrics
+
+    def prompts_of(self, batch: Mapping[str, Any]) -> list[list[int]]:
+        """The prompts of pairs that weigh something."""
+        pieces = batch["input_ids"][0].cpu().split(batch["lengths"].flatten().tolist())
+        return [
+            piece.tolist() if weight else [] for piece, weight in zip(pieces[::3], weights(batch).tolist(), strict=True)
+        ]
+
+    def unlikelihood_of(self, model: nn.Module, rows: Sequence[Continuation]) -> Tensor:
+        """Of rows as chosen answers of pairs, whose rejected answers are one token that nobody looks at."""
+        pairs = [
+            {"prompt_ids": row.prompt_ids, "chosen_ids": row.ids, "rejected_ids": row.ids[:1], FLAGS: row.weights}
+            for row in rows
+        ]
+        batch = self._prepare_inputs(PairCollator()(pairs))
+        sums: CompletionSums = model(batch["input_ids"], batch["lengths"], flags=batch[FLAGS])
+        assert sums.unlikelihood is not None  # flags were given
+        return sums.unlikelihood.sum()
 
     def summed(self, losses: Tensor, each: Tensor) -> Tensor:
         """Weighted sum of the pairs' losses; with `dr_beta` their robust mean, as often as the weights say."""

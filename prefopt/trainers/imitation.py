@@ -16,8 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from prefopt.losses.sft import sft_losses
+from prefopt.losses.unlikelihood import unlikelihood
+from prefopt.models.batches import prompt_completion_batch
 from prefopt.trainers.checkpoints import CheckpointedTrainer
 from prefopt.trainers.ranks import step_total
+from prefopt.trainers.sequence_unlikelihood import Continuation
 
 TOKEN_COLUMNS = {"imitation": 1.0, "unlikelihood": 0.0}
 """Columns with a number for every position, and what stands where a row has none."""
@@ -133,6 +136,36 @@ class ImitationTrainer(CheckpointedTrainer):
         if count:
             mode = "train" if self.model.training else "eval"
             self._metrics[mode]["sft/flagged_probability"].append(probability / count)
+
+
+def prompts_before(batch: Mapping[str, Tensor]) -> list[list[int]]:
+    """Tokens before each completion of a batch of `ImitationCollator`; none of rows without one, or without weight."""
+    has_label = batch["labels"].ne(-100)
+    firsts = torch.where(has_label.any(1), has_label.int().argmax(1), 0)
+    if WEIGHT in batch:
+        firsts = firsts * batch[WEIGHT].ne(0)
+    return [row[:first] for row, first in zip(batch["input_ids"].tolist(), firsts.tolist(), strict=True)]
+
+
+def unlearned(model: nn.Module, rows: Sequence[Continuation], device: torch.device) -> Tensor:
+    """Σ w_t (-log(1 - p_t)) over the tokens of continuations, nats: a scalar.
+
+    Args:
+        model: The wrapped module, with TRL's fused head.
+        rows: Continuations, padded here to the longest.
+        device: Of the model.
+    """
+    batch = prompt_completion_batch([row.prompt_ids for row in rows], [row.ids for row in rows], 0)
+    weights = torch.zeros(batch["input_ids"].shape)
+    weights[batch["completion_mask"].bool()] = torch.tensor([weight for row in rows for weight in row.weights])
+    said = model(
+        input_ids=batch["input_ids"].to(device),
+        attention_mask=batch["attention_mask"].to(device),
+        labels=torch.where(weights > 0, batch["input_ids"], -100).to(device),  # elsewhere no logit is computed
+        use_cache=False,
+        fused_lm_head=True,
+    )
+    return (weights[:, 1:].to(device) * unlikelihood(said.log_probs)).sum()
 
 
 def _weight_of(batch: Mapping[str, Tensor]) -> Tensor:

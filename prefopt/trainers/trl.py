@@ -13,10 +13,12 @@ from typing import Any
 
 import trl
 from datasets import Dataset
+from torch import Tensor, nn
 
 from prefopt.trainers.group import GroupTrainer
 from prefopt.trainers.group_config import GroupConfig
-from prefopt.trainers.imitation import COLUMNS, TOKEN_COLUMNS, ImitationTrainer
+from prefopt.trainers.imitation import COLUMNS, TOKEN_COLUMNS, ImitationTrainer, prompts_before, unlearned
+from prefopt.trainers.sequence_unlikelihood import Continuation, SequenceUnlikelihoodTrainer
 from prefopt.trainers.unpaired import UnpairedTrainer
 
 # The tile of `trl.trainer.utils.add_fused_lm_head`.
@@ -43,11 +45,20 @@ class SFTConfig(trl.SFTConfig):  # type: ignore[misc]
     focal_gamma: float = field(default=0.0, metadata={"help": "takes weight from tokens that are foreseen already"})
 
 
-class SFTTrainer(ImitationTrainer, trl.SFTTrainer):  # type: ignore[misc]
+class SFTTrainer(SequenceUnlikelihoodTrainer, ImitationTrainer, trl.SFTTrainer):  # type: ignore[misc]
     """TRL's SFTTrainer with checkpoints that survive a kill, and runs that stop at NaN and go on without memory.
 
-    Rows may have the further columns of `ImitationTrainer`.
+    Rows may have the further columns of `ImitationTrainer`. With `sequence_unlikelihood` the policy unlearns what costs
+    flag in its own answers to the rows' prompts; see `SequenceUnlikelihood`.
     """
+
+    def prompts_of(self, batch: Mapping[str, Any]) -> list[list[int]]:
+        """What stands before the completions."""
+        return prompts_before(batch)
+
+    def unlikelihood_of(self, model: nn.Module, rows: Sequence[Continuation]) -> Tensor:
+        """Of rows that are padded on the right."""
+        return unlearned(model, rows, self.args.device)
 
     def counted(self) -> tuple[dict[str, int], float]:
         """How many values each of TRL's metrics has, and the tokens seen."""

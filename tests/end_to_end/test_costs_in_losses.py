@@ -31,6 +31,10 @@ stages:
     unlikelihood:
       - {cost: banned, lexicon: ./banned.txt}
       - {cost: length, limit: 60, weight: 0.5}
+    sequence_unlikelihood:
+      costs: [{cost: banned, patterns: ["[aeiou]"]}, {cost: repetition, ngram: 2, weight: 0.5}]
+      every: 1
+      max_new_tokens: 8
     focal_gamma: 1.0
     group_weights: effective_number
     group_by: violates
@@ -56,6 +60,9 @@ stages:
     init: sft
     cost_margin: [{cost: length, limit: 40}]
     unlikelihood: [{cost: banned, patterns: ["the"]}]
+    sequence_unlikelihood:
+      costs: [{cost: banned, lexicon: ./own.txt}, {cost: repetition, ngram: 2}]
+      max_new_tokens: 8
     violations: [{cost: banned, lexicon: ./banned.txt}]
     on_violation: relabel
     group_weights: inverse
@@ -70,6 +77,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("costly")
     save_tiny_base(root / "base")
     (root / "banned.txt").write_text("the\nyes\n")
+    (root / "own.txt").write_text("lamp\n")
     (root / "recipe.yaml").write_text(RECIPE)
     done = prefopt("run", root / "recipe.yaml", "--out", root / "run", timeout=300)
     assert done.returncode == 0, done.stderr + done.stdout
@@ -103,6 +111,19 @@ def test_dpo_counts_every_pair_once(run: Path) -> None:
     assert sum(each["rows"] for each in details(run, "rm")["groups"].values()) > 0
 
 
+@pytest.mark.parametrize(("stage", "steps"), [("sft", [1, 2]), ("dpo", [1])])
+def test_what_the_policy_says_itself_is_flagged(run: Path, stage: str, steps: list[int]) -> None:
+    where = folder(run, stage)
+    assert where is not None
+    logged = [row for row in lines_of(where / "metrics.jsonl") if "sequence_unlikelihood/loss" in row]
+    assert [row["step"] for row in logged if "summary" not in row] == steps
+    for row in logged:
+        assert row["sequence_unlikelihood/loss"] > 0 and 0 < row["sequence_unlikelihood/flagged_share"] <= 1
+        assert {0 <= row[f"sequence_unlikelihood/{name}/rate"] <= 1 for name in ("banned", "repetition")} == {True}
+    plain = folder(run, "plain")
+    assert plain is not None and "sequence_unlikelihood" not in (plain / "metrics.jsonl").read_text()
+
+
 def test_collected_pairs_are_labelled_by_the_shaped_reward(run: Path) -> None:
     stage = folder(run, "own")
     assert stage is not None
@@ -123,6 +144,16 @@ def test_collected_pairs_are_labelled_by_the_shaped_reward(run: Path) -> None:
     assert metrics["collect/dropped_rate"] == pytest.approx(share) == pytest.approx(metrics["violation_rate/banned"])
     mean = sum(row["shaped_reward"] for row in samples) / len(samples)
     assert metrics["collect/shaped_reward"] == pytest.approx(mean)
+
+
+def test_a_changed_word_list_of_own_answers_runs_the_stage_again(run: Path) -> None:
+    root = run.parent
+    (root / "own.txt").write_text("chair\n")
+    planned = prefopt("run", root / "recipe.yaml", "--out", run, "--dry-run")
+    (root / "own.txt").write_text("lamp\n")
+    lines = [line for line in planned.stdout.splitlines() if line.startswith(("sft ", "dpo "))]
+    assert "done" in lines[0] and "would run" in lines[1]
+    assert "sequence_unlikelihood" in planned.stdout
 
 
 def test_again_nothing_runs_and_a_changed_word_list_runs_what_reads_it(run: Path) -> None:

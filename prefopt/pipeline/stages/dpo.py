@@ -12,6 +12,7 @@ from prefopt.pipeline.context import Inputs, StageContext, StageResult
 from prefopt.pipeline.cost import completion_share
 from prefopt.pipeline.group_weights import columns_for, grouped, weighed
 from prefopt.pipeline.keys import KEY_FILE
+from prefopt.pipeline.loss_costs import open_sequence_unlikelihood
 from prefopt.pipeline.pair_costs import priced_pairs
 from prefopt.pipeline.pair_rows import PAIR_COLUMNS, pair_rows
 from prefopt.recipe.schema import DPOSpec
@@ -53,6 +54,7 @@ def _method(inputs: Inputs, context: StageContext) -> Method:
             train_dataset=job.train,
             eval_dataset=job.evaluation or None,
             processing_class=tokenizer,
+            sequence_unlikelihood=open_sequence_unlikelihood(job.spec.sequence_unlikelihood, inputs, context),
             reference_cache=_reference_cache(job.spec, inputs, context),
             callbacks=[*job.callbacks, WarnOfDisplacement(context.log)],
         )

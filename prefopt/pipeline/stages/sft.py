@@ -16,7 +16,7 @@ from prefopt.pipeline.adapters import (
 from prefopt.pipeline.base_model import OpenBase
 from prefopt.pipeline.context import Inputs, StageContext, StageResult
 from prefopt.pipeline.group_weights import grouped, weighed
-from prefopt.pipeline.loss_costs import flagged_rows, open_loss_costs
+from prefopt.pipeline.loss_costs import flagged_rows, open_loss_costs, open_sequence_unlikelihood
 from prefopt.recipe.options.groups import VIOLATES
 from prefopt.recipe.schema import SFTSpec
 from prefopt.rewards.flags import WeightedCost
@@ -26,15 +26,15 @@ from prefopt.trainers.trl import SFTConfig, SFTTrainer, language_modeling_rows
 
 def run(spec: SFTSpec, inputs: Inputs, context: StageContext) -> StageResult:
     """Train an adapter to give the demonstrated completions; the loss is on completions only."""
-    return run_adapter_stage(spec, inputs, context, _method(context))
+    return run_adapter_stage(spec, inputs, context, _method(inputs, context))
 
 
 def opened(spec: SFTSpec, inputs: Inputs, context: StageContext) -> Opened:
     """The stage, ready to be trained."""
-    return open_adapter_stage(spec, inputs, context, _method(context))
+    return open_adapter_stage(spec, inputs, context, _method(inputs, context))
 
 
-def _method(context: StageContext) -> Method:
+def _method(inputs: Inputs, context: StageContext) -> Method:
     def trainer(job: Job, tokenizer: PreTrainedTokenizerBase) -> SFTTrainer:
         args = training_arguments(
             SFTConfig,
@@ -53,6 +53,7 @@ def _method(context: StageContext) -> Method:
             train_dataset=language_modeling_rows(job.train),
             eval_dataset=language_modeling_rows(job.evaluation) if job.evaluation else None,
             processing_class=tokenizer,
+            sequence_unlikelihood=open_sequence_unlikelihood(job.spec.sequence_unlikelihood, inputs, context),
             callbacks=job.callbacks,
         )
 

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from prefopt.recipe.base import list_as_tuple, name_as_tuple, unique, when_set
 from prefopt.recipe.options.groups import GroupOptions
-from prefopt.recipe.options.loss_costs import FlaggingCosts, LossCosts, ViolatedCosts
+from prefopt.recipe.options.loss_costs import FlaggingCosts, LossCosts, SequenceUnlikelihoodSpec, ViolatedCosts
 
 DPOLossType = Literal[
     "sigmoid",
@@ -120,6 +120,9 @@ class DPOLossOptions(GroupOptions):
     )
     unlikelihood: FlaggingCosts = when_set(
         (), description="costs; tokens of chosen answers that caused one are unlearned (arXiv 1908.04319)"
+    )
+    sequence_unlikelihood: SequenceUnlikelihoodSpec | None = when_set(
+        None, description="tokens of the policy's own answers that caused a cost are unlearned as well"
     )
     violations: ViolatedCosts = when_set((), description="costs that no preferred answer may violate")
     on_violation: Literal["downweight", "relabel", "drop"] = when_set(

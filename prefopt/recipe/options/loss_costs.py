@@ -105,6 +105,25 @@ def with_spans(listed: tuple[AnyLossCost, ...]) -> tuple[AnyLossCost, ...]:
 FlaggingCosts = Annotated[LossCosts, AfterValidator(with_spans)]
 
 
+def some(listed: tuple[AnyLossCost, ...]) -> tuple[AnyLossCost, ...]:
+    """The costs, of which there is one at least; not `min_length`, which says so as well where one of them is wrong.
+
+    Raises:
+        ValueError: For none.
+    """
+    if not listed:
+        raise ValueError("without a cost nothing is flagged")
+    return listed
+
+
+class SequenceUnlikelihoodSpec(Spec):
+    """What the policy unlearns of its own answers; `prefopt.trainers.sequence_unlikelihood` implements it."""
+
+    costs: Annotated[FlaggingCosts, AfterValidator(some)] = Field(description="they flag tokens of its own answers")
+    every: int = Field(2, ge=1, description="optimiser steps from one that has the term to the next")
+    max_new_tokens: int = Field(100, ge=1, description="answers are cut there")
+
+
 def measurable(listed: tuple[costs.AnyCost, ...]) -> tuple[costs.AnyCost, ...]:
     """The costs, which can be measured on any completion.
 
@@ -133,5 +152,7 @@ def sampled(listed: tuple[costs.AnyCost, ...]) -> tuple[costs.AnyCost, ...]:
 
 KeptCosts = Annotated[costs.Costs, AfterValidator(sampled)]
 
+SEQUENCE_UNLIKELIHOOD = "sequence_unlikelihood"
+"""The key of a stage that holds a mapping with a list of costs."""
 LOSS_COST_ROLES = ("unlikelihood", "cost_margin", "violations", "group_costs")
 """Keys of a stage that hold a list of costs, beside `costs`."""

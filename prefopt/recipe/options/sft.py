@@ -8,7 +8,7 @@ from pydantic import model_validator
 
 from prefopt.recipe.base import when_set
 from prefopt.recipe.options.groups import LONGER, GroupOptions
-from prefopt.recipe.options.loss_costs import FlaggingCosts
+from prefopt.recipe.options.loss_costs import FlaggingCosts, SequenceUnlikelihoodSpec
 
 
 class SFTLossOptions(GroupOptions):
@@ -16,6 +16,9 @@ class SFTLossOptions(GroupOptions):
 
     unlikelihood: FlaggingCosts = when_set(
         (), description="costs; tokens that caused one are unlearned instead of imitated (arXiv 1908.04319)"
+    )
+    sequence_unlikelihood: SequenceUnlikelihoodSpec | None = when_set(
+        None, description="tokens of the policy's own answers that caused a cost are unlearned as well"
     )
     focal_gamma: float = when_set(
         0.0, ge=0, description="takes weight from tokens that are foreseen already (arXiv 1708.02002)"

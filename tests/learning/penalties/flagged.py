@@ -20,10 +20,9 @@ import torch
 
 from prefopt.losses.logprobs import token_logps
 from prefopt.models.roles import adapter_active, load_frozen
-from prefopt.pipeline.loss_costs import samples_of
 from prefopt.recipe.load import load
 from prefopt.rewards.costs.registry import rule_cost
-from prefopt.rewards.flags import WeightedCost, flag
+from prefopt.rewards.flags import WeightedCost, flag, samples_of
 from tests.learning.penalties import stories
 
 RECIPE = Path(__file__).with_name("stories.yaml")

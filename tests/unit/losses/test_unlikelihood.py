@@ -48,6 +48,14 @@ def test_a_token_that_is_sure_is_still_pulled_down_and_nothing_is_infinite(dtype
     assert (value[:-1] >= value[1:]).all() and value[-1] >= 0
 
 
+def test_the_gradient_is_exact_in_single_precision() -> None:
+    """Also of tokens that are hardly ever said, next to which the slope of the straight line is 1e5 and more."""
+    logps = torch.tensor([1e-6, 1e-4, 1e-3, 0.01, 0.1, 0.5, 0.99]).log().requires_grad_()
+    unlikelihood(logps).sum().backward()
+    p = logps.detach().double().exp()
+    assert torch.allclose(logps.grad.double(), p / (1 - p), rtol=1e-5, atol=1e-7)
+
+
 def test_the_complement_is_exact_below_the_edge_and_smooth_at_it() -> None:
     p = torch.tensor([1e-9, 0.1, 0.5, 0.9, 0.999], dtype=torch.float64)
     assert torch.allclose(log_complement(p.log()), torch.log1p(-p), atol=1e-12)

@@ -22,9 +22,13 @@ from prefopt.pipeline.cost import (
     total,
     training_cost,
 )
+from prefopt.recipe.options.costs import RepetitionCost
+from prefopt.rewards.costs.registry import rule_cost
+from prefopt.rewards.flags import WeightedCost
 from prefopt.trainers.dpo import DPOConfig, DPOTrainer
 from prefopt.trainers.pretrain import LanguageModelingCollator, PretrainTrainer
 from prefopt.trainers.reward import RewardConfig, RewardTrainer
+from prefopt.trainers.sequence_unlikelihood import SequenceUnlikelihood
 from prefopt.trainers.trl import (
     GRPOConfig,
     GRPOTrainer,
@@ -111,6 +115,21 @@ def sft(folder: Path) -> tuple[float, dict[str, float]]:
     return counted(trainer), training_cost(trainer)
 
 
+def own_sft(folder: Path) -> tuple[float, dict[str, float]]:
+    """With sequence unlikelihood, of which half of the steps have the sampling and the passes."""
+    rows = [{"prompt_ids": pair["prompt_ids"][:60], "completion_ids": pair["chosen_ids"]} for pair in pairs()]
+    args = SFTConfig(output_dir=str(folder), max_length=None, dataset_kwargs={"skip_prepare_dataset": True}, **SHARED)
+    again = WeightedCost(rule_cost(RepetitionCost(cost="repetition", ngram=2)), 1.0)
+    trainer = SFTTrainer(
+        model=get_peft_model(base(), LORA, adapter_name="policy"),
+        args=args,
+        train_dataset=language_modeling_rows(rows),
+        processing_class=tiny_tokenizer(),
+        sequence_unlikelihood=SequenceUnlikelihood([again], every=2, max_new_tokens=40),
+    )
+    return counted(trainer), training_cost(trainer)
+
+
 def reward(folder: Path) -> tuple[float, dict[str, float]]:
     model = new_reward_model(base(), LORA, None)
     trainer = RewardTrainer(
@@ -172,10 +191,10 @@ def rloo(folder: Path) -> tuple[float, dict[str, float]]:
     return groups(RLOOConfig, RLOOTrainer, folder)
 
 
-@pytest.mark.parametrize("method", [pretrain, sft, reward, dpo, kto, grpo, rloo])
+@pytest.mark.parametrize("method", [pretrain, sft, own_sft, reward, dpo, kto, grpo, rloo])
 def test_what_training_costs_is_what_torch_counts(tmp_path: Path, method: Any) -> None:
     found, cost = method(tmp_path)
-    tokens = {pretrain: 4800, sft: 23040, kto: 23040, grpo: 6400, rloo: 6400}
+    tokens = {pretrain: 4800, sft: 23040, own_sft: 9600, kto: 23040, grpo: 6400, rloo: 6400}
     assert cost["tokens"] == tokens.get(method, 26880)
     assert cost["flops"] == pytest.approx(found, rel=0.1)
 

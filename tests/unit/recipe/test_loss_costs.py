@@ -27,17 +27,51 @@ def test_what_is_written_is_read_with_its_weight(write, chain, tmp_path) -> None
     assert set(spec_for_key(spec)) >= {"cost_margin", "unlikelihood", "violations"}
 
 
+@pytest.mark.parametrize("stage", ["sft", "dpo"])
+def test_costs_of_own_answers_are_read_with_their_files(write, chain, tmp_path, stage: str) -> None:
+    (tmp_path / "banned.txt").write_text("word\n")
+    cost = "{cost: banned, lexicon: banned.txt, weight: 0.5}"
+    text = with_keys(chain, stage, f"sequence_unlikelihood: {{costs: [{cost}, {{cost: repetition}}], every: 3}}")
+    what = load(write(text)).recipe.stages[stage].sequence_unlikelihood
+    assert (what.every, what.max_new_tokens) == (3, 100) and [cost.weight for cost in what.costs] == [0.5, 1.0]
+    assert what.costs[0].lexicon == str(tmp_path / "banned.txt")
+
+
+@pytest.mark.parametrize("stage", ["sft", "dpo"])
+@pytest.mark.parametrize(
+    ("keys", "place", "message"),
+    [
+        ("{costs: [{cost: format, syntax: json}]}", ".costs", "says of no token"),
+        ("{costs: [{cost: classifier, pretrained: a/b}]}", ".costs", "says of no token"),
+        ("{costs: [{cost: missing_eos}]}", ".costs[0]", "there is no cost 'missing_eos'"),
+        ("{costs: [{cost: banned, lexicon: ./nowhere.txt}]}", ".costs[0].lexicon", "nowhere.txt"),
+        ("{costs: [{cost: plugin, function: nobody}]}", ".costs[0].function", "nobody"),
+        ("{costs: []}", ".costs", "nothing is flagged"),
+        ("{costs: 3}", ".costs", "must be a list"),
+        (f"{{costs: {LENGTH}, every: 0}}", ".every", "1"),
+        (f"{{costs: {LENGTH}, max_new_tokens: 0}}", ".max_new_tokens", "1"),
+        ("{every: 2}", ".costs", "missing"),
+        (f"{{costs: {LENGTH}, weight: 2}}", ".weight", "no such key"),
+    ],
+)
+def test_what_means_nothing_of_own_answers_is_said(problems, chain, stage: str, keys: str, place: str, message: str):
+    found = problems(with_keys(chain, stage, f"sequence_unlikelihood: {keys}"))
+    assert list(found) == [f"stages.{stage}.sequence_unlikelihood{place}"]
+    assert message in found[f"stages.{stage}.sequence_unlikelihood{place}"].message
+
+
 @pytest.mark.parametrize(
     ("spec", "absent"),
     [
         (
             SFTSpec(kind="sft", data=("x",)),
-            {"unlikelihood", "focal_gamma", "group_weights", "group_by", "group_costs", "effective_number_beta"},
+            {"unlikelihood", "sequence_unlikelihood", "focal_gamma", "group_weights", "group_by", "group_costs",
+             "effective_number_beta"},
         ),
         (
             DPOSpec(kind="dpo", data=("x",)),
-            {"unlikelihood", "cost_margin", "violations", "on_violation", "violation_weight", "focal_gamma",
-             "group_weights", "group_by", "group_costs", "effective_number_beta"},
+            {"unlikelihood", "sequence_unlikelihood", "cost_margin", "violations", "on_violation", "violation_weight",
+             "focal_gamma", "group_weights", "group_by", "group_costs", "effective_number_beta"},
         ),
         (RewardSpec(kind="reward", data=("x",)), {"group_costs"}),
         (CollectSpec(kind="collect", policies=("a",), prompts=("p",), judge="gold"), {"costs", "on_violation"}),

@@ -23,8 +23,11 @@ from prefopt.data.templates import Encoder
 from prefopt.models.heads import new_reward_model, save_reward
 from prefopt.models.reward_artefact import RewardArtefact, open_reward, write_artefact
 from prefopt.models.roles import REWARD
+from prefopt.recipe.options.costs import RepetitionCost
 from prefopt.records import Score
 from prefopt.rewards import Shaper
+from prefopt.rewards.costs.registry import rule_cost
+from prefopt.rewards.flags import WeightedCost
 from prefopt.rewards.model import RewardModelScorer
 from prefopt.rewards.scale import RewardScale
 from prefopt.trainers.checkpoints import CheckpointedTrainer
@@ -37,6 +40,7 @@ from prefopt.trainers.ppo_config import PPOConfig
 from prefopt.trainers.pretrain import LanguageModelingCollator, PretrainTrainer
 from prefopt.trainers.ranks import gathered, rank, ranks
 from prefopt.trainers.reward import RewardConfig, RewardTrainer
+from prefopt.trainers.sequence_unlikelihood import SequenceUnlikelihood
 from prefopt.trainers.trl import (
     GRPOConfig,
     GRPOTrainer,
@@ -126,14 +130,24 @@ def language_rows(count: int, seed: int = 0) -> Any:
     )
 
 
-def sft(folder: Path, callbacks: list[Any], dropout: float = 0.0) -> SFTTrainer:
+def own_answers() -> SequenceUnlikelihood:
+    """Unlearns repetitions in the policy's own answers, in every second step."""
+    cost = rule_cost(RepetitionCost(cost="repetition", ngram=2))
+    return SequenceUnlikelihood([WeightedCost(cost, 2.0)], every=2, max_new_tokens=8)
+
+
+def sft(folder: Path, callbacks: list[Any], dropout: float = 0.0, **more: Any) -> SFTTrainer:
     args = SFTConfig(
         **common(folder, max_length=None, packing=False, dataset_kwargs={"skip_prepare_dataset": True}, bf16=False)
     )
     return SFTTrainer(
         model=with_dropout(tiny_policy(), dropout), args=args, train_dataset=language_rows(ROWS),
-        eval_dataset=language_rows(HELD_OUT, 9), processing_class=tiny_tokenizer(), callbacks=callbacks,
+        eval_dataset=language_rows(HELD_OUT, 9), processing_class=tiny_tokenizer(), callbacks=callbacks, **more,
     )  # fmt: skip
+
+
+def own_sft(folder: Path, callbacks: list[Any]) -> SFTTrainer:
+    return sft(folder, callbacks, sequence_unlikelihood=own_answers())
 
 
 def reward(folder: Path, callbacks: list[Any], kind: type[RewardTrainer] = RewardTrainer) -> RewardTrainer:
@@ -143,11 +157,15 @@ def reward(folder: Path, callbacks: list[Any], kind: type[RewardTrainer] = Rewar
     )  # fmt: skip
 
 
-def dpo(folder: Path, callbacks: list[Any], kind: type[DPOTrainer] = DPOTrainer) -> DPOTrainer:
+def dpo(folder: Path, callbacks: list[Any], kind: type[DPOTrainer] = DPOTrainer, **more: Any) -> DPOTrainer:
     return kind(
         tiny_policy(), DPOConfig(**common(folder)), train_dataset=pairs(ROWS),
-        eval_dataset=unweighted(HELD_OUT), processing_class=tiny_tokenizer(), callbacks=callbacks,
+        eval_dataset=unweighted(HELD_OUT), processing_class=tiny_tokenizer(), callbacks=callbacks, **more,
     )  # fmt: skip
+
+
+def own_dpo(folder: Path, callbacks: list[Any]) -> DPOTrainer:
+    return dpo(folder, callbacks, sequence_unlikelihood=own_answers())
 
 
 def unweighted(count: int) -> list[dict[str, Any]]:
@@ -317,6 +335,7 @@ BUILD: dict[str, Callable[[Path, list[Any]], CheckpointedTrainer]] = {
     "full_shared_ppo": full_shared_ppo, "pretrain": pretrain,
     "grpo": grpo, "rloo": rloo, "kto": kto, "estimated_kto": estimated_kto,
     "distill": distill, "on_policy_distill": on_policy_distill,
+    "own_sft": own_sft, "own_dpo": own_dpo,
     "bypassed": bypassed, "dropped": dropped, "killed": killed, "resumed": resumed,
 }  # fmt: skip
 

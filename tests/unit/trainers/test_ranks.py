@@ -29,6 +29,8 @@ METHODS = (
     "kto",
     "distill",
     "on_policy_distill",
+    "own_sft",
+    "own_dpo",
 )
 
 
