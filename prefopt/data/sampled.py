@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from prefopt.data.control import control_tokens
 from prefopt.records import Prompt, SampledTokens
 from prefopt.store.files import sha256_json
 from prefopt.store.hashing import HashCache
@@ -30,6 +31,7 @@ class AsSampled:
     def __init__(self, tokenizer: Any) -> None:
         self._identity = sha256_json(tokenizer_content(tokenizer))
         self._size = len(tokenizer)
+        self._control = frozenset(tokenizer.convert_tokens_to_ids(control_tokens(tokenizer)))
 
     def context(self, prompt: Prompt) -> str:
         """`SampledTokens.context` of completions of a prompt."""
@@ -38,9 +40,13 @@ class AsSampled:
     def ids(self, prompt: Prompt, text: str, sampled: SampledTokens | None) -> list[int] | None:
         """The ids that were sampled; None where there are none, or they were sampled of something else.
 
-        A model may have more entries than its tokenizer; ids beyond those of the tokenizer are not used either.
+        Ids with a control token before the end are not used either: the text that was judged does not show it, and no
+        row is to have one inside an answer. Nor are ids beyond those of the tokenizer, of which a model may have some.
         """
         if sampled is None or not sampled.ids or sampled.text != text_key(text) or max(sampled.ids) >= self._size:
+            return None
+        inside = sampled.ids[:-1] if sampled.finished else sampled.ids
+        if not self._control.isdisjoint(inside):
             return None
         return list(sampled.ids) if sampled.context == self.context(prompt) else None
 

@@ -71,11 +71,12 @@ def _bos_problems(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Mapping[str
 
 
 def _eos_problems(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """EOS may be missing where a policy's own answer was cut, and stands at the end or nowhere."""
     eos = tokenizer.eos_token_id
     for number, row in enumerate(rows, 1):
         for name in (name for name in _COMPLETIONS if name in row):
-            if list(row[name][-1:]) != [eos] or list(row[name]).count(eos) != 1:
-                yield f"row {number}: the {name.removesuffix('_ids')} does not end in EOS, or has it twice"
+            if eos in list(row[name])[:-1]:
+                yield f"row {number}: the {name.removesuffix('_ids')} goes on after EOS"
 
 
 def _control_problems(tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:

@@ -77,8 +77,12 @@ def _kind_of(level: KeyPath, tree: Mapping[str, Any]) -> str:
 def _best(places: tuple[Home, ...], level: KeyPath) -> str:
     """The home nearest to where the key was written: a stage's keys belong to stages first."""
     in_stage = bool(level) and level[0] == "stages"
-    ordered = sorted(places, key=lambda home: bool(home.kinds) != in_stage if level else bool(home.kinds))
-    return str(ordered[0])
+
+    def distance(home: Home) -> tuple[bool, bool]:
+        # What is below a key of a stage is meant last: `max_new_tokens` is a stage's own before anything's in it.
+        return home.level.startswith("stages.NAME."), bool(home.kinds) != in_stage if level else bool(home.kinds)
+
+    return str(min(places, key=distance))
 
 
 def explain_kind(kind: str, known: tuple[str, ...]) -> tuple[str, str]:

@@ -15,8 +15,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from prefopt.errors import InputError
-
 Normalisation = Literal["none", "reference", "running", "batch"]
 BoundKind = Literal["sigmoid", "par"]
 SMALLEST_STD = 1e-4
@@ -153,6 +151,11 @@ class RewardScale:
             return 1.0 if self._unit is None else self._unit / self.std
         return self._bounded_unit if self._bounded_unit > SMALLEST_STD else 1.0
 
+    @property
+    def lacks_the_reference(self) -> bool:
+        """Whether scores are to be normalised by those of the reference, and none were seen."""
+        return self.normalise == "reference" and self._count == 0
+
     def see(self, scores: Tensor) -> None:
         """Take scores [N] into mean and deviation, in the order in which they come (Chan et al. 1979)."""
         values = scores.double()
@@ -171,15 +174,7 @@ class RewardScale:
         Args:
             scores: Raw, [N].
             finished: Whether each completion ended itself, [N], bool.
-
-        Raises:
-            InputError: With `reference`, before any completion of the reference was seen.
         """
-        if self.normalise == "reference" and not self._count:
-            raise InputError(
-                "scores are normalised by those of the reference, and none were seen",
-                "let `see` have scores of the reference's own completions before training",
-            )
         if self.normalise == "batch":
             self._count, self._mean, self._squares = 0, 0.0, 0.0
         if self.normalise in ("running", "batch"):

@@ -200,8 +200,14 @@ class Shaper:
 
         Raises:
             DataError: When the scorer gives another number of scores, or none that are finite.
-            InputError: When an end that is missing costs, and nothing says where completions end.
+            InputError: When an end that is missing costs, and nothing says where completions end; when scores are
+                normalised by those of the reference, and `see` had none.
         """
+        if self.scale.lacks_the_reference:
+            raise InputError(
+                "scores are normalised by those of the reference, and none were seen",
+                "let `see` have scores of the reference's own completions before training",
+            )
         asked, texts = [_prompt(prompt) for prompt in prompts], [_text(completion) for completion in completions]
         samples = self._samples(asked, texts, completion_ids)
         scores = self._scores(asked, texts)

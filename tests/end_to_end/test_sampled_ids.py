@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoTokenizer
 
+from prefopt.data.control import control_tokens
 from prefopt.data.token_rows import TRAIN, TokenRows
 from tests.end_to_end.small import environment, folder, lines_of, prefopt
 from tests.tiny import tiny_llama, tiny_tokenizer
@@ -78,25 +80,29 @@ def prepared(root: Path, *, reward: bool) -> list[dict[str, Any]]:
     return list(TokenRows.of_set(entry, TRAIN))
 
 
-def check(root: Path, out: Path) -> set[bool]:
-    """Trained tokens are sampled tokens; returns whether completions ended."""
+def check(root: Path, out: Path, base: Path) -> set[bool]:
+    """Trained tokens are sampled tokens, but where a control token is inside; returns whether completions ended."""
     known, ended = sampled(out), set()
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    control = {*tokenizer.convert_tokens_to_ids(control_tokens(tokenizer))} - {END}
     stage = folder(out, "own")
     assert stage is not None
     pairs = lines_of(stage / "pairs.jsonl")
-    offered = set()
+    offered, unfit = set(), 0
     for row in pairs:
         prompt = json.dumps([[each["role"], each["content"]] for each in row["prompt"]], ensure_ascii=False)
         for side in ("chosen", "rejected"):
             how = row[f"sampled_{side}"]
             assert (how["finished"], how["ids"]) in known[prompt, row[side]]
         offered.add(tuple(tuple(row[f"sampled_{side}"]["ids"]) for side in ("chosen", "rejected")))
+        unfit += any(control & {*row[f"sampled_{side}"]["ids"]} for side in ("chosen", "rejected"))
     trained = prepared(root, reward=False)
-    assert trained and {(tuple(row["chosen_ids"]), tuple(row["rejected_ids"])) for row in trained} <= offered
+    others = {(tuple(row["chosen_ids"]), tuple(row["rejected_ids"])) for row in trained} - offered
+    assert len(others) <= unfit and len(others) < len(trained)
     for row in trained:
         for side in ("chosen_ids", "rejected_ids"):
             ended.add(row[side][-1] == END)
-            assert row[side].count(END) == (row[side][-1] == END) and len(row[side]) <= 40
+            assert row[side].count(END) == (row[side][-1] == END) and not control & {*row[side]}
     assert all(row[side][-1] == END for row in prepared(root, reward=True) for side in ("chosen_ids", "rejected_ids"))
     return ended
 
@@ -109,9 +115,10 @@ def test_what_was_sampled_is_what_is_learned_from(tmp_path: Path) -> None:
     model.config.max_position_embeddings = 512
     model.save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
-    assert check(tmp_path, run(tmp_path, "./base")) == {True, False}
+    assert check(tmp_path, run(tmp_path, "./base"), tmp_path / "base") == {True, False}
 
 
 @pytest.mark.shared
 def test_a_story_goes_on_with_the_space_that_was_sampled(tmp_path: Path, shared_models: Path) -> None:
-    assert False in check(tmp_path, run(tmp_path, str(shared_models / "stories260k-hf")))
+    base = shared_models / "stories260k-hf"
+    assert False in check(tmp_path, run(tmp_path, str(base)), base)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from prefopt.data.control import control_tokens
 from prefopt.data.load import load_demonstrations, load_unpaired
 from prefopt.data.pair_encoder import PairEncoder
 from prefopt.data.sampled import AsSampled, sampled_column, text_key
@@ -41,6 +42,7 @@ def tokenizer_of(name: str, template: str, request: pytest.FixtureRequest) -> An
 def sampled_rows(tokenizer: Any, count: int = 60) -> list[dict[str, Any]]:
     """Pairs of random tokens, some with an end token and some cut, as a collect stage writes them."""
     rng, own, eos = random.Random(3), AsSampled(tokenizer), tokenizer.eos_token_id
+    control = {eos, *tokenizer.convert_tokens_to_ids(control_tokens(tokenizer))}
     rows = []
     for number in range(count):
         prompt = PROMPTS[number % len(PROMPTS)]
@@ -51,7 +53,7 @@ def sampled_rows(tokenizer: Any, count: int = 60) -> list[dict[str, Any]]:
         for side in ("chosen", "rejected"):
             said = ""
             while not said.strip() or "\0" in said or said.strip() == row.get("chosen", "").strip():
-                ids = [each for each in rng.choices(range(len(tokenizer)), k=12) if each != eos]
+                ids = [each for each in rng.choices(range(len(tokenizer)), k=12) if each not in control]
                 answer = _cut([*ids, eos] if rng.random() < 0.5 else ids, [], [eos], tokenizer, ())
                 said = answer.text
             how = SampledTokens(answer.finished, text_key(said), answer.ids, own.context(asked))
@@ -101,11 +103,12 @@ def test_what_is_learned_from_is_what_was_sampled(name, template, request, tmp_p
     prompts = Encoder(tokenizer, 512)
     asked = [tuple(Message(each["role"], each["content"]) for each in row["prompt"]) for row in rows]
     assert [trained["prompt_ids"] for trained in train] == [prompts.encode_prompt(prompt, 0) for prompt in asked]
-    # As texts they would have been other tokens.
+    # As texts they would have been other tokens, unless every character is a token and nothing is written before it.
     texts = prepared(without(rows), tokenizer, tmp_path / "texts")
-    assert any(
+    others = any(
         a["chosen_ids"][:-1] != b["chosen_ids"][: len(a["chosen_ids"]) - 1] for a, b in zip(texts, train, strict=True)
     )
+    assert others or (name, template) == ("babyllama105-hf", "plain")
     assert all(trained[f"{side}_ids"][-1] == eos for trained in texts for side in ("chosen", "rejected"))
     # Reward models read what they are asked about: texts, with their end.
     assert prepared(rows, tokenizer, tmp_path / "reward", own=False) == texts
@@ -222,3 +225,24 @@ def test_a_table_holds_it_as_json(write, tmp_path):
         )
         wanted = [row["chosen_ids"] for row, source in zip(expected, rows, strict=True) if len(source["prompt"]) == 1]
         assert [row["chosen_ids"] for row in train] == wanted
+
+
+def test_what_was_sampled_with_a_control_token_inside_is_its_text() -> None:
+    """The text that was judged does not show it, and no row is to have one inside an answer."""
+    tokenizer = tiny_tokenizer()
+    ensure_chat_template(tokenizer, "plain")
+    own, eos = AsSampled(tokenizer), tokenizer.eos_token_id
+    asked: Prompt = (Message("user", "the lamp"),)
+    words = list(tokenizer(" is red", add_special_tokens=False)["input_ids"])
+    control = [number for number in tokenizer.convert_tokens_to_ids(control_tokens(tokenizer)) if number != eos]
+    assert control
+    for ids, ended, used in (
+        ([*words, eos], True, True), (words, False, True), ([*words, control[0], *words, eos], True, False),
+        ([*words, control[0]], False, False), ([control[0], *words], False, False),
+    ):  # fmt: skip
+        text = tokenizer.decode(ids, skip_special_tokens=True)
+        how = SampledTokens(ended, text_key(text), tuple(ids), own.context(asked))
+        assert own.ids(asked, text, how) == (ids if used else None), ids
+        found = Encoder(tokenizer, 64, as_sampled=own).encode_answer(asked, text, how)
+        assert found is not None and not set(control) & set(found.completion_ids)
+        assert found.completion_ids.count(eos) == int(ended)

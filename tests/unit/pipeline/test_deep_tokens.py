@@ -56,12 +56,14 @@ def test_a_doubled_or_missing_bos_is_found(tokenizer):
     assert "2 times" in found[0] and "inside the completion" in found[1] and "0 times" in found[2]
 
 
-def test_a_missing_or_doubled_eos_is_found(tokenizer):
-    good = row(tokenizer)
-    pair = {"prompt_ids": good["prompt_ids"], "chosen_ids": good["completion_ids"], "rejected_ids": [7, 8]}
-    twice = {**good, "completion_ids": [*good["completion_ids"], tokenizer.eos_token_id]}
-    found = token_problems(tokenizer, [pair, twice])
-    assert len(found) == 2 and "the rejected does not end in EOS" in found[0] and "row 2" in found[1]
+def test_an_eos_inside_or_twice_is_found_and_an_answer_that_was_cut_has_none(tokenizer):
+    good, eos = row(tokenizer), tokenizer.eos_token_id
+    cut = {"prompt_ids": good["prompt_ids"], "chosen_ids": good["completion_ids"], "rejected_ids": [7, 8]}
+    assert token_problems(tokenizer, [good, cut]) == []
+    inside = {**cut, "rejected_ids": [7, eos, 8]}
+    twice = {**good, "completion_ids": [*good["completion_ids"], eos]}
+    found = token_problems(tokenizer, [inside, twice])
+    assert len(found) == 2 and "the rejected goes on after EOS" in found[0] and "row 2" in found[1]
 
 
 def test_special_tokens_that_users_write_are_found_where_they_act(tokenizer, monkeypatch):

@@ -188,7 +188,7 @@ def test_without_a_price_the_distance_is_still_measured(tmp_path: Path, kind: st
 
 
 def test_nothing_is_learned_from_completions_that_were_cut(tmp_path: Path) -> None:
-    trained = trainer("rloo", tmp_path, mask_truncated_completions=True, max_completion_length=40, normalise="none")
+    trained = trainer("rloo", tmp_path, mask_truncated_completions=True, max_completion_length=40)
     batch = collected(trained)
     finished = torch.tensor([row["finished"] for row in trained.latest])
     assert 0 < int(finished.sum()) < len(finished)

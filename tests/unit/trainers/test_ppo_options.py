@@ -352,8 +352,8 @@ def test_a_penalty_is_paid_where_it_is_caused_as_the_score_is_earned(tmp_path: P
     vowels = BannedPenalty(cost="banned", patterns=("[aeiou]",), saturation=4, weight=0.5)
     end = MissingEosPenalty(cost="missing_eos", weight=2.0)  # a beginning has no end to miss
     trained = PPOTrainer(
-        with_reference(tmp_path), config(tmp_path, score_prefixes=100, kl_coefficient=0.0), reward=many_the,
-        train_dataset=PROMPTS, processing_class=tiny_tokenizer(),
+        with_reference(tmp_path), config(tmp_path, score_prefixes=100, kl_coefficient=0.0, missing_eos_penalty=0.0),
+        reward=many_the, train_dataset=PROMPTS, processing_class=tiny_tokenizer(),
         penalties=[Penalty.of(each, rule_cost(each)) for each in (vowels, end)],
     )  # fmt: skip
     made = trained.collect_rollout(0)
