@@ -317,4 +317,4 @@ def test_memory_grows_by_digests_and_not_by_texts(tmp_path):
         cwd=Path(__file__).parents[3],
     )  # fmt: skip
     small, large = map(int, done.stdout.split())
-    assert (large - small) / 20_000 < 150
+    assert large - small < 20_000 * 150 + 2 * 1024**2, "the second is what an allocator may keep for itself"
