@@ -69,9 +69,8 @@ def sampled_column(sampled: SampledTokens) -> dict[str, object]:
 
 def tokenizer_content(tokenizer: Any) -> dict[str, Any]:
     """Everything of a tokenizer that decides token ids: what is in its files, and the chat template in use."""
-    tokenizer(
-        "a", add_special_tokens=False, verbose=False
-    )  # a backend forgets the padding of its file at the first call
+    # A backend forgets the padding of its file at the first call.
+    tokenizer("a", add_special_tokens=False, verbose=False)
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         files = hashlib.sha256(backend.to_str().encode("utf-8")).hexdigest()

@@ -5,7 +5,7 @@ Shape suffixes: B rows, V vocabulary entries.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -64,25 +64,21 @@ class TokenWatch:
             alone = torch.tensor([not self._goes_on(row) for row in written], device=found.device)
             found += torch.where(alone, self._sum(probabilities, at_start.bare), 0.0)
         for place, row in enumerate(written):
-            for length in range(1, min(self._forms.longest, len(row) + 1)):
-                last = self._forms.last.get(tuple(row[-length:]))
-                if last is not None:
-                    tokens = last.spaced if self._goes_on(row[:-length]) else (*last.spaced, *last.bare)
-                    found[place] += self._sum(probabilities[place], tokens)
+            for tokens in self._completing(row, 1):
+                found[place] += self._sum(probabilities[place], tokens)
         return found
 
     def drew(self, row: Sequence[int]) -> bool:
         """Whether the tokens of a word are in a completion."""
-        for end in range(1, len(row) + 1):
-            for length in range(1, min(self._forms.longest, end) + 1):
-                last = self._forms.last.get(tuple(row[end - length : end - 1]))
-                if last is None:
-                    continue
-                if row[end - 1] in last.spaced or (
-                    row[end - 1] in last.bare and not self._goes_on(row[: end - length])
-                ):
-                    return True
-        return False
+        return any(token in tokens for end, token in enumerate(row) for tokens in self._completing(row[:end], 0))
+
+    def _completing(self, row: Sequence[int], least: int) -> Iterator[tuple[int, ...]]:
+        """The tokens that complete words of which a row ends with all tokens but the last, `least` of those or more."""
+        for length in range(least, min(self._forms.longest, len(row) + 1)):
+            before = len(row) - length
+            last = self._forms.last.get(tuple(row[before:]))
+            if last is not None:
+                yield last.spaced if self._goes_on(row[:before]) else (*last.spaced, *last.bare)
 
     def _sum(self, probabilities: Tensor, tokens: tuple[int, ...]) -> Tensor:
         """Of the probabilities of some tokens, each once."""

@@ -21,7 +21,7 @@ from prefopt.pipeline.graph import Node
 from prefopt.pipeline.revisions import KEYED_LIBRARIES, USES_MODEL
 from prefopt.pipeline.stages import Registry
 from prefopt.recipe.keys import spec_for_key
-from prefopt.recipe.options.loss_costs import LOSS_COST_ROLES, SEQUENCE_UNLIKELIHOOD
+from prefopt.recipe.options.loss_costs import COST_HOLDERS, LOSS_COST_ROLES
 from prefopt.recipe.references import DATA_ROLES, SCORER_ROLES
 from prefopt.recipe.registered import COSTS, REWARDS, registered
 from prefopt.recipe.schema import DataSpec, Recipe
@@ -127,7 +127,7 @@ class Keys:
                 spec[role]["weighted"] = [self._scorer(part) for part in scorer["weighted"]]
             if "penalties" in scorer:
                 spec[role]["penalties"] = [self._scorer(cost, COSTS) for cost in scorer["penalties"]]
-        for holder in (spec, spec.get("keep", {}), spec.get(SEQUENCE_UNLIKELIHOOD, {})):
+        for holder in (spec, *(spec.get(key, {}) for key in COST_HOLDERS)):
             for role in ("costs", *LOSS_COST_ROLES):
                 if role in holder:
                     holder[role] = [self._scorer(cost, COSTS) for cost in holder[role]]

@@ -56,7 +56,7 @@ def pair_rows(
     overlong, max_dropped = data_policy(spec.data, sets)
     length = base.max_length(spec.max_length)
     # A reward model is asked about texts, and reads them here as it does there.
-    as_sampled = None if isinstance(spec, RewardSpec) else AsSampled(base.tokenizer)
+    as_sampled = not isinstance(spec, RewardSpec)
     content = {
         "revision": REVISION,
         "columns": columns.to_json(),
@@ -66,13 +66,14 @@ def pair_rows(
         "tokenizer": tokenizer_content(base.tokenizer),
         "max_length": length,
         "overlong": overlong,
-        "as_sampled": as_sampled is not None,
+        "as_sampled": as_sampled,
         "versions": {name: importlib.metadata.version(name) for name in _LIBRARIES},
     }
 
     def make(folder: Path) -> None:
         context.log(f"tokenising the pairs of {', '.join(spec.data)}")
-        encoder = PairEncoder(base.tokenizer, length, overlong, as_sampled)
+        own = AsSampled(base.tokenizer) if as_sampled else None
+        encoder = PairEncoder(base.tokenizer, length, overlong, own)
         prepared = prepare_pairs(spec.data, sets, context.recipe.seed, encoder, folder, columns)
         write_json(folder / _ACCOUNT, prepared._asdict())
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from prefopt.errors import Problem
 from prefopt.recipe.layout import closest
-from prefopt.recipe.options.loss_costs import LOSS_COST_ROLES, SEQUENCE_UNLIKELIHOOD
+from prefopt.recipe.options.loss_costs import COST_HOLDERS, LOSS_COST_ROLES
 from prefopt.recipe.references import SCORER_ROLES
 from prefopt.recipe.registered import COSTS, REWARDS, is_registered, unknown
 from prefopt.recipe.yaml import KeyPath, Places
@@ -150,7 +150,7 @@ def _costs(stages: dict[str, Any]) -> Iterator[tuple[dict[str, Any], KeyPath]]:
         reward = stage.get("reward")
         priced = reward.get("penalties") if isinstance(reward, dict) else None
         own = [(stage.get(key), (key,)) for key in ("costs", *LOSS_COST_ROLES)]
-        holders = [(stage.get(key), key) for key in ("keep", SEQUENCE_UNLIKELIHOOD)]
+        holders = [(stage.get(key), key) for key in COST_HOLDERS]
         below = [(holder.get("costs"), (key, "costs")) for holder, key in holders if isinstance(holder, dict)]
         for listed, at in ((priced, ("reward", "penalties")), *below, *own):
             for index, cost in enumerate(listed) if isinstance(listed, list) else ():

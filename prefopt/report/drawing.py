@@ -6,6 +6,7 @@ same drawing is readable on dark ground and on paper.
 
 from __future__ import annotations
 
+import html
 import io
 import re
 from collections.abc import Callable
@@ -144,12 +145,9 @@ def inline_svg(document: str, prefix: str, title: str, description: str = "") ->
     element = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", element)
     for colour, variable in _VARIABLES.items():
         element = element.replace(colour, variable)
-    said = f"<title>{_escaped(title)}</title>" + (f"<desc>{_escaped(description)}</desc>" if description else "")
+    described = f"<desc>{html.escape(description, quote=False)}</desc>" if description else ""
+    said = f"<title>{html.escape(title, quote=False)}</title>{described}"
     return element.replace('role="img">', f'role="img">{said}', 1)
-
-
-def _escaped(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def legend(axes: Any) -> None:

@@ -127,7 +127,7 @@ class AdoptedTrainer(CheckpointedTrainer):
 
     def averages(self, mode: str) -> dict[str, float]:
         """By name, since they were last asked for; every rank must ask."""
-        return self._averages[mode].take(self._sum_over_ranks)
+        return self._averages[mode].take(self.sum_over_ranks)
 
     def counted(self) -> Mapping[str, Tensor]:
         """What the averages are made of."""
@@ -137,7 +137,3 @@ class AdoptedTrainer(CheckpointedTrainer):
         """Forget what a pass that failed had counted."""
         self._averages["train"].go_back(counted)
         self._metrics["train"].clear()
-
-    def _sum_over_ranks(self, values: Tensor) -> Tensor:
-        total: Tensor = self.accelerator.reduce(values.to(self.args.device), reduction="sum")
-        return total.to(values.device)

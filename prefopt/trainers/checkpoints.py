@@ -176,6 +176,11 @@ class CheckpointedTrainer(MicroRowsTrainer):
             metrics: dict[str, float] = super().evaluate(*args, **kwargs)
         return metrics
 
+    def sum_over_ranks(self, values: Tensor) -> Tensor:
+        """What all ranks have, added up, where the values were; every rank must call it."""
+        total: Tensor = self.accelerator.reduce(values.to(self.args.device), reduction="sum")
+        return total.to(values.device)
+
     def resumable(self) -> Path | None:
         """The newest checkpoint that verifies, or None; torn ones are set aside and named in the log."""
         return from_first(lambda: newest_verified(Path(self.args.output_dir or "."), print))

@@ -335,16 +335,12 @@ class DistillTrainer(CheckpointedTrainer):
         """Add the averages over tokens, not over batches, since the last log."""
         for mode, marker, prefix in (("eval", "eval_loss", "eval_"), ("train", "loss", "")):
             if marker in logs:
-                found = self._averages[mode].take(self._sum_over_ranks)
+                found = self._averages[mode].take(self.sum_over_ranks)
                 mean = found.pop("loss", logs[marker])
                 logs |= {prefix + name: value for name, value in found.items()}
                 if mode == "eval":
                     logs[marker] = mean
         super().log(logs, start_time)
-
-    def _sum_over_ranks(self, values: Tensor) -> Tensor:
-        total: Tensor = self.accelerator.reduce(values.to(self.args.device), reduction="sum")
-        return total.to(values.device)
 
     # -- rows ----------------------------------------------------------------------------------------------------------
 

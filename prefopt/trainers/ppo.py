@@ -381,12 +381,8 @@ class PPOTrainer(CheckpointedTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the averages over rollouts and tokens since the last log."""
-        found = self._averages.take(self._sum_over_ranks)
+        found = self._averages.take(self.sum_over_ranks)
         if found:
             done = self.state.global_step / self.args.steps_per_rollout
             logs.update(found, **{"ppo/episodes": done * self.args.rollout_batch_size})
         super().log(logs, start_time)
-
-    def _sum_over_ranks(self, values: Tensor) -> Tensor:
-        total: Tensor = self.accelerator.reduce(values.to(self.args.device), reduction="sum")
-        return total.to(values.device)

@@ -228,12 +228,8 @@ class SequenceUnlikelihoodTrainer(CheckpointedTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the averages over tokens, and over continuations, since the last log."""
         if "loss" in logs:
-            logs |= self._seen.take(self._sum_over_ranks)
+            logs |= self._seen.take(self.sum_over_ranks)
         super().log(logs, start_time)
-
-    def _sum_over_ranks(self, values: Tensor) -> Tensor:
-        total: Tensor = self.accelerator.reduce(values.to(self.args.device), reduction="sum")
-        return total.to(values.device)
 
 
 def _to_unlearn(prompt: Sequence[int], said: Sampled, flags: Flags, factor: float) -> Continuation:

@@ -152,7 +152,7 @@ def sampled(listed: tuple[costs.AnyCost, ...]) -> tuple[costs.AnyCost, ...]:
 
 KeptCosts = Annotated[costs.Costs, AfterValidator(sampled)]
 
-SEQUENCE_UNLIKELIHOOD = "sequence_unlikelihood"
-"""The key of a stage that holds a mapping with a list of costs."""
+COST_HOLDERS = ("keep", "sequence_unlikelihood")
+"""Keys of a stage that hold a mapping with a list of costs."""
 LOSS_COST_ROLES = ("unlikelihood", "cost_margin", "violations", "group_costs")
 """Keys of a stage that hold a list of costs, beside `costs`."""

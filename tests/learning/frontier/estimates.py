@@ -6,6 +6,7 @@ import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
+from prefopt.stats import paired
 from prefopt.stats.intervals import Interval
 
 LEVEL = 0.95
@@ -69,9 +70,5 @@ def holm(chances: Mapping[K, float], level: float = (1 - LEVEL) / 2) -> set[K]:
         chances: Of each claim, its p-value.
         level: By default that of one side of an interval.
     """
-    held: set[K] = set()
-    for number, name in enumerate(sorted(chances, key=lambda each: chances[each])):
-        if chances[name] > level / (len(chances) - number):
-            break
-        held.add(name)
-    return held
+    corrected = paired.holm(list(chances.values()))
+    return {name for name, chance in zip(chances, corrected, strict=True) if chance <= level}

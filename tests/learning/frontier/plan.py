@@ -6,8 +6,6 @@ that were best there, for each KL on its own.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from prefopt.store.files import sha256_json
 from tests.learning.frontier import measure, world
 
 HERE = "tests.learning.frontier"
@@ -75,7 +74,7 @@ class Run:
         task = [world.TRAINING, world.HELD_OUT, world.NEW_TOKENS, measure.EACH, measure.SEED, KEEP]
         task += [ROUNDS, REFERENCE, _BATCH, _DPO_BATCH]
         said = [written, dict(setting), dict(VARIANTS.get(self.method, {})), task]
-        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
+        return sha256_json(said)[:16]
 
 
 @dataclass(frozen=True)
