@@ -113,7 +113,7 @@ METHODS: Mapping[str, Mapping[int, Settings]] = {
     "ppo, shared value": {3_200: _PPO},
     "ppo, scored at the end": {3_200: _PPO_AT_END},
     "rloo": {3_200: _grid(("1.45", "1.0"), _RATES, "lr"), 16_000: _grid(("1.7", "1.15"), _RATES, "lr")},
-    "grpo": {3_200: _grid(("0.42", "0.28"), _RATES, "lr"), 16_000: _grid(("0.55", "0.36"), _RATES, "lr")},
+    "grpo": {3_200: _grid(("0.38", "0.24"), _RATES, "lr"), 16_000: _grid(("0.55", "0.36"), _RATES, "lr")},
     "dpo": {3_200: _DPO, 16_000: _DPO},
     "iterative dpo": {3_200: _DPO, 16_000: _DPO},
 }
