@@ -5,12 +5,15 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+import threading
 from pathlib import Path
 from types import ModuleType
 
 ROOT = Path(__file__).parents[3]
 VARIABLE = "PREFOPT_BENCH"
 MODEL, PEER = "make_model.py", "peer_trl.py"
+_IMPORTING = threading.Lock()
+"""Scripts import packages that load their parts when asked for them, and do that wrongly in two threads at a time."""
 
 
 def peers_folder(root: Path = ROOT) -> Path:
@@ -47,5 +50,6 @@ def peer_script(name: str = PEER) -> ModuleType:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
+    with _IMPORTING:
+        spec.loader.exec_module(module)
     return module
