@@ -107,7 +107,9 @@ _PPO = _ppo({"2.3": "0.55", "5.6": "0.28"})
 # stopped at a KL of 0.3 to 0.9, and the controller has no time to bring it down. With 0.2 and the highest rate a run
 # went to 5 and was brought back to 3.5.
 _PPO_AT_END = _ppo({"2.3": "0.3", "5.6": "0.15"})
-_DPO = _grid(("0.3", "0.1", "0.03"), ("1e-3", "3e-3"), "learning_rate")
+_DPO = _grid(("1.0", "0.5", "0.25"), ("3e-4", "1e-3"), "learning_rate")
+# Every round is paid for the distance from the one before, so that the price must be higher.
+_ITERATIVE_DPO = _grid(("2.0", "1.0", "0.5"), ("3e-4", "1e-3"), "learning_rate")
 METHODS: Mapping[str, Mapping[int, Settings]] = {
     "ppo": {3_200: _PPO, 16_000: _PPO},
     "ppo, shared value": {3_200: _PPO},
@@ -115,7 +117,7 @@ METHODS: Mapping[str, Mapping[int, Settings]] = {
     "rloo": {3_200: _grid(("1.45", "1.0"), _RATES, "lr"), 16_000: _grid(("1.7", "1.15"), _RATES, "lr")},
     "grpo": {3_200: _grid(("0.38", "0.24"), _RATES, "lr"), 16_000: _grid(("0.55", "0.36"), _RATES, "lr")},
     "dpo": {3_200: _DPO, 16_000: _DPO},
-    "iterative dpo": {3_200: _DPO, 16_000: _DPO},
+    "iterative dpo": {3_200: _ITERATIVE_DPO, 16_000: _ITERATIVE_DPO},
 }
 """Settings of every method with each budget, by name: keys of the recipe's stage, or words of `trl_side`."""
 VARIANTS: Mapping[str, Words] = {
