@@ -114,8 +114,8 @@ METHODS: Mapping[str, Mapping[int, Settings]] = {
     "ppo": {3_200: _PPO, 16_000: _PPO},
     "ppo, shared value": {3_200: _PPO},
     "ppo, scored at the end": {3_200: _PPO_AT_END},
-    "rloo": {3_200: _grid(("1.45", "1.0"), _RATES, "lr"), 16_000: _grid(("1.7", "1.15"), _RATES, "lr")},
-    "grpo": {3_200: _grid(("0.38", "0.24"), _RATES, "lr"), 16_000: _grid(("0.55", "0.36"), _RATES, "lr")},
+    "rloo": {3_200: _grid(("1.3", "0.9"), _RATES, "lr"), 16_000: _grid(("1.7", "1.15"), _RATES, "lr")},
+    "grpo": {3_200: _grid(("0.36", "0.2"), _RATES, "lr"), 16_000: _grid(("0.55", "0.36"), _RATES, "lr")},
     "dpo": {3_200: _DPO, 16_000: _DPO},
     "iterative dpo": {3_200: _ITERATIVE_DPO, 16_000: _ITERATIVE_DPO},
 }
