@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,7 +11,7 @@ from prefopt.report.drawing import INK, SERIES, Sketch, plot_of
 from tests.learning.frontier import plan
 from tests.learning.frontier.plan import Run
 from tests.learning.frontier.runs import Results, reported
-from tests.learning.frontier.score import Point, chosen, gain_at
+from tests.learning.frontier.score import Point, gain_at
 from tests.learning.frontier.summary import Cell
 
 if TYPE_CHECKING:
@@ -52,7 +52,8 @@ def drawn(results: Results, budget: int, cells: Mapping[str, Mapping[float, Cell
             axes.plot(*gains(path), color=INK, linestyle=style, label=label)
         for method, of_method in cells.items():
             color, line = STYLES[method]
-            axes.plot(*envelope(results, method, budget), color=color, linestyle=line, label=NAMES[method])
+            for number, path in enumerate(means(results, method, budget)):
+                axes.plot(*path, color=color, linestyle=line, label=NAMES[method] if number == 0 else None)
             for kl, each in of_method.items():
                 if each.gain is not None:
                     estimate, low, high = each.gain.interval
@@ -70,18 +71,14 @@ def gains(path: Sequence[Point]) -> Columns:
     return [point.kl for point in near], [point.reward - path[0].reward for point in near]
 
 
-def envelope(results: Results, method: str, budget: int) -> Columns:
-    """Mean gain of the reported seeds at each KL, with the setting that is best there of those that were chosen."""
-    settings = dict.fromkeys(run.setting for run in reported(results, [budget], [method]))
-    first = {name: results.path(Run(method, budget, name, plan.CHOSEN_ON)) for name in settings}
-    kls, means = [0.0], [0.0]
-    for kl in map(float, np.arange(STEP, FAR, STEP)):
-        name = chosen(first, kl)
-        if name is None:
-            continue
-        found = [gain_at(results.path(Run(method, budget, name, seed)), kl) for seed in plan.REPORTED]
-        reached = [gain.value for gain in found if gain is not None]
-        if len(reached) == len(found):
-            kls.append(kl)
-            means.append(sum(reached) / len(reached))
-    return kls, means
+def means(results: Results, method: str, budget: int) -> Iterator[Columns]:
+    """KLs that all reported seeds reached, and their mean gain there, of each setting that was chosen."""
+    for name in dict.fromkeys(run.setting for run in reported(results, [budget], [method])):
+        paths = [results.path(Run(method, budget, name, seed)) for seed in plan.REPORTED]
+        kls, gained = [0.0], [0.0]
+        for kl in map(float, np.arange(STEP, FAR, STEP)):
+            found = [gain.value for path in paths if (gain := gain_at(path, kl)) is not None]
+            if len(found) == len(paths):
+                kls.append(kl)
+                gained.append(sum(found) / len(found))
+        yield kls, gained
