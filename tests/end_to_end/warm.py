@@ -34,7 +34,7 @@ def run(line: list[str], outputs: list[str], variables: dict[str, str]) -> int:
     return code
 
 
-start_server(Registry().preload, Path(sys.argv[1]))
+start_server(("tests.end_to_end.warm_server", *Registry().preload), Path(sys.argv[1]))
 for request in map(json.loads, iter(sys.stdin.readline, "")):
     if request["line"][0] in ("sample", "export"):  # does its work itself
         importlib.import_module(PRELOAD)
