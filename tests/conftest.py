@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Generator
 from pathlib import Path
 
@@ -14,6 +15,9 @@ from tests.end_to_end.small import Finished, prefopt, words
 os.environ.update(HF_HUB_OFFLINE="1", WANDB_MODE="offline", NO_COLOR="1")
 # Threads that wait by spinning take the cores away from each other wherever more run than there are cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# A shell starts what stands before its & deaf to Ctrl-C, which every command that a test starts would inherit.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Set by .ci/run: there, a test that is skipped for want of data or a browser is a failure.
 _NO_SKIPS = os.environ.get("PREFOPT_NO_SKIPS") == "1"
