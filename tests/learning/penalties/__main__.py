@@ -1,7 +1,7 @@
 """Run the experiments on penalties, and say what they showed.
 
 usage: python -m tests.learning.penalties [--results docs/measured/penalties.jsonl] [--folder bench/penalties]
-       [--workers 1] [--seeds 17 18 19] [--part a b c d e a-grid b-grid speed most] [--dry-run] [--page]
+       [--workers 1] [--seeds 17 18 19] [--part a b far c d e a-grid b-grid speed most] [--dry-run] [--page]
 
 Every run is one `prefopt run` of a recipe beside this file, with one thread; a stopped one goes on where it was. What
 is finished is in RESULTS and is not run again. At the end, or with `--page` alone, the section "Penalties" of

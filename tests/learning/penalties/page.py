@@ -42,7 +42,7 @@ def number(values: Sequence[float]) -> str:
 
 def policies(part: str, results: Results) -> list[str]:
     """A row for each policy and seed: violations, what it keeps of the gain, KL."""
-    two = part == "b"
+    two = part != "a"
     kept = ["gain kept", "without the five words"] if two else ["gain kept"]
     rows: dict[str, list[list[str]]] = {}
     for seed, measured in zip(_seeds(part, results), seeds_of(part, results), strict=True):
@@ -147,6 +147,7 @@ def _seeds(part: str, results: Results) -> list[int]:
 TABLES: Mapping[str, tuple[str, Callable[[Results], list[str]]]] = {
     "a": ("Polite words and codes in the embedded world", lambda results: policies("a", results)),
     "b": ("Favourite words in stories", lambda results: policies("b", results)),
+    "far": ("Favourite words in stories, where the KL costs little", lambda results: policies("far", results)),
     "most": ("The most that can be kept of the gain without the favourite words", most),
     "c": ("Unlikelihood in sft, on stories that nothing was trained on", unlikelihood),
     "d": ("Pairs about codes are one in twenty", groups),
@@ -170,7 +171,7 @@ def write(docs: Path, results: Results) -> None:
     Raises:
         ValueError: When the page has no place for it.
     """
-    content, drawn = markdown(results), {part: seeds_of(part, results) for part in ("a", "b")}
+    content, drawn = markdown(results), {part: seeds_of(part, results) for part in ("a", "b", "far")}
     if any(drawn.values()):
         content = f"{PICTURE}\n\n{content}"
         (docs / "images" / "penalties.png").write_bytes(picture.png({k: rows for k, rows in drawn.items() if rows}))

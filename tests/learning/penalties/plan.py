@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -26,12 +26,14 @@ class Part:
         recipe: File beside this one.
         shared: Stages that are the same for all seeds, and run once.
         stages: Those that are run with each seed.
+        settings: Of the recipe, in place of what it says.
     """
 
     title: str
     recipe: str
     shared: tuple[str, ...]
     stages: tuple[str, ...]
+    settings: Mapping[str, str] = field(default_factory=dict)
 
 
 _WORLD = ("base", "sft")
@@ -40,9 +42,17 @@ WORD_GRID = {"weight-0.5": 0.5, "weight-1": 1.0, "weight-2": 2.0, "weight-4": 4.
 LOSSES = ("plain", "effective", "inverse", "focal")
 HACKED = ("hacked", "held")
 _TOLD = ("free", "lagrange", "told")
+_PENALTY = f"{{cost: banned, words: [{', '.join(WORDS)}], target_rate: {TARGET}, step_size: 0.15"
+_FAR = {
+    "stages.free.kl.coefficient": "0.1",
+    "stages.lagrange.kl.coefficient": "0.1",
+    # So far from the base a completion is paid eight deviations and more, which the price has to outbid.
+    "stages.lagrange.reward.penalties": f"[{_PENALTY}, initial_weight: 8, max_weight: 64}}]",
+}
 PARTS: Mapping[str, Part] = {
     "a": Part("polite words and codes in the embedded world", "world.yaml", _WORLD, _TOLD),
     "b": Part("favourite words in stories", "stories.yaml", (), _TOLD),
+    "far": Part("favourite words where the KL costs little", "stories.yaml", (), _TOLD, _FAR),
     "c": Part("unlikelihood in sft", "stories.yaml", (), ("imitate", "unlearn")),
     "d": Part(
         "weights of a rare group",
@@ -79,6 +89,7 @@ def words(run: Run, out: Path) -> list[str]:
     """The command of a run, after `python`."""
     part = PARTS[run.part]
     line = ["-m", "prefopt", "run", str(HERE / part.recipe), "--out", str(out)]
+    line += [word for name, value in part.settings.items() for word in ("--set", f"{name}={value}")]
     for stage in part.stages:
         line += ["--only", stage, "--set", f"stages.{stage}.seed={run.seed}"]
     return line

@@ -127,6 +127,7 @@ def interval(metrics: Mapping[str, float], name: str) -> Interval:
 READERS: Mapping[str, Callable[[Folders], Row]] = {
     "a": partial(polite, stage="told"),
     "b": partial(favourites, stage="told"),
+    "far": partial(favourites, stage="told"),
     "c": unlearned,
     "d": grouped,
     "e": fooled,

@@ -142,6 +142,9 @@ def test_every_stage_of_a_part_gets_the_seed_and_what_is_shared_has_its_own(
         assert recipe.seed == 17 and recipe.stages[name].seed in (17, None)
     if part == "b":
         assert recipe.stages["told"].costs[0].words == plan.WORDS
+    if part == "far":
+        held, free = (recipe.stages[name] for name in ("lagrange", "free"))
+        assert held.reward.penalties[0].words == plan.WORDS and held.kl.coefficient == free.kl.coefficient == 0.1
     weights = {"a-grid": plan.GRID, "b-grid": plan.WORD_GRID}.get(part, {})
     for name, weight in weights.items():
         if name in PARTS[part].stages:
@@ -163,6 +166,7 @@ def results() -> dict[str, Any]:
         "a/17": {"policies": {name: each for name, each in policies.items() if "weight" not in name}},
         "a-grid/17": {"policies": {name: each for name, each in policies.items() if "weight" in name}},
         "b/17": {"policies": policies, "without": policies},
+        "far/17": {"policies": policies, "without": policies},
         "c/17": {"models": {"base": model, "imitate": model, "unlearn": {**model, "token": 0.05, "nll": 1.02}}},
         "d/17": {"losses": losses},
         "e/17": {"policies": answered, "reward": {"accuracy": [0.6] * 3}},
