@@ -174,11 +174,18 @@ def replace_block(page: str, index: int, content: str) -> None:
     path.write_text(text[: block.start(2)] + content + "\n" + text[block.end(2) :], encoding="utf-8")
 
 
-def fill_metrics(page: str, told: Callable[[str], str], index: int = 0) -> None:
-    """The last column of a table of metrics, by default that of the page's first block."""
-    text = (ROOT / page).read_text(encoding="utf-8")
-    content = list(BLOCK.finditer(text))[index]
-    replace_block(page, index, ROW.sub(lambda row: f"| {row[1]} | {told(row[2])} |", content[2]).rstrip("\n"))
+def fill_metrics(page: str, stage: str, told: Callable[[str], str]) -> None:
+    """The last column of a stage's table of metrics, which its marker names.
+
+    Raises:
+        ValueError: When the page has no such table.
+    """
+    blocks = list(BLOCK.finditer((ROOT / page).read_text(encoding="utf-8")))
+    named = [index for index, block in enumerate(blocks) if re.search(rf"\bstage {stage}\b", block[1])]
+    if not named:
+        raise ValueError(f"{page} has no measured table of the stage {stage}")
+    content = blocks[named[0]][2]
+    replace_block(page, named[0], ROW.sub(lambda row: f"| {row[1]} | {told(row[2])} |", content).rstrip("\n"))
 
 
 def main() -> int:
@@ -196,12 +203,12 @@ def main() -> int:
     stages: dict[str, Any] = dict(load(run / "recipe.yaml").recipe.stages)
     for stage, page in STAGES.items():
         rows = lines(folder(run, stage) / "metrics.jsonl")
-        fill_metrics(f"docs/algorithms/{page}.md", partial(healthy, rows=rows, rate=stages[stage].learning_rate))
+        fill_metrics(f"docs/algorithms/{page}.md", stage, partial(healthy, rows=rows, rate=stages[stage].learning_rate))
     for stage, page in (("pairs", "collect"), ("eval", "evaluate")):
         metrics = manifest(run, stage)["metrics"]
-        fill_metrics(f"docs/algorithms/{page}.md", partial(of_policies, metrics=metrics))
+        fill_metrics(f"docs/algorithms/{page}.md", stage, partial(of_policies, metrics=metrics))
     checks = manifest(run, "checks")["metrics"]
-    fill_metrics("docs/algorithms/evaluate.md", partial(of_policies, metrics=checks), index=1)
+    fill_metrics("docs/algorithms/evaluate.md", "checks", partial(of_policies, metrics=checks))
     return 0
 
 

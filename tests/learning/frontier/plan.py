@@ -110,8 +110,8 @@ _PPO_AT_END = _ppo({"2.3": "0.3", "5.6": "0.15"}, _RATES)
 _DPO = _grid(("1.0", "0.5", "0.25"), ("3e-4", "1e-3"), "learning_rate")
 # Every round is paid for the distance from the one before, so that the price must be higher.
 _ITERATIVE_DPO = _grid(("2.0", "1.0", "0.5"), ("3e-4", "1e-3"), "learning_rate")
-# With five times as many steps rates are lower: with the smaller budget the lowest was best of all methods, nearly always.
-# Four settings, not six, as a run takes five minutes. PPO's controller has time to come nearer to its target.
+# With five times as many steps rates are lower: with the smaller budget the lowest was best nearly always.
+# Four settings, as a run takes five minutes. The controller of PPO has time to come nearer to its target.
 _LOW = ("1.5e-4", "3e-4")
 METHODS: Mapping[str, Mapping[int, Settings]] = {
     "ppo": {3_200: _PPO, 16_000: _ppo({"2.1": "0.55", "5.2": "0.28"}, _LOW)},
