@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,12 +43,14 @@ WORD_GRID = {"weight-0.5": 0.5, "weight-1": 1.0, "weight-2": 2.0, "weight-4": 4.
 LOSSES = ("plain", "effective", "inverse", "focal")
 HACKED = ("hacked", "held")
 _TOLD = ("free", "lagrange", "told")
-_PENALTY = f"{{cost: banned, words: [{', '.join(WORDS)}], target_rate: {TARGET}, step_size: 0.15"
+# So far from the base a completion is paid eight deviations and more, which the price has to outbid.
+_HIGHER = {"initial_weight": 8, "max_weight": 64, "step_size": 0.15}
 _FAR = {
     "stages.free.kl.coefficient": "0.1",
     "stages.lagrange.kl.coefficient": "0.1",
-    # So far from the base a completion is paid eight deviations and more, which the price has to outbid.
-    "stages.lagrange.reward.penalties": f"[{_PENALTY}, initial_weight: 8, max_weight: 64}}]",
+    "stages.lagrange.reward.penalties": json.dumps(
+        [{"cost": "banned", "words": WORDS, "target_rate": TARGET, **_HIGHER}]
+    ),
 }
 PARTS: Mapping[str, Part] = {
     "a": Part("polite words and codes in the embedded world", "world.yaml", _WORLD, _TOLD),
