@@ -117,8 +117,8 @@ METHODS: Mapping[str, Mapping[int, Settings]] = {
     "ppo": {3_200: _PPO, 16_000: _ppo({"2.1": "0.55", "5.2": "0.28"}, _LOW)},
     "ppo, shared value": {3_200: _PPO},
     "ppo, scored at the end": {3_200: _PPO_AT_END},
-    "rloo": {3_200: _grid(("1.3", "0.9"), _RATES, "lr"), 16_000: _grid(("1.5", "1.0"), _LOW, "lr")},
-    "grpo": {3_200: _grid(("0.36", "0.2"), _RATES, "lr"), 16_000: _grid(("0.42", "0.25"), _LOW, "lr")},
+    "rloo": {3_200: _grid(("1.3", "0.9"), _RATES, "lr"), 16_000: _grid(("1.3", "0.9"), _LOW, "lr")},
+    "grpo": {3_200: _grid(("0.36", "0.2"), _RATES, "lr"), 16_000: _grid(("0.35", "0.2"), _LOW, "lr")},
     "dpo": {3_200: _DPO, 16_000: _grid(("0.5", "0.25"), _LOW, "learning_rate")},
     "iterative dpo": {3_200: _ITERATIVE_DPO, 16_000: _grid(("4.0", "1.5"), _LOW, "learning_rate")},
 }
