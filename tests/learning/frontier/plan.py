@@ -86,10 +86,10 @@ class Process:
 
 
 def _grid(betas: Sequence[str], rates: Sequence[str], rate: str) -> Settings:
-    return _of_peer(*[(beta, value) for beta in betas for value in rates], rate=rate)
+    return _betas(*[(beta, value) for beta in betas for value in rates], rate=rate)
 
 
-def _of_peer(*chosen: tuple[str, str], rate: str = "lr") -> Settings:
+def _betas(*chosen: tuple[str, str], rate: str = "lr") -> Settings:
     """Betas, each with a learning rate."""
     return {f"beta {beta}, lr {value}": {"beta": beta, rate: value} for beta, value in chosen}
 
@@ -123,12 +123,12 @@ METHODS: Mapping[str, Mapping[int, Settings]] = {
     "ppo, shared value": {3_200: _PPO},
     "ppo, scored at the end": {3_200: _PPO_AT_END},
     "rloo": {
-        3_200: {**_grid(("1.3", "0.9"), _RATES[:2], "lr"), **_of_peer(("1.0", "2.5e-4"), ("0.6", "2.5e-4"))},
-        16_000: _of_peer(("1.3", "1.5e-4"), ("1.2", "7.5e-5"), ("0.9", "1.5e-4"), ("0.8", "7.5e-5")),
+        3_200: {**_grid(("1.3", "0.9"), _RATES[:2], "lr"), **_betas(("1.0", "2.5e-4"), ("0.6", "2.5e-4"))},
+        16_000: _betas(("1.3", "1.5e-4"), ("1.2", "7.5e-5"), ("0.9", "1.5e-4"), ("0.8", "7.5e-5")),
     },
     "grpo": {
-        3_200: {**_grid(("0.36", "0.2"), _RATES[:2], "lr"), **_of_peer(("0.27", "2.5e-4"), ("0.15", "2.5e-4"))},
-        16_000: _of_peer(("0.35", "1.5e-4"), ("0.32", "7.5e-5"), ("0.2", "1.5e-4"), ("0.17", "7.5e-5")),
+        3_200: {**_grid(("0.36", "0.2"), _RATES[:2], "lr"), **_betas(("0.27", "2.5e-4"), ("0.15", "2.5e-4"))},
+        16_000: _betas(("0.35", "1.5e-4"), ("0.32", "7.5e-5"), ("0.2", "1.5e-4"), ("0.17", "7.5e-5")),
     },
     "dpo": {3_200: _DPO, 16_000: _grid(("0.5", "0.25"), _LOW, "learning_rate")},
     "iterative dpo": {3_200: _ITERATIVE_DPO, 16_000: _grid(("4.0", "1.5"), _LOW, "learning_rate")},
