@@ -132,7 +132,7 @@ METHODS: Mapping[str, Mapping[int, Settings]] = {
         16_000: _betas(("0.31", "1.5e-4"), ("0.28", "7.5e-5"), ("0.2", "1.5e-4"), ("0.17", "7.5e-5")),
     },
     "dpo": {3_200: _DPO, 16_000: _grid(("0.5", "0.25"), _LOW, "learning_rate")},
-    "iterative dpo": {3_200: _ITERATIVE_DPO, 16_000: _grid(("4.0", "1.5"), _LOW, "learning_rate")},
+    "iterative dpo": {3_200: _ITERATIVE_DPO, 16_000: _grid(("3.2", "1.5"), _LOW, "learning_rate")},
 }
 """Settings of every method with each budget, by name: keys of the recipe's stage, or words of `trl_side`."""
 VARIANTS: Mapping[str, Words] = {
