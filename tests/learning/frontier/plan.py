@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -85,10 +86,6 @@ class Process:
     environment: Words = field(default_factory=dict)
 
 
-def _grid(betas: Sequence[str], rates: Sequence[str], rate: str) -> Settings:
-    return _betas(*[(beta, value) for beta in betas for value in rates], rate=rate)
-
-
 def _betas(*chosen: tuple[str, str], rate: str = "lr") -> Settings:
     """Betas, each with a learning rate."""
     return {f"beta {beta}, lr {value}": {"beta": beta, rate: value} for beta, value in chosen}
@@ -112,9 +109,9 @@ _PPO = _ppo({"2.3": "0.55", "5.6": "0.28"}, _RATES)
 # stopped at a KL of 0.3 to 0.9, and the controller has no time to bring it down. With 0.2 and the highest rate a run
 # went to 5 and was brought back to 3.5.
 _PPO_AT_END = _ppo({"2.3": "0.3", "5.6": "0.15"}, _RATES)
-_DPO = _grid(("1.0", "0.5", "0.25"), ("3e-4", "1e-3"), "learning_rate")
+_DPO = _betas(*product(("1.0", "0.5", "0.25"), ("3e-4", "1e-3")), rate="learning_rate")
 # Every round is paid for the distance from the one before, so that the price must be higher.
-_ITERATIVE_DPO = _grid(("2.0", "1.0", "0.5"), ("3e-4", "1e-3"), "learning_rate")
+_ITERATIVE_DPO = _betas(*product(("2.0", "1.0", "0.5"), ("3e-4", "1e-3")), rate="learning_rate")
 # With five times as many steps rates are lower: with the smaller budget the lowest was best nearly always.
 # Four settings, as a run takes five minutes. The controller of PPO has time to come nearer to its target.
 _LOW = ("1.5e-4", "3e-4")
@@ -124,15 +121,18 @@ METHODS: Mapping[str, Mapping[int, Settings]] = {
     "ppo, shared value": {3_200: _PPO},
     "ppo, scored at the end": {3_200: _PPO_AT_END},
     "rloo": {
-        3_200: {**_grid(("1.3", "0.9"), _RATES[:2], "lr"), **_betas(("1.0", "2.5e-4"), ("0.6", "2.5e-4"))},
+        3_200: _betas(*product(("1.3", "0.9"), _RATES[:2]), ("1.0", "2.5e-4"), ("0.6", "2.5e-4")),
         16_000: _betas(("1.3", "1.5e-4"), ("1.2", "7.5e-5"), ("0.9", "1.5e-4"), ("0.8", "7.5e-5")),
     },
     "grpo": {
-        3_200: {**_grid(("0.36", "0.2"), _RATES[:2], "lr"), **_betas(("0.27", "2.5e-4"), ("0.15", "2.5e-4"))},
+        3_200: _betas(*product(("0.36", "0.2"), _RATES[:2]), ("0.27", "2.5e-4"), ("0.15", "2.5e-4")),
         16_000: _betas(("0.31", "1.5e-4"), ("0.28", "7.5e-5"), ("0.2", "1.5e-4"), ("0.17", "7.5e-5")),
     },
-    "dpo": {3_200: _DPO, 16_000: _grid(("0.5", "0.25"), _LOW, "learning_rate")},
-    "iterative dpo": {3_200: _ITERATIVE_DPO, 16_000: _grid(("3.2", "1.5"), _LOW, "learning_rate")},
+    "dpo": {3_200: _DPO, 16_000: _betas(*product(("0.5", "0.25"), _LOW), rate="learning_rate")},
+    "iterative dpo": {
+        3_200: _ITERATIVE_DPO,
+        16_000: _betas(*product(("3.2", "1.5"), _LOW), rate="learning_rate"),
+    },
 }
 """Settings of every method with each budget, by name: keys of the recipe's stage, or words of `trl_side`."""
 VARIANTS: Mapping[str, Words] = {
