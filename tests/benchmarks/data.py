@@ -93,7 +93,7 @@ def measure(folder: Path, rows: Path) -> None:
     from prefopt.pipeline.base_model import open_base
     from prefopt.pipeline.context import StageContext, StopFlag
     from prefopt.pipeline.pair_rows import PAIR_COLUMNS, pair_rows
-    from prefopt.recipe.schema import Recipe
+    from prefopt.recipe.schema import DPOSpec, Recipe
 
     model = {"model_name_or_path": str(folder / "base"), "dtype": "float32"}
     recipe = Recipe.model_validate(
@@ -111,6 +111,7 @@ def measure(folder: Path, rows: Path) -> None:
     base = open_base({}, context)
     before, start = peak_bytes(), time.process_time()
     spec = recipe.stages["dpo"]
+    assert isinstance(spec, DPOSpec)
     found: Rows = pair_rows(spec, {}, context, base, PAIR_COLUMNS)
     seconds, taken = time.process_time() - start, peak_bytes() - before
     pairs = len(found.train) + len(found.evaluation)

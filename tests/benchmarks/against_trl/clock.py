@@ -19,7 +19,7 @@ def seconds() -> float:
     return time.perf_counter()
 
 
-class Clock(TrainerCallback):
+class Clock(TrainerCallback):  # type: ignore[misc]
     """Reads the meter at the end of every optimiser step, and of the pass of the reference before the first.
 
     Args:

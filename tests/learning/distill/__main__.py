@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,14 +48,12 @@ class Run:
 def runs(seeds: list[int]) -> Iterator[Run]:
     """All of them, in order."""
     for seed in seeds:
-        yield Run(f"targets/teacher/{seed}", seed, lambda model, seed=seed: students.teacher(model, seed))
-        yield Run(f"targets/before/{seed}", seed, lambda model, seed=seed: students.before(model, seed))
+        yield Run(f"targets/teacher/{seed}", seed, partial(students.teacher, seed=seed))
+        yield Run(f"targets/before/{seed}", seed, partial(students.before, seed=seed))
         for name in students.TARGETS:
-            make = lambda model, name=name, seed=seed: students.student(model, name, seed)  # noqa: E731
-            yield Run(f"targets/{name}/{seed}", seed, make)
+            yield Run(f"targets/{name}/{seed}", seed, partial(students.student, name=name, seed=seed))
         for name in rounds.LOOPS:
-            make = lambda model, name=name, seed=seed: rounds.loop(model, name, seed)  # noqa: E731
-            yield Run(f"rounds/{name}/{seed}", seed, make)
+            yield Run(f"rounds/{name}/{seed}", seed, partial(rounds.loop, name=name, seed=seed))
     yield Run("speed", seeds[0], lambda model: speed.gained())
 
 

@@ -35,7 +35,7 @@ def targets(results: Results, seeds: Sequence[int]) -> list[str]:
 
 
 def loops(results: Results, seeds: Sequence[int]) -> list[str]:
-    rows = []
+    rows: list[list[str]] = []
     for name in rounds.LOOPS:
         found = [results[f"rounds/{name}/{seed}"] for seed in seeds]
         starts, ends = [each[0] for each in found], [each[-1] for each in found]

@@ -66,7 +66,8 @@ def loop(model: PreTrainedModel, name: str, seed: int) -> list[dict[str, Any]]:
     held_out = world.questions(HELD_OUT, seed + 3000)
     watched = [{"prompt_ids": world.prompt(NONE, each), "completion_ids": [world.END]} for each in held_out]
     real = world.real(NONE, held_out, seed + 2)
-    found, learned, origin = [_row(peft, seed, Look(0.0), None)], [], None
+    found, origin = [_row(peft, seed, Look(0.0), None)], None
+    learned: list[dict[str, Any]] = []
     for number in range(ROUNDS):
         fresh = _answers(peft, how, seed * 100 + number)
         learned = [*learned, *fresh] if how.accumulate else fresh

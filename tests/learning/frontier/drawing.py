@@ -48,8 +48,8 @@ def drawn(results: Results, budget: int, cells: Mapping[str, Mapping[float, Cell
     """
 
     def paint(axes: Axes) -> None:
-        for path, style, label in ((results.limit(), "--", "limit"), (results.best_of_n(), ":", "best of n")):
-            axes.plot(*gains(path), color=INK, linestyle=style, label=label)
+        for bound, style, label in ((results.limit(), "--", "limit"), (results.best_of_n(), ":", "best of n")):
+            axes.plot(*gains(bound), color=INK, linestyle=style, label=label)
         for method, of_method in cells.items():
             color, line = STYLES[method]
             for number, path in enumerate(means(results, method, budget)):

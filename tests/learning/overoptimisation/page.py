@@ -189,9 +189,9 @@ def rows(found: dict[int, list[dict[str, Curve]]], trained_on: dict[int, Labelle
                     *(told([getattr(each, name) for each in laws]) for name in ("alpha", "beta", "r_squared")),
                 ]
             )
-    seeds = len(next(iter(found.values())))
+    count = len(next(iter(found.values())))
     meaning = (
-        f"±: half of Student's 95 % interval over {seeds} seeds. At the end: the law's gold is still highest where the "
+        f"±: half of Student's 95 % interval over {count} seeds. At the end: the law's gold is still highest where the "
         "measurements of that seed end."
     )
     return [*table(header, lines), "", meaning]

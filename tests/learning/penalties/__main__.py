@@ -66,7 +66,7 @@ class Results:
         for run in runs:
             folders.setdefault(run.folder, []).append(run)
         with ThreadPoolExecutor(self._workers) as pool:
-            list(pool.map(lambda of_folder: [self._one(run) for run in of_folder], folders.values()))
+            list(pool.map(self._in_order, folders.values()))
 
     def measure(self, what: str) -> None:
         """How long costs take beside sampling, or the most that can be kept in (b): each once."""
@@ -76,6 +76,10 @@ class Results:
 
     def _shared(self, recipe: str) -> Path:
         return self._folder / "runs" / Path(recipe).stem
+
+    def _in_order(self, runs: Sequence[Run]) -> None:
+        for run in runs:
+            self._one(run)
 
     def _one(self, run: Run) -> None:
         out, part, start = self._folder / "runs" / run.folder, PARTS[run.part], time.perf_counter()

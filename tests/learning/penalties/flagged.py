@@ -21,6 +21,7 @@ import torch
 from prefopt.losses.logprobs import token_logps
 from prefopt.models.roles import adapter_active, load_frozen
 from prefopt.recipe.load import load
+from prefopt.recipe.schema import SFTSpec
 from prefopt.rewards.costs.registry import rule_cost
 from prefopt.rewards.flags import WeightedCost, flag, samples_of
 from tests.learning.penalties import stories
@@ -68,7 +69,9 @@ def measured(folder: Path, adapters: Sequence[Path]) -> Iterator[dict[str, Any]]
     rows = [json.loads(line) for line in (folder / "unseen.jsonl").read_text("utf-8").splitlines()]
     prompts = [tokenizer(row["prompt"])["input_ids"] for row in rows]
     texts = [tokenizer(row["completion"], add_special_tokens=False)["input_ids"] for row in rows]
-    costs = [WeightedCost(rule_cost(spec), 1.0) for spec in load(RECIPE).recipe.stages["unlearn"].unlikelihood]
+    unlearn = load(RECIPE).recipe.stages["unlearn"]
+    assert isinstance(unlearn, SFTSpec)
+    costs = [WeightedCost(rule_cost(spec), 1.0) for spec in unlearn.unlikelihood]
     flags, _ = flag(samples_of(prompts, texts, tokenizer), costs)
     named = {f"policy{number}": path for number, path in enumerate(adapters)}
     hung = load_frozen(model, named) if named else model

@@ -83,7 +83,7 @@ def most(results: Results) -> list[str]:
 
 def unlikelihood(results: Results) -> list[str]:
     """Part c: the base, and each training over seeds."""
-    rows = []
+    rows: list[list[str]] = []
     for seed, measured in zip(_seeds("c", results), seeds_of("c", results), strict=True):
         models = measured["models"]
         if not rows:

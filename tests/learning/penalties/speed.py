@@ -25,7 +25,7 @@ from tests.benchmarks.costs import SPECS
 from tests.learning.penalties import stories
 
 COMPLETIONS, TOKENS, RUNS = 512, 128, 5
-JUDGED = {kind: (kind,) for kind in SPECS}
+JUDGED: dict[str, tuple[str, ...]] = {kind: (kind,) for kind in SPECS}
 JUDGED |= {"length, repetition and banned": ("length", "repetition", "banned"), "all kinds": tuple(RULES)}
 ASKED: Prompt = (Message("user", "Once upon a time"),)
 
