@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,9 @@ def _betas(*chosen: tuple[str, str], rate: str = "lr") -> Settings:
     return {f"beta {beta}, lr {value}": {"beta": beta, rate: value} for beta, value in chosen}
 
 
+_of_stage = partial(_betas, rate="learning_rate")
+
+
 def _ppo(starts: Words, rates: Sequence[str]) -> Settings:
     """Target of the KL, and the coefficient that its controller starts from, with each learning rate."""
     return {
@@ -109,9 +113,12 @@ _PPO = _ppo({"2.3": "0.55", "5.6": "0.28"}, _RATES)
 # stopped at a KL of 0.3 to 0.9, and the controller has no time to bring it down. With 0.2 and the highest rate a run
 # went to 5 and was brought back to 3.5.
 _PPO_AT_END = _ppo({"2.3": "0.3", "5.6": "0.15"}, _RATES)
-_DPO = _betas(*product(("1.0", "0.5", "0.25"), ("3e-4", "1e-3")), rate="learning_rate")
+# Rates above 3e-4 are behind wherever a lower one goes as far, so that others are lower.
+_DPO = _of_stage(*product(("1.0", "0.5", "0.25"), ("1e-3",)), ("0.25", "3e-4"), ("0.1", "3e-4"), ("0.1", "1.5e-4"))
 # Every round is paid for the distance from the one before, so that the price must be higher.
-_ITERATIVE_DPO = _betas(*product(("2.0", "1.0", "0.5"), ("3e-4", "1e-3")), rate="learning_rate")
+_ITERATIVE_DPO = _of_stage(
+    ("2.0", "1e-3"), *product(("2.0", "1.0", "0.5"), ("3e-4",)), ("1.2", "1.5e-4"), ("0.3", "1.5e-4")
+)
 # With five times as many steps rates are lower: with the smaller budget the lowest was best nearly always.
 # Four settings, as a run takes five minutes. The controller of PPO has time to come nearer to its target.
 _LOW = ("1.5e-4", "3e-4")
@@ -125,13 +132,16 @@ METHODS: Mapping[str, Mapping[int, Settings]] = {
         16_000: _betas(("1.3", "1.5e-4"), ("1.2", "7.5e-5"), ("0.9", "1.5e-4"), ("0.8", "7.5e-5")),
     },
     "grpo": {
-        3_200: _betas(*product(("0.36", "0.2"), _RATES[:2]), ("0.27", "2.5e-4"), ("0.15", "2.5e-4")),
+        3_200: _betas(*product(("0.33", "0.2"), _RATES[:2]), ("0.22", "2.5e-4"), ("0.15", "2.5e-4")),
         16_000: _betas(("0.31", "1.5e-4"), ("0.28", "7.5e-5"), ("0.2", "1.5e-4"), ("0.17", "7.5e-5")),
     },
-    "dpo": {3_200: _DPO, 16_000: _betas(*product(("0.5", "0.25"), _LOW), rate="learning_rate")},
+    "dpo": {
+        3_200: _DPO,
+        16_000: _of_stage(("0.5", "1.5e-4"), ("0.3", "7.5e-5"), ("0.22", "1.5e-4"), ("0.25", "3e-4")),
+    },
     "iterative dpo": {
         3_200: _ITERATIVE_DPO,
-        16_000: _betas(*product(("3.2", "1.5"), _LOW), rate="learning_rate"),
+        16_000: _of_stage(("3.2", "1.5e-4"), ("2.2", "7.5e-5"), *product(("1.5",), _LOW)),
     },
 }
 """Settings of every method with each budget, by name: keys of the recipe's stage, or words of `trl_side`."""
