@@ -58,6 +58,21 @@ def estimate(values: Sequence[float], error: float = 0.0) -> Estimate:
     return Estimate(mean, math.sqrt(total), freedom)
 
 
+def without_each(values: Sequence[float]) -> list[float]:
+    """The mean without each one; of one value there is none without it."""
+    return [(sum(values) - value) / (len(values) - 1) for value in values] if len(values) > 1 else []
+
+
+def jackknife(without: Sequence[float]) -> float:
+    """The standard error of what was estimated, by its values without each block (Tukey 1958).
+
+    Args:
+        without: Values with one block left out, of two blocks or more.
+    """
+    count, mean = len(without), sum(without) / len(without)
+    return math.sqrt((count - 1) / count * sum((value - mean) ** 2 for value in without))
+
+
 def t_interval(values: Sequence[float]) -> Interval:
     """Mean of a few runs with Student's interval at 95 %. Errors as `estimate`."""
     return estimate(values).interval

@@ -20,8 +20,8 @@ from tests.learning.frontier.summary import Cell, Compared, against, cell, compa
 COMMAND = "make learn"
 OURS, BEST_OF_N = "ppo", "best of n"
 HEADER = [
-    "method", "setting", "seeds", "gain", "share of the limit's gain", "policies at", "on unseen openings",
-    "PPO less this one",
+    "method", "setting", "seeds", "gain", "share of the limit's gain", "policies at", "PPO less this one",
+    "on unseen openings: gain; PPO less this one",
 ]  # fmt: skip
 Cells = Mapping[str, Mapping[float, Cell]]
 """By method and KL, of the methods whose runs are all done."""
@@ -49,8 +49,15 @@ def write(results: Results, docs: Path) -> None:
         picture = docs / "images" / f"frontier-{budget}.png"
         picture.write_bytes(drawn(results, budget, cells))
         for kl in KLS:
-            lines = [line_of(results, (budget, kl, name), cells[name][kl], differences, held) for name in cells]
-            lines.append(of_best(results, (budget, kl, BEST_OF_N), differences, held))
+            ours = cells[OURS][kl].there if OURS in cells else None
+            lines = [
+                [
+                    *line_of(results, (budget, kl, name), cells[name][kl], differences, held),
+                    on_unseen(cells[name][kl].there, None if name == OURS else ours),
+                ]
+                for name in cells
+            ]
+            lines.append([*of_best(results, (budget, kl, BEST_OF_N), differences, held), "–"])
             told += [f"*Gain in reward at KL {kl:g} with {budget:,} completions*", "", *table(HEADER, lines), ""]
         told += [f"![Reward against KL with {budget:,} completions](images/{picture.name})", ""]
     told.append(f"Machine: {machine()}. {datetime.now(UTC).date().isoformat()}.")
@@ -67,8 +74,9 @@ def summed_up(results: Results, budget: int) -> Cells:
             if setting is None:
                 cells[method][kl] = Cell(None, [None] * len(plan.REPORTED))
             else:
-                paths = [results.path(Run(method, budget, setting, seed)) for seed in plan.REPORTED]
-                cells[method][kl] = cell(setting, paths, kl)
+                runs = [Run(method, budget, setting, seed) for seed in plan.REPORTED]
+                all_openings, unseen = ([results.path(run, part) for run in runs] for part in (False, True))
+                cells[method][kl] = cell(setting, all_openings, kl, unseen)
     return cells
 
 
@@ -149,13 +157,20 @@ def line_of(
     share = each.share(limit_at(results, kl))
     if each.gain is None or share is None:
         why = "with any setting on the first seed" if each.setting is None else "with two seeds"
-        return [*first, "–" if each.setting is None else seeds, f"not reached {why}", *["–"] * 3, of_pair(key, None)]
+        return [*first, "–" if each.setting is None else seeds, f"not reached {why}", *["–"] * 2, of_pair(key, None)]
     least, most = each.trained
-    unseen = "–" if each.unseen is None else f"{each.unseen[1]:.2f} at KL {each.unseen[0]:.2f}"
     return [
-        *first, seeds, interval(each.gain.interval, "{:.2f}"), percent(share), f"{100 * least:.0f}–{most:.0%}", unseen,
+        *first, seeds, interval(each.gain.interval, "{:.2f}"), percent(share), f"{100 * least:.0f}–{most:.0%}",
         of_pair(key, differences.get(key), key in held),
     ]  # fmt: skip
+
+
+def on_unseen(each: Cell, ours: Cell | None) -> str:
+    """The gain on openings that nobody trains on, at the same KL there, and PPO's less it."""
+    if each.gain is None:
+        return "not reached"
+    less = None if ours is None else compared(ours, each)
+    return f"{each.gain.mean:.2f}" + (f"; {interval(less.difference.interval, '{:+.2f}')}" if less else "")
 
 
 def of_best(results: Results, key: Key, differences: Mapping[Key, Compared | None], held: set[Key]) -> list[str]:
@@ -164,7 +179,7 @@ def of_best(results: Results, key: Key, differences: Mapping[Key, Compared | Non
     gain = gain_at(results.best_of_n(), kl)
     if gain is None:
         why = f"not reached: the largest n, {rows[-1]['n']}, has a KL of {rows[-1]['kl']:.2f}"
-        return [f"{BEST_OF_N} from the base", "–", "–", why, *["–"] * 3, of_pair(key, None)]
+        return [f"{BEST_OF_N} from the base", "–", "–", why, *["–"] * 2, of_pair(key, None)]
     below = max((row for row in rows if row["kl"] <= kl), key=lambda row: row["kl"])
     above = min((row for row in rows if row["kl"] >= kl), key=lambda row: row["kl"])
     limit = limit_at(results, kl)
@@ -176,7 +191,6 @@ def of_best(results: Results, key: Key, differences: Mapping[Key, Compared | Non
         "–",
         interval(Estimate(gain.value, gain.error, INFINITE).interval, "{:.2f}"),
         percent(share),
-        "–",
         "–",
         of_pair(key, differences.get(key), key in held),
     ]

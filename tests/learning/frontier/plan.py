@@ -141,7 +141,7 @@ METHODS: Mapping[str, Mapping[int, Settings]] = {
     },
     "iterative dpo": {
         3_200: _ITERATIVE_DPO,
-        16_000: _of_stage(("3.2", "1.5e-4"), ("2.2", "7.5e-5"), *product(("1.5",), _LOW)),
+        16_000: _of_stage(("3.2", "1.5e-4"), ("1.8", "7.5e-5"), *product(("1.5",), _LOW)),
     },
 }
 """Settings of every method with each budget, by name: keys of the recipe's stage, or words of `trl_side`."""

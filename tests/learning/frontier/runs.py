@@ -13,6 +13,7 @@ from typing import Any
 
 from tests.benchmarks.against_trl.peers import peers_folder
 from tests.learning.frontier import plan, world
+from tests.learning.frontier.estimates import without_each
 from tests.learning.frontier.limit import joined
 from tests.learning.frontier.plan import Process, Run
 from tests.learning.frontier.score import KLS, Point, chosen
@@ -38,8 +39,8 @@ class Results:
         self.rows = {key: row for key, row in self._found.by_key.items() if valid(key, row)}
         if outdated := [key for key in self._found.by_key if key not in self.rows]:
             print(
-                f"{len(outdated)} rows of {file.name} are of other settings, another recipe or another task, and count "
-                f"as missing: {'; '.join(outdated)}",
+                f"{len(outdated)} rows of {file.name} are of other settings, another recipe or another task, or lack "
+                f"blocks of openings, and count as missing: {'; '.join(outdated)}",
                 file=sys.stderr,
             )
 
@@ -53,17 +54,16 @@ class Results:
         found: Row = self.rows["base"]["measured"][0]
         return found
 
-    def path(self, run: Run) -> list[Point]:
-        """From the base through the policies that a run kept."""
-        # Errors are of gains over the base, which got the same random numbers: it adds none of its own.
-        base = Point(0.0, self.base["reward"], unseen=_unseen(self.base))
-        return [
-            base,
-            *(
-                Point(row["kl"], row["reward"], row["gain_se"], row["kl_se"], row["trained"], _unseen(row))
-                for row in self.rows[run.key]["measured"]
-            ),
-        ]
+    def path(self, run: Run, unseen: bool = False) -> list[Point]:
+        """From the base through the policies that a run kept.
+
+        Args:
+            run: It.
+            unseen: On the openings that nobody trains on, instead of on all.
+        """
+        rows = [self.base | {"trained": 0.0}, *self.rows[run.key]["measured"]]
+        found = [row["unseen"] | {"trained": row["trained"]} if unseen else row for row in rows]
+        return [Point(row["kl"], row["reward"], trained=row["trained"], without=_without(row)) for row in found]
 
     def limit(self) -> list[Point]:
         """From the base, as the same completions show it, by growing tilt."""
@@ -144,18 +144,25 @@ class Results:
         return [{name: value for name, value in row.items() if name != "adapter"} for row in rows]
 
 
-def _unseen(row: Row) -> tuple[float, float] | None:
-    found = row.get("unseen")
-    return None if found is None else (found["kl"], found["reward"])
+def _without(row: Row) -> list[tuple[float, float]]:
+    """KL and reward without each block."""
+    blocks = row.get("blocks", {"kl": [], "reward": []})
+    kls, rewards = blocks["kl"], blocks["reward"]
+    return list(zip(without_each(kls), without_each(rewards), strict=True))
 
 
 def valid(key: str, row: Mapping[str, Any]) -> bool:
-    """Whether a row says what would be found today: the limit's do, the base's once it tells unseen openings apart."""
-    if key == "base":
-        return "openings" in row
+    """Whether a row says what would be found today.
+
+    The limit's do. Others have the means of blocks of openings, but where all that they are for is to choose a setting.
+    """
     if key.partition("/")[0] == "limit":
         return True
-    return row.get("digest") is not None and row["digest"] == Run.of(key).digest
+    blocks = all("blocks" in each for each in row.get("measured", ()))
+    if key == "base":
+        return "openings" in row and blocks
+    run = Run.of(key)
+    return row.get("digest") is not None and row["digest"] == run.digest and (blocks or run.seed == plan.CHOSEN_ON)
 
 
 def run(process: Process) -> str:

@@ -17,10 +17,10 @@ class Point(NamedTuple):
     Attributes:
         kl: Mean from the base, nats.
         reward: Mean.
-        error: Standard error of the gain over the base; of the base itself, what its own error adds to every gain.
+        error: Standard error of the reward; of the base, what its own adds to every gain.
         kl_error: Standard error of the KL.
         trained: Share of the training that the policy had, 0 to 1.
-        unseen: KL and reward on the openings that nobody trains on, where that was measured.
+        without: KL and reward without each block of openings, where errors are told by those and not by the two above.
     """
 
     kl: float
@@ -28,7 +28,7 @@ class Point(NamedTuple):
     error: float = 0.0
     kl_error: float = 0.0
     trained: float = 0.0
-    unseen: tuple[float, float] | None = None
+    without: Sequence[tuple[float, float]] = ()
 
 
 class Gain(NamedTuple):
@@ -36,15 +36,15 @@ class Gain(NamedTuple):
 
     Attributes:
         value: It.
-        error: Standard error from the measuring; runs that are measured on the same openings have it in common.
+        error: Standard error from the measuring, where it is not told by blocks.
         trained: Shares of training of the policies whose mixture has it, from the least to the most.
-        unseen: KL and gain of the same mixture on unseen openings.
+        without: Its value without each block of openings, which all policies were measured on.
     """
 
     value: float
     error: float = 0.0
     trained: tuple[float, float] = (0.0, 0.0)
-    unseen: tuple[float, float] | None = None
+    without: Sequence[float] = ()
 
 
 def hull(path: Sequence[Point]) -> list[Point]:
@@ -101,15 +101,21 @@ def gain_at(path: Sequence[Point], kl: float) -> Gain | None:
         mixed(lambda each: each.reward) - path[0].reward,
         error,
         (min(used), max(used)),
-        _on_unseen(path[0], before, after, weight),
+        _without(path[0], before, after, kl),
     )
 
 
-def _on_unseen(base: Point, before: Point, after: Point, weight: float) -> tuple[float, float] | None:
-    if base.unseen is None or before.unseen is None or after.unseen is None:
-        return None
-    kl, reward = ((1 - weight) * low + weight * high for low, high in zip(before.unseen, after.unseen, strict=True))
-    return kl, reward - base.unseen[1]
+def _without(base: Point, before: Point, after: Point, kl: float) -> list[float]:
+    if not (base.without and before.without and after.without):
+        return []
+    three = zip(before.without, after.without, base.without, strict=True)
+    return [_gain_between(low, high, kl) - reward for low, high, (_, reward) in three]
+
+
+def _gain_between(before: tuple[float, float], after: tuple[float, float], kl: float) -> float:
+    """The reward at a KL of the line through two policies: a block less moves both KLs, perhaps past the one asked."""
+    width = after[0] - before[0]
+    return before[1] + (after[1] - before[1]) * (kl - before[0]) / width if width else after[1]
 
 
 def chosen(runs: Mapping[str, Sequence[Point]], kl: float) -> str | None:

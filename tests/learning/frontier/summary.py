@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from tests.learning.frontier.estimates import Estimate, estimate
+from tests.learning.frontier.estimates import Estimate, estimate, jackknife
 from tests.learning.frontier.score import Gain, Point, gain_at
 
 
@@ -18,10 +18,17 @@ class Cell:
     Attributes:
         setting: None where none reached the KL on the seed that settings are chosen on.
         gains: Of each reported seed; None where that run did not reach the KL.
+        unseen: The same on the openings that nobody trains on, by the KL there.
     """
 
     setting: str | None
     gains: Sequence[Gain | None]
+    unseen: Sequence[Gain | None] = ()
+
+    @property
+    def there(self) -> Cell:
+        """On the openings that nobody trains on."""
+        return Cell(self.setting, self.unseen)
 
     @property
     def reached(self) -> list[Gain]:
@@ -30,8 +37,8 @@ class Cell:
 
     @property
     def error(self) -> float:
-        """From the measuring, which all seeds share: it does not shrink with their number."""
-        return sum(gain.error for gain in self.reached) / len(self.reached)
+        """From measuring on these openings, which all seeds share: it does not shrink with their number."""
+        return of_openings([gain.without for gain in self.reached])
 
     @property
     def gain(self) -> Estimate | None:
@@ -51,15 +58,6 @@ class Cell:
         """Shares of training of the policies that the gains are of: the least and the most of all seeds."""
         return min(gain.trained[0] for gain in self.reached), max(gain.trained[1] for gain in self.reached)
 
-    @property
-    def unseen(self) -> tuple[float, float] | None:
-        """Mean KL and gain on unseen openings, of the policies that the gains are of."""
-        found = [gain.unseen for gain in self.reached if gain.unseen is not None]
-        if not found:
-            return None
-        kl, gain = (sum(values) / len(found) for values in zip(*found, strict=True))
-        return kl, gain
-
 
 class Compared(NamedTuple):
     """What one method gains more than another, and in how many seeds that was seen."""
@@ -68,25 +66,40 @@ class Compared(NamedTuple):
     pairs: int
 
 
-def cell(setting: str | None, paths: Sequence[Sequence[Point]], kl: float) -> Cell:
+def of_openings(without: Sequence[Sequence[float]]) -> float:
+    """The standard error of a mean over seeds that comes from the openings that all are measured on.
+
+    Args:
+        without: Of each seed, its value without each block of openings; 0 is the answer where there are no blocks.
+    """
+    means = [sum(values) / len(values) for values in zip(*without, strict=True)]
+    return jackknife(means) if means else 0.0
+
+
+def cell(
+    setting: str | None, paths: Sequence[Sequence[Point]], kl: float, unseen: Sequence[Sequence[Point]] = ()
+) -> Cell:
     """Sum up a method at a KL.
 
     Args:
         setting: Its name.
         paths: Of the reported seeds, each from the base.
         kl: Nats.
+        unseen: The same paths on the openings that nobody trains on.
     """
-    return Cell(setting, [gain_at(path, kl) for path in paths])
+    return Cell(setting, [gain_at(path, kl) for path in paths], [gain_at(path, kl) for path in unseen])
 
 
 def compared(ours: Cell, other: Cell) -> Compared | None:
     """Two methods, by the seeds with which both reached the KL; None for fewer than two of those.
 
-    The measuring has its error in both, with the same openings and random numbers, so that it is not added.
+    On other openings the difference would be another, by as much as it changes with blocks of them.
     """
-    pairs = zip(ours.gains, other.gains, strict=False)
-    gaps = [a.value - b.value for a, b in pairs if a is not None and b is not None]
-    return Compared(estimate(gaps), len(gaps)) if len(gaps) > 1 else None
+    pairs = [(a, b) for a, b in zip(ours.gains, other.gains, strict=False) if a is not None and b is not None]
+    if len(pairs) < 2:
+        return None
+    without = [[x - y for x, y in zip(a.without, b.without, strict=True)] for a, b in pairs]
+    return Compared(estimate([a.value - b.value for a, b in pairs], of_openings(without)), len(pairs))
 
 
 def against(ours: Cell, known: Gain) -> Compared | None:
@@ -96,7 +109,7 @@ def against(ours: Cell, known: Gain) -> Compared | None:
 
 
 def verdict(found: Estimate, held: bool) -> str:
-    """'above', 'below' or 'no difference'.
+    """'above', 'below' or 'not told apart'.
 
     Args:
         found: The difference.
@@ -105,4 +118,4 @@ def verdict(found: Estimate, held: bool) -> str:
     if held:
         return "above"
     low, high = found.interval[1:]
-    return "below" if high < 0 else "above alone, not with Holm" if low > 0 else "no difference"
+    return "below" if high < 0 else "above alone, not with Holm" if low > 0 else "not told apart"

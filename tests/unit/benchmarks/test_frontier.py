@@ -120,10 +120,13 @@ def test_a_smaller_budget_is_sampled_to_the_last_pair_and_rounds_share_the_promp
 
 def test_what_is_measured_tells_unseen_openings_apart() -> None:
     rewards, kl = torch.tensor([1.0, 2.0, 6.0, 3.0]).double(), torch.tensor([0.5, 1.5, 2.0, 4.0]).double()
-    found = measure.summary(rewards, kl, rewards - 2.0, torch.tensor([False, True, True, False]))
+    found = measure.summary(rewards, kl, torch.tensor([False, True, True, False]))
     assert found["reward"] == 3.0 and found["kl"] == 2.0
-    assert found["gain_se"] == 0.0 and found["reward_se"] == pytest.approx(float(rewards.std()) / 2)
-    assert found["unseen"] == {"reward": 4.0, "kl": 1.75, "count": 2}
+    assert found["reward_se"] == pytest.approx(float(rewards.std()) / 2)
+    assert found["blocks"] == {"reward": rewards.tolist(), "kl": kl.tolist()}
+    of_unseen = {"reward": 4.0, "kl": 1.75, "count": 2, "blocks": {"reward": [2.0, 6.0], "kl": [1.5, 2.0]}}
+    assert found["unseen"] == of_unseen
+    assert measure.blocks(torch.arange(2.0 * measure.BLOCKS))[:2] == [0.5, 2.5]
 
 
 def test_policies_know_how_far_training_had_come(tmp_path: Path) -> None:
@@ -141,12 +144,15 @@ def test_a_row_of_another_recipe_or_setting_counts_as_missing(
     runs = tried([3_200], ["ppo", "rloo"])
     gone = replace(runs[0], setting="KL 99, lr 1")
     lines = [{"key": run.key, "digest": run.digest} for run in (*runs, gone)]
-    lines += [{"key": "base"}, {"key": "limit"}, {"key": "limit/1"}, {"key": "dpo/3200/beta 0.3, lr 1e-3/0"}]
+    reported = replace(runs[0], seed=plan.REPORTED[0])
+    lines += [{"key": run.key, "digest": run.digest, "measured": [{"reward": 1.0}]} for run in (runs[1], reported)]
+    keys = ("base", "limit", "limit/1", "dpo/3200/beta 0.3, lr 1e-3/0")
+    lines += [{"key": key, "measured": [{"blocks": {"kl": [], "reward": []}}]} for key in keys]
     file = tmp_path / "results.jsonl"
     file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     assert set(Results(file, tmp_path, 1).rows) == {run.key for run in runs} | {"limit", "limit/1"}
     said = capsys.readouterr().err
-    assert said.startswith("3 rows") and gone.key in said and "base" in said
+    assert said.startswith("4 rows") and gone.key in said and reported.key in said and "base" in said
     recipe = tmp_path / "frontier.yaml"
     text = plan.RECIPE.read_text("utf-8")
     monkeypatch.setattr(plan, "RECIPE", recipe)
@@ -161,14 +167,10 @@ def test_a_row_of_another_recipe_or_setting_counts_as_missing(
 
 
 def row(reward: float, kl: float, trained: float = 0.0) -> dict[str, Any]:
-    errors = {"reward_se": 0.1, "gain_se": 0.1, "kl_se": 0.0, "effective_samples": 50.0, "effective_samples_se": 1.0}
-    return {
-        "reward": reward,
-        "kl": kl,
-        "trained": trained,
-        **errors,
-        "unseen": {"reward": reward, "kl": kl, "count": 3},
-    }
+    errors = {"reward_se": 0.1, "kl_se": 0.0, "effective_samples": 50.0, "effective_samples_se": 1.0}
+    blocks = {"kl": [kl] * 4, "reward": [reward - 0.02, reward + 0.02] * 2}
+    means = {"reward": reward, "kl": kl, "blocks": blocks}
+    return {**means, "trained": trained, **errors, "unseen": {**means, "reward": reward + kl, "count": 3}}
 
 
 def results_of(folder: Path) -> Results:
@@ -207,10 +209,11 @@ def test_the_page_says_what_the_finished_runs_show(tmp_path: Path) -> None:
     ours, theirs, best = table[0, "PPO"], table[0, "RLOO (TRL)"], table[0, "best of n from the base"]
     assert ours["gain"].startswith("5.03 (") and ours["seeds"] == "5 of 5" and ours["policies at"] == "50–50%"
     assert ours["share of the limit's gain"].startswith(f"{5.03 / 4:.0%}") and ours["PPO less this one"] == "–"
-    assert ours["on unseen openings"] == "5.03 at KL 2.00"
+    unseen = page.HEADER[-1]
+    assert ours[unseen] == "7.03" and theirs[unseen].startswith("5.03; +2.00 (+2.00 to")
     assert theirs["PPO less this one"].startswith("+2.00") and theirs["PPO less this one"].endswith("5 pairs: above")
     assert best["gain"].startswith("5.00 (") and best["setting"] == "n 8"
-    assert best["PPO less this one"].startswith("+0.03") and best["PPO less this one"].endswith("seeds: no difference")
+    assert best["PPO less this one"].startswith("+0.03") and best["PPO less this one"].endswith("seeds: not told apart")
     partly, never, short = table[1, "RLOO (TRL)"], table[1, "DPO on own samples"], table[1, "best of n from the base"]
     assert partly["seeds"] == "4 of 5" and partly["PPO less this one"].endswith("4 pairs: above")
     assert partly["policies at"] == "50–100%"

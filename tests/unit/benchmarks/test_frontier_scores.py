@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.learning.frontier.estimates import Estimate, estimate, holm, t_interval
+from tests.learning.frontier.estimates import Estimate, estimate, holm, jackknife, t_interval, without_each
 from tests.learning.frontier.limit import joined, tilted, totals
 from tests.learning.frontier.score import Gain, Point, chosen, gain_at, hull
 from tests.learning.frontier.summary import Cell, against, cell, compared, verdict
@@ -89,18 +89,46 @@ def test_the_kl_of_a_coin_flip_is_at_most_the_mean_of_the_kls() -> None:
 
 
 def test_a_gain_says_whose_it_is_and_how_sure_it_is() -> None:
-    path = [
-        Point(0.0, 1.0, error=0.3, unseen=(0.0, 0.5)),
-        Point(1.0, 3.0, 0.2, 0.1, 0.4, (1.2, 2.5)),
-        Point(2.0, 4.0, 0.4, 0.3, 0.8, (2.2, 4.5)),
-    ]
+    path = [Point(0.0, 1.0, error=0.3), Point(1.0, 3.0, 0.2, 0.1, 0.4), Point(2.0, 4.0, 0.4, 0.3, 0.8)]
     middle = gain_at(path, 1.5)
     assert middle is not None and middle.trained == (0.4, 0.8)
-    assert middle.unseen == pytest.approx((1.7, 3.0))
     assert middle.error == pytest.approx(math.sqrt(0.3**2 + (1.0 * 0.2) ** 2 + 0.3**2))  # rewards, KLs, base
     last = gain_at(path, 2.0)
     assert last is not None and last.trained == (0.8, 0.8)
-    assert gain_at([BASE, path[1]], 1.0) == Gain(2.0, math.hypot(0.2, 2.0 * 0.1), (0.4, 0.4), None)
+    assert gain_at([BASE, path[1]], 1.0) == Gain(2.0, math.hypot(0.2, 2.0 * 0.1), (0.4, 0.4), [])
+
+
+def measured_on(rewards: torch.Tensor, kls: torch.Tensor, size: int) -> Point:
+    """A policy that was measured on openings, in blocks of a size."""
+    blocks = [[float(part.mean()) for part in each.split(size)] for each in (kls, rewards)]
+    without = list(zip(*map(without_each, blocks), strict=True))
+    return Point(float(kls.mean()), float(rewards.mean()), without=without)
+
+
+@pytest.mark.parametrize("size", [1, 8])
+def test_the_error_of_the_measuring_is_that_of_other_openings(size: int) -> None:
+    """Gains of a run at a KL, drawn anew with other openings, spread by what the blocks of one draw say."""
+    draws = torch.Generator().manual_seed(3)
+    gains, errors = [], []
+    for _ in range(200):
+        easy = torch.randn(96, generator=draws, dtype=torch.float64)  # what an opening is worth, to all policies
+        noise = torch.randn(4, 96, generator=draws, dtype=torch.float64)
+        base = measured_on(1 + easy, torch.zeros(96).double(), size)
+        near = measured_on(3 + easy + 2 * noise[0], 1 + 0.2 * noise[1], size)
+        far = measured_on(4 + easy + 2 * noise[2], 3 + 0.5 * noise[3], size)
+        gain = gain_at([base, near, far], 2.0)
+        assert gain is not None
+        gains.append(gain.value)
+        errors.append(cell("a", [[base, near, far]], 2.0).error)
+    spread = float(torch.tensor(gains).std())
+    assert spread == pytest.approx(sum(errors) / len(errors), rel=0.15)
+    assert spread < 0.2  # easy openings cancel: with them it would be 0.1 more
+
+
+def test_the_error_of_a_mean_is_that_of_its_values_without_each() -> None:
+    numbers = [1.0, 2.0, 6.0, 3.0]
+    assert without_each(numbers) == pytest.approx([11 / 3, 10 / 3, 2.0, 3.0]) and without_each([1.0]) == []
+    assert jackknife(without_each(numbers)) == pytest.approx(float(torch.tensor(numbers).std()) / 2)
 
 
 def test_the_setting_is_the_best_of_those_that_got_there() -> None:
@@ -148,13 +176,14 @@ def test_a_cell_is_of_the_seeds_that_reached_the_kl() -> None:
     assert share is not None and share.mean == pytest.approx(0.2) and share.error == 0
     partly = cell("a", [PATH, PATH[:2], PATH], 4.0)
     assert len(partly.reached) == 2 and partly.gain is not None and partly.gain.mean == 5.0
-    assert partly.trained == (1.0, 1.0) and partly.unseen is None
+    assert partly.trained == (1.0, 1.0) and partly.there.gain is None
     assert cell("a", [PATH, PATH[:2]], 4.0).gain is None and Cell(None, []).gain is None
 
 
 def test_the_share_has_the_errors_of_the_measuring_and_of_the_limit() -> None:
-    each = Cell("a", [Gain(4.0, 0.3), Gain(6.0, 0.3)])
+    each = Cell("a", [Gain(4.0, without=[3.6, 4.4]), Gain(6.0, without=[5.8, 6.2])])
     share = each.share(Gain(10.0, 0.8))
+    assert each.error == pytest.approx(0.3)  # of the means over seeds, 4.7 and 5.3
     assert share is not None and share.mean == pytest.approx(0.5)
     assert share.error == pytest.approx(math.sqrt(0.1**2 + (0.3**2 + (0.5 * 0.8) ** 2) / 10**2))
 
@@ -167,12 +196,21 @@ def test_methods_are_compared_by_the_seeds_that_both_reached() -> None:
     assert verdict(found.difference, False) == "above alone, not with Holm"
     backward, alike = compared(other, ours), compared(ours, of(3.5, 4.0, 7.5, 1.0))
     assert backward is not None and verdict(backward.difference, False) == "below"
-    assert alike is not None and verdict(alike.difference, False) == "no difference"
+    assert alike is not None and verdict(alike.difference, False) == "not told apart"
     assert compared(ours, of(1.0, None, None, 1.0)) is None
 
 
+def test_a_difference_has_the_error_of_the_openings_as_far_as_it_does_not_cancel() -> None:
+    ours = Cell("a", [Gain(4.0, without=[3.0, 5.0]), Gain(6.0, without=[5.0, 7.0])])
+    moved, still = Cell("b", [Gain(3.0, without=[2.0, 4.0])] * 2), Cell("b", [Gain(3.0, without=[3.0, 3.0])] * 2)
+    found, apart = compared(ours, moved), compared(ours, still)
+    assert found is not None and apart is not None
+    assert found.difference.error == pytest.approx(1.0)  # of the seeds alone: both move alike
+    assert apart.difference.error == pytest.approx(math.hypot(1.0, 1.0))
+
+
 def test_what_has_no_seeds_is_compared_with_both_errors() -> None:
-    ours = Cell("a", [Gain(4.0, 0.3), Gain(6.0, 0.3), None])
+    ours = Cell("a", [Gain(4.0, without=[3.7, 4.3]), Gain(6.0, without=[5.7, 6.3]), None])
     found = against(ours, Gain(4.5, 0.4))
     assert found is not None and found.pairs == 2
     assert found.difference.mean == pytest.approx(0.5)
