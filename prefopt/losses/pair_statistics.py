@@ -55,17 +55,19 @@ class PairStatistics(NamedTuple):
         margin: [B], how much better w was rated than l; below 0 where the label prefers l. For `odpo` and `rpo`.
         mean_chosen_length: Scalar, tokens of w averaged over the pairs that a step's loss is averaged over; for `sft`
             and `cpo`. By default over this batch.
+        mean_rejected_length: The same of l, which takes its place where the label prefers l.
     """
 
     chosen: CompletionStatistics
     rejected: CompletionStatistics
     margin: Tensor | None = None
     mean_chosen_length: Tensor | None = None
+    mean_rejected_length: Tensor | None = None
 
     def swapped(self) -> PairStatistics:
         """The pairs under the opposite label."""
         margin = None if self.margin is None else -self.margin
-        return PairStatistics(self.rejected, self.chosen, margin)
+        return PairStatistics(self.rejected, self.chosen, margin, self.mean_rejected_length, self.mean_chosen_length)
 
 
 class DPOOptions(NamedTuple):

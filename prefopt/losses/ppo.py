@@ -70,16 +70,21 @@ def kl_tokens(
 
 
 def token_rewards(
-    scores: Tensor, kl: Tensor, coefficient: float, mask: Tensor, potentials: Tensor | None = None
+    scores: Tensor,
+    kl: Tensor,
+    coefficient: float,
+    mask: Tensor,
+    potentials: Tensor | None = None,
+    gamma: float = 1.0,
 ) -> Tensor:
     """Reward of every token: -coefficient · KL, and the completion's score at its last token (arXiv 1909.08593).
 
     The score belongs to the last token of the completion, the end-of-sequence token where there is one, and not, as in
     some implementations, to the padding after it, which would be a state with a value of its own.
 
-    With potentials φ every token gets what it adds to them, φ(s_t+1) - φ(s_t), and the last one what is then missing of
-    the score. Policies stay in the same order (Ng, Harada and Russell 1999), as a row has the same sum; but what is
-    known of the score half way is no longer luck or blame of the tokens after it, or before.
+    With potentials φ every token gets what it adds to them, γ φ(s_t+1) - φ(s_t), and the last one what is then missing
+    of the score. Policies stay in the same order (Ng, Harada and Russell 1999), as a row has the same discounted sum;
+    but what is known of the score half way is no longer luck or blame of the tokens after it, or before.
 
     Args:
         scores: [B], of whole completions.
@@ -87,16 +92,17 @@ def token_rewards(
         coefficient: Price of a nat in units of the score.
         mask: [B, L]; every row has at least one token.
         potentials: [B, L], before each token, in units of the score; the first is paid with the first token.
+        gamma: Discount per token that `gae` is given: what is paid for potentials then adds up to nothing.
 
     Returns:
-        [B, L]; a row sums to its score minus coefficient times its KL.
+        [B, L]; a row's discounted sum is its score's, at its last token, minus coefficient times its KL's.
     """
     inside = mask.bool()
     rewards = torch.where(inside, -coefficient * kl, 0.0)
     last = mask.long().sum(1, keepdim=True) - 1
     if potentials is None:
         return rewards.scatter_add(1, last, scores.unsqueeze(1).to(rewards))
-    after = torch.cat([potentials[:, 1:], torch.zeros_like(potentials[:, :1])], 1)
+    after = gamma * torch.cat([potentials[:, 1:], torch.zeros_like(potentials[:, :1])], 1)
     after = after.scatter(1, last, scores.unsqueeze(1).to(potentials))
     rewards = rewards + torch.where(inside, after - potentials, 0.0)
     return torch.cat([rewards[:, :1] + potentials[:, :1], rewards[:, 1:]], 1)

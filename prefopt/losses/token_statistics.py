@@ -133,6 +133,13 @@ class _Statistics(torch.autograd.Function):
         return total, None, None, None, None, None
 
 
+def _dot(left: Tensor, right: Tensor) -> Tensor:
+    """Row by row, [n, V] to [n], in the precision of the rows: autocast would take half of it away."""
+    with torch.autocast(left.device.type, enabled=False):
+        found: Tensor = torch.linalg.vecdot(left, right)
+    return found
+
+
 def _of_logits(
     logits: Tensor, targets: Tensor, wanted: _Wanted, reference: Tensor | None, slopes: bool
 ) -> tuple[tuple[Tensor | None, ...], dict[int, Tensor]]:
@@ -141,12 +148,12 @@ def _of_logits(
     probabilities = log_probabilities.exp()
     column = targets.unsqueeze(1)
     logps = log_probabilities.gather(1, column).squeeze(1)
-    entropy = -torch.linalg.vecdot(probabilities, log_probabilities)
-    collided = torch.linalg.vecdot(probabilities, probabilities).log() if wanted.collision else None
+    entropy = -_dot(probabilities, log_probabilities)
+    collided = _dot(probabilities, probabilities).log() if wanted.collision else None
     divergence, found = None, {}
     if reference is not None:
         expected = reference.exp()
-        divergence = torch.linalg.vecdot(expected, reference - log_probabilities)
+        divergence = _dot(expected, reference - log_probabilities)
         if slopes:
             found[3] = probabilities - expected
     if slopes and wanted.entropy_gradient:
@@ -170,13 +177,13 @@ def _recomputed(
         log_probabilities = _log_softmax(head(own))
         logps = log_probabilities.gather(1, tokens.unsqueeze(1)).squeeze(1)
         with torch.set_grad_enabled(wanted.entropy_gradient and torch.is_grad_enabled()):
-            entropy = -torch.linalg.vecdot(log_probabilities.exp(), log_probabilities)
+            entropy = -_dot(log_probabilities.exp(), log_probabilities)
         with torch.no_grad():
             collided = (2 * log_probabilities).logsumexp(1) if wanted.collision else None
             reference = None if other is None else _log_softmax(head(other))
         if reference is None:
             return logps, entropy, collided, None
-        return logps, entropy, collided, torch.linalg.vecdot(reference.exp(), reference - log_probabilities)
+        return logps, entropy, collided, _dot(reference.exp(), reference - log_probabilities)
 
     pieces = [
         checkpoint(

@@ -25,7 +25,7 @@ from prefopt.models.heads import ScoreHead, hang_reward, hidden_states
 from prefopt.models.lm_head import head_of
 from prefopt.models.modes import without_dropout
 from prefopt.models.pairs import without_padding
-from prefopt.models.roles import POLICY, reference_of, save_adapter, set_active, stack_of
+from prefopt.models.roles import POLICY, belongs_to, reference_of, save_adapter, set_active, stack_of
 from prefopt.models.shared_prefix import shared_states
 from prefopt.models.wrapped import HoldsPeft
 
@@ -146,7 +146,7 @@ class ActorCritic(HoldsPeft):
 
     def values(self, hidden: Tensor) -> Tensor:
         """What the value's head says of states [.., H], [..]."""
-        values: Tensor = self.value_head(hidden.float()).squeeze(-1)
+        values: Tensor = self.value_head(hidden).squeeze(-1)
         return values
 
     @contextmanager
@@ -178,7 +178,7 @@ def _placed(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def _is_trained(name: str) -> bool:
-    return f".{POLICY}." in name or f".{VALUE}." in name
+    return belongs_to(name, POLICY) or belongs_to(name, VALUE)
 
 
 def zero_value_head(hidden_size: int) -> ScoreHead:

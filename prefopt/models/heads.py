@@ -25,7 +25,7 @@ from prefopt.errors import IntegrityError
 from prefopt.models.batches import padded_pairs
 from prefopt.models.flatten import CONFIG_FILE, WEIGHTS_FILE
 from prefopt.models.pairs import PairLayout, without_padding
-from prefopt.models.roles import REWARD, adapter_on, left_as_found, save_adapter, set_active
+from prefopt.models.roles import REWARD, adapter_on, belongs_to, left_as_found, save_adapter, set_active
 from prefopt.models.shared_prefix import shared_states, takes_layouts
 from prefopt.models.wrapped import HoldsPeft
 
@@ -40,6 +40,11 @@ class ScoreHead(nn.Linear):
 
     def __init__(self, hidden_size: int, outputs: int = 1, *, bias: bool = False) -> None:
         super().__init__(hidden_size, outputs, bias=bias, dtype=torch.float32)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """[.., H] to [.., outputs], outside of autocast, in which a linear layer computes in half precision."""
+        with torch.autocast(states.device.type, enabled=False):
+            return super().forward(states.float())
 
     def reset_parameters(self) -> None:
         """Draw new weights."""
@@ -122,7 +127,7 @@ class RewardModel(HoldsPeft):
                 input_ids, attention_mask = batch["input_ids"], batch["attention_mask"]
             assert attention_mask is not None
             last = last_token(hidden_states(self.peft, input_ids, attention_mask), attention_mask)
-        scores: Tensor = self.score(last.float()).squeeze(-1)
+        scores: Tensor = self.score(last).squeeze(-1)
         return scores
 
 
@@ -149,7 +154,7 @@ class RewardEnsemble(HoldsPeft):
         for adapter, head in zip(self.adapters, self.heads, strict=True):
             if list(self.peft.active_adapters) != [adapter]:
                 set_active(self.peft, [adapter])
-            scores.append(head(_last_states(self.peft, input_ids, attention_mask).float()))
+            scores.append(head(_last_states(self.peft, input_ids, attention_mask)))
         return torch.cat(scores, dim=1)
 
 
@@ -242,7 +247,7 @@ def hang_reward(base: PreTrainedModel | PeftModel, folder: Path, name: str) -> t
         peft = get_peft_model(base, config, adapter_name=name)
     load_reward_weights(peft, name, weights, folder)
     for key, parameter in peft.named_parameters():
-        if f".{name}." in key:
+        if belongs_to(key, name):
             parameter.requires_grad_(False)
     head = ScoreHead(head_weight.shape[1], head_weight.shape[0])
     with torch.no_grad():
@@ -258,7 +263,7 @@ def load_reward_weights(peft: PeftModel, adapter: str, weights: dict[str, Tensor
         IntegrityError: When they are not exactly this adapter's.
     """
     result = set_peft_model_state_dict(peft, weights, adapter_name=adapter)
-    missing = [key for key in result.missing_keys if f".{adapter}." in key]
+    missing = [key for key in result.missing_keys if belongs_to(key, adapter)]
     if missing or result.unexpected_keys:
         raise IntegrityError(
             f"{folder}: does not hold the adapter {adapter!r}: {len(missing)} tensors missing, "

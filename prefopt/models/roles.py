@@ -13,6 +13,7 @@ a switch between a forward and its backward silently loses gradients. The refere
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -36,6 +37,11 @@ START = "start"  # what an adapter of another shape stands on
 TEACHER = "teacher"  # frozen, where the policy learns from another than it started from
 COPY = "ref"  # of the policy as it started, frozen, where TRL makes the reference
 _STANDING = (POLICY, REWARD, COPY)
+
+
+def belongs_to(name: str, adapter: str) -> bool:
+    """Whether a parameter is of an adapter, by its name: modules of the base may be called as an adapter is."""
+    return re.search(rf"\.(lora_\w+|modules_to_save|prompt_encoder)\.{re.escape(adapter)}(\.|$)", name) is not None
 
 
 def lora_config(spec: LoraSpec) -> LoraConfig:
@@ -281,7 +287,7 @@ def load_adapter_tensors(
         set_peft_model_state_dict(model, dict(tensors), adapter_name=adapter)
         return
     result = set_peft_model_state_dict(model, dict(tensors), adapter_name=adapter)
-    missing = [key for key in result.missing_keys if f".{adapter}." in key]
+    missing = [key for key in result.missing_keys if belongs_to(key, adapter)]
     if missing or result.unexpected_keys:
         raise IntegrityError(
             f"{what}: does not hold the adapter {adapter!r}: {len(missing)} tensors missing, "

@@ -132,7 +132,8 @@ def ppo_cost(trainer: PPOTrainer, *, reward_passes: int) -> dict[str, float]:
 def group_cost(trainer: GroupTrainer, *, reward_passes: int) -> dict[str, float]:
     """Tokens and operations of grpo and rloo: as those of PPO, without a value.
 
-    The pass of the policy over a new rollout is counted for rloo, and for grpo where a rollout gives several steps.
+    The pass of the policy over a new rollout is counted for rloo, and for grpo where a rollout gives several steps or
+    passes compute in half precision.
 
     Args:
         trainer: After training.
@@ -140,9 +141,8 @@ def group_cost(trainer: GroupTrainer, *, reward_passes: int) -> dict[str, float]
     """
     args, flops, tokens, episodes, row, new = _rollouts(trainer, trainer.latest)
     head = episodes * new
-    looks_again = trainer.pays_in_reward or args.steps_per_rollout > 1
     sampled = episodes * replace(flops, adapters=0).sample(row - new, new)
-    passes = (1 + looks_again) * flops.forward(tokens, row, head)
+    passes = (1 + trainer.looks_again) * flops.forward(tokens, row, head)
     scored = reward_passes * flops.forward(tokens, row, 0.0)
     update = args.num_iterations * flops.train(tokens, row, False, _recomputes(trainer), head)
     return {"tokens": tokens, "flops": sampled + passes + scored + update}

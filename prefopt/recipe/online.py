@@ -22,7 +22,7 @@ class OnlineSpec(OptimisationSpec, AdapterSpec):
     init: Name | None = Field(None, description="stage to start from, which is also the reference")
     prompts: Names = Field(min_length=1, description="data whose training prompts are answered")
     reward: PPOReward = Field(description="'gold' in the toy world, a reward stage, or a mapping")
-    total_episodes: int = Field(10_000, ge=1, description="completions sampled in all")
+    total_episodes: int = Field(10_000, ge=1, description="completions sampled in all, up to a whole rollout")
     rollout_batch_size: int = Field(128, ge=1, description="episodes sampled before the policy is updated")
     samples_per_prompt: int = Field(1, ge=1, description="episodes of a rollout that answer the same prompt")
     num_mini_batches: int = Field(1, ge=1)

@@ -23,7 +23,7 @@ def rules_of(kind: str) -> tuple[Rule, ...]:
 
 def online_steps(part: Part) -> int:
     """Optimiser steps of a stage that samples from its policy."""
-    rollouts = part.get("total_episodes") // part.get("rollout_batch_size")
+    rollouts = -(-part.get("total_episodes") // part.get("rollout_batch_size"))
     uses = part.get("num_ppo_epochs" if part.has("num_ppo_epochs") else "num_iterations")
     return int(rollouts * uses * part.get("num_mini_batches"))
 

@@ -157,7 +157,12 @@ class RewardScale:
         return self.normalise == "reference" and self._count == 0
 
     def see(self, scores: Tensor) -> None:
-        """Take scores [N] into mean and deviation, in the order in which they come (Chan et al. 1979)."""
+        """Take scores [N] into mean and deviation, in the order in which they come (Chan et al. 1979).
+
+        Scores that are not normalised have neither.
+        """
+        if self.normalise == "none":
+            return
         values = scores.double()
         if self._bound is not None and self.normalise == "reference":
             self._references += values.tolist()

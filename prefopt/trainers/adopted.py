@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from prefopt.errors import InputError
+from prefopt.models.lm_head import head_is_adapted
 from prefopt.models.modes import without_dropout
 from prefopt.models.roles import (
     COPY,
@@ -41,7 +41,7 @@ def adopting(model: PeftModel) -> Iterator[None]:
     Raises:
         InputError: When the policy changes the language-model head, which TRL reads without its adapter.
     """
-    if isinstance(model.get_output_embeddings(), BaseTunerLayer):
+    if head_is_adapted(model):
         raise InputError(
             "an adapter on the language-model head would not be trained: TRL reads the head's own weights",
             "leave it (lm_head) out of lora_target_modules, here and in the stages before; all-linear does",
@@ -97,9 +97,8 @@ class AdoptedTrainer(CheckpointedTrainer):
         Args:
             apart: Distances of log-probabilities of tokens, nats, any shape.
         """
-        exact = next(self.model.parameters()).dtype is torch.float32 and not self.args.bf16 and not self.args.fp16
         gap = self.opening_gap = max(gathered(float(apart.abs().max())))
-        if gap > (1e-3 if exact else 0.2):
+        if gap > (1e-3 if self.exact else 0.2):
             raise InputError(
                 f"before the first step a token's log-probability differs from the reference's by {gap:.1e}",
                 "the reference must be the stage that the policy starts from; is a merged or other adapter active?",

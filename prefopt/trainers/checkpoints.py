@@ -27,7 +27,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput
 
 from prefopt.errors import InputError, TrainingDiverged
-from prefopt.models.roles import load_adapter_weights, save_adapter
+from prefopt.models.roles import belongs_to, load_adapter_weights, save_adapter
 from prefopt.store.checkpoints import commit_checkpoint, newest_verified, rotate
 from prefopt.trainers.microrows import MicroRowsTrainer
 from prefopt.trainers.order import TrainingOrder
@@ -119,6 +119,12 @@ class CheckpointedTrainer(MicroRowsTrainer):
         model = self.accelerator.unwrap_model(self.model)
         model = getattr(model, "peft", model)
         return model if isinstance(model, PeftModel) else None
+
+    @property
+    def exact(self) -> bool:
+        """Whether passes compute in float32: two ways to the same number then differ by rounding alone."""
+        whole = next(self.model.parameters()).dtype is torch.float32
+        return whole and not self.args.bf16 and not self.args.fp16
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """No card: TRL writes one beside every checkpoint, outside the manifest."""
@@ -285,7 +291,7 @@ class CheckpointedTrainer(MicroRowsTrainer):
 def trained_adapters(model: PeftModel) -> list[str]:
     """Names of the adapters that are trained; frozen ones never change, so checkpoints leave them out."""
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    return sorted(adapter for adapter in model.peft_config if any(f".{adapter}." in name for name in trained))
+    return sorted(adapter for adapter in model.peft_config if any(belongs_to(name, adapter) for name in trained))
 
 
 def _folder(directory: Path, adapter: str, adapters: list[str]) -> Path:

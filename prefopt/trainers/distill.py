@@ -156,9 +156,8 @@ class DistillTrainer(CheckpointedTrainer):
         rows = [row for row in islice(self.train_dataset, _PROVED_ROWS) if "completion_ids" in row]
         if self.model.soft_prompt or not rows:
             return
-        exact = next(self.model.parameters()).dtype is torch.float32 and not self.args.bf16 and not self.args.fp16
         gap = self.opening_gap = self.measure(rows, against="start")["kl"]
-        if gap > (1e-5 if exact else 1e-2):
+        if gap > (1e-5 if self.exact else 1e-2):
             raise InputError(
                 f"before the first step a token's distribution is {gap:.1e} nats from what the student started from",
                 "is a merged or other adapter active?",

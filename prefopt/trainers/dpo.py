@@ -31,6 +31,7 @@ from prefopt.losses.dpo import SORTED, dpo_loss, dr_dpo, needs_reference
 from prefopt.losses.logprobs import CompletionSums
 from prefopt.losses.pair_statistics import CompletionStatistics, DPOOptions, FDivergence, PairStatistics
 from prefopt.models.batches import FLAGS, PairCollator, batches_by_length
+from prefopt.models.lm_head import head_is_adapted
 from prefopt.models.modes import evaluating
 from prefopt.models.pair_policy import PairPolicy
 from prefopt.models.roles import POLICY, reference_active
@@ -112,7 +113,7 @@ class DPOTrainer(SequenceUnlikelihoodTrainer, PairTrainer):
             (`callbacks`, `optimizers` …).
 
     Raises:
-        InputError: When the model has no adapter to train.
+        InputError: When the model has no adapter to train, or has one on the language-model head for `tdpo`.
         DataError: When no usable row is left.
     """
 
@@ -144,7 +145,12 @@ class DPOTrainer(SequenceUnlikelihoodTrainer, PairTrainer):
         self._reference_names = reference_names(tails=self._options.ld_alpha is not None)
         self._compares = needs_reference(args.loss_type)
         self._sequential = "tdpo" in args.loss_type
-        self._mean_chosen_length: Tensor | None = None
+        if self._sequential and head_is_adapted(model):
+            raise InputError(
+                "tdpo compares policy and reference through one language-model head, and adapters change it",
+                "leave it (lm_head) out of lora_target_modules, here and in the stages before; all-linear does",
+            )
+        self._mean_lengths: Sequence[Tensor | None] = (None, None)
         for rows in (self.train_dataset, self.eval_dataset or []):
             _require_columns(rows, args.loss_type)
 
@@ -234,9 +240,8 @@ class DPOTrainer(SequenceUnlikelihoodTrainer, PairTrainer):
         policy = self._sums_without_gradient(first).logps.cpu()
         names = ("reference_chosen_logps", "reference_rejected_logps")
         reference = torch.tensor([row[name] for name in names for row in first])
-        exact = next(self.model.peft.parameters()).dtype is torch.float32 and not self.args.bf16 and not self.args.fp16
         gap = self.opening_gap = float(((policy - reference).abs() / reference.abs().clamp(min=1.0)).max())
-        if gap > (1e-4 if exact else 2e-2):
+        if gap > (1e-4 if self.exact else 2e-2):
             raise InputError(
                 f"before the first step the policy's log-probabilities differ from the reference's by {gap:.1e}",
                 "the reference must be the stage that the policy starts from; is a merged or other adapter active?",
@@ -302,11 +307,11 @@ class DPOTrainer(SequenceUnlikelihoodTrainer, PairTrainer):
         return self.args.dr_beta is None and not SORTED & set(self.args.loss_type) and super().rows_add_up
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
-        """Also the mean length of the step's chosen completions, by which likelihoods are divided."""
+        """Also the mean lengths of the step's completions, by which likelihoods are divided."""
         total = super()._get_num_items_in_batch(batch_samples, device)
-        tokens = [(weights(b) * b["lengths"][:, 1]).sum() for b in batch_samples]
-        everywhere = self.accelerator.gather(torch.stack(tokens).sum().to(device)).sum()
-        self._mean_chosen_length = everywhere / total.clamp(min=torch.finfo(total.dtype).tiny)
+        tokens = [(weights(b)[:, None] * b["lengths"][:, 1:]).sum(0) for b in batch_samples]
+        everywhere = self.accelerator.gather(torch.stack(tokens).sum(0)[None].to(device)).sum(0)
+        self._mean_lengths = tuple(everywhere / total.clamp(min=torch.finfo(total.dtype).tiny))
         return total
 
     def _statistics(self, sums: CompletionSums, inputs: dict[str, Tensor]) -> PairStatistics:
@@ -322,8 +327,8 @@ class DPOTrainer(SequenceUnlikelihoodTrainer, PairTrainer):
                 strict=True,
             )
         ]  # fmt: skip
-        mean = self._mean_chosen_length if self.model.training else None
-        return PairStatistics(sides[0], sides[1], inputs.get("margin"), mean)
+        means = self._mean_lengths if self.model.training else (None, None)
+        return PairStatistics(sides[0], sides[1], inputs.get("margin"), *means)
 
     def _completion_sums(
         self, model: nn.Module, batch: dict[str, Tensor], *, sequential_kl: bool = False

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from prefopt.errors import InputError
 from prefopt.models.actor_critic import ActorCritic, Ask
 from prefopt.models.generate import Sampled, beginning
+from prefopt.models.lm_head import head_is_adapted
 from prefopt.models.modes import evaluating
 from prefopt.models.state_probe import StateProbe
 from prefopt.rewards.costs.sample import Sample
@@ -45,7 +46,7 @@ class Said(NamedTuple):
         values: Before each token.
         entropies: Of the policy's distribution, nats.
         divergence: KL(policy ‖ reference) over the whole vocabulary, nats; 0 where it was not computed.
-        checked: [N], whether `divergence` was computed.
+        checked: [N], whether `divergence` was computed: of no episode where adapters change the language-model head.
         mismatch: Largest distance between log-probabilities of sampling and of training, nats.
     """
 
@@ -160,7 +161,8 @@ class Explorer(Answerer):
             for row, said in taken.items():
                 found[row] = torch.where(ours, said, found[row])
         logps, reference_logps, values, entropy, divergence = found.unbind()
-        return Said(logps, reference_logps, values, entropy, divergence, checked, mismatch)
+        compared = checked & (not head_is_adapted(self._model.peft))
+        return Said(logps, reference_logps, values, entropy, divergence, compared, mismatch)
 
     def _mismatch(self, logps: Tensor, sampled: Tensor, mask: Tensor) -> float:
         apart = (logps - sampled).abs() * mask
@@ -190,7 +192,8 @@ class Explorer(Answerer):
         with self._accelerator.autocast(), evaluating(self._model):
             if policy:
                 logps, entropy, values, _, states = self._model(*inputs, Ask("policy", self._args.temperature))
-            of_reference = Ask("reference", self._args.temperature, policy_states=states if divergence else None)
+            compared = divergence and not head_is_adapted(self._model.peft)
+            of_reference = Ask("reference", self._args.temperature, policy_states=states if compared else None)
             reference = self._model(*inputs, of_reference)
             if not self._model.shared:
                 values = self._model(*inputs, Ask("value")).values

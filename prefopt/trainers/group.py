@@ -193,18 +193,24 @@ class GroupTrainer(AdoptedTrainer):
     def _kl(self, batch: Mapping[str, Tensor]) -> Tensor:
         """k1 estimates of the tokens that this rank learns from, [n, L], nats; 0 elsewhere."""
         mask = batch["completion_mask"]
+        ids, seen = (torch.cat([batch[f"prompt_{name}"], batch[f"completion_{name}"]], 1) for name in ("ids", "mask"))
+        looked_at = (self.model, ids, seen, mask.shape[1], self.args.per_device_train_batch_size)
         if COPY not in self._asked:  # nothing is paid for leaving the reference, and it is worth knowing all the same
-            ids, seen = (
-                torch.cat([batch[f"prompt_{name}"], batch[f"completion_{name}"]], 1) for name in ("ids", "mask")
-            )
             with self.reference():
-                self._get_per_token_logps_and_entropies(
-                    self.model, ids, seen, mask.shape[1], self.args.per_device_train_batch_size
-                )
+                self._get_per_token_logps_and_entropies(*looked_at)
+        if self.looks_again and POLICY not in self._asked:
+            with torch.no_grad():
+                self._get_per_token_logps_and_entropies(*looked_at)
+            activate_trained(self.adapted_model(), POLICY)
         sampled = nn.utils.rnn.pad_sequence([torch.tensor(each.logps) for _, each in self._mine], batch_first=True)
         policy = self._asked.get(POLICY, sampled.to(mask.device))
         kl: Tensor = (policy - self._asked[COPY]) * mask
         return kl.float()
+
+    @property
+    def looks_again(self) -> bool:
+        """Whether the policy passes over a new rollout: where TRL asks it to, or sampling computes otherwise."""
+        return self.pays_in_reward or self.args.steps_per_rollout > 1 or not self.exact
 
     def _seen(self, samples: Sequence[Sampled], scores: Scores, nats: Tensor) -> dict[str, float]:
         """Metrics of a rollout by name.

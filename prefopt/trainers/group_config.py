@@ -12,7 +12,7 @@ from prefopt.trainers.rollout_loop import cut_rollout
 class GroupConfig(RewardScaling):
     """How rollouts are sampled, scored and cut; mixed in before a configuration of TRL. Batch sizes count episodes."""
 
-    total_episodes: int = field(default=10_000, metadata={"help": "completions sampled in all"})
+    total_episodes: int = field(default=10_000, metadata={"help": "completions sampled in all, up to a whole rollout"})
     rollout_batch_size: int = field(default=128, metadata={"help": "episodes between updates, over all ranks"})
     num_generations: int | None = field(default=8, metadata={"help": "episodes of a rollout that answer one prompt"})
     num_mini_batches: int = field(default=1, metadata={"help": "optimiser steps that use each episode once"})

@@ -34,7 +34,7 @@ from prefopt.errors import InputError
 from prefopt.losses import ppo
 from prefopt.models.actor_critic import HEAD, ActorCritic, Ask, actor_critic, fold_normaliser, save_value_head
 from prefopt.models.generate import Sampled
-from prefopt.models.roles import POLICY
+from prefopt.models.roles import POLICY, belongs_to
 from prefopt.rewards.controllers import KLController
 from prefopt.rewards.penalties import Penalty
 from prefopt.rewards.scale import RewardScale
@@ -150,7 +150,7 @@ class PPOTrainer(CheckpointedTrainer):
         known = None if potentials is None else self.scale.scaled(potentials.flatten()).view_as(potentials)
         if known is not None and self.shaper.penalties:
             known = known - self.explorer.owed(self.shaper, rows, samples)
-        rewards = ppo.token_rewards(shaped.total, kl, price, batch.mask, known)
+        rewards = ppo.token_rewards(shaped.total, kl, price, batch.mask, known, args.gamma)
         whitened = ppo.masked_whiten(rewards, batch.mask, shift_mean=False) if args.whiten_rewards else rewards
 
         advantages, returns = ppo.gae(whitened, said.values, batch.mask, args.gamma, args.lam)
@@ -201,7 +201,7 @@ class PPOTrainer(CheckpointedTrainer):
             losses += self._imitate(model, part)
         if self._learning == 0:  # and not zero, which AdamW would take for a gradient: it decays weights, and counts
             for name, parameter in self.model.named_parameters():
-                parameter.grad = None if f".{POLICY}." in name else parameter.grad
+                parameter.grad = None if belongs_to(name, POLICY) else parameter.grad
         total = torch.stack(losses).sum()
         self.note_loss(total)
         return total
@@ -330,9 +330,8 @@ class PPOTrainer(CheckpointedTrainer):
         return super()._ended(checkpoint)
 
     def _require_policy_equals_reference(self, kl: Tensor) -> None:
-        exact = next(self.model.peft.parameters()).dtype is torch.float32 and not self.args.bf16 and not self.args.fp16
         gap = self.opening_gap = float(kl.abs().max())
-        if gap > (1e-3 if exact else 0.2):
+        if gap > (1e-3 if self.exact else 0.2):
             raise InputError(
                 f"before the first step a token's log-probability differs from the reference's by {gap:.1e}",
                 "the reference must be the stage that the policy starts from; is a merged or other adapter active?",

@@ -19,7 +19,7 @@ from prefopt.trainers.rollout_loop import cut_rollout
 class PPOConfig(RewardScaling, TrainingArguments):  # type: ignore[misc]
     """`transformers.TrainingArguments` and PPO's own, in the names of TRL's last PPO; batch sizes count episodes."""
 
-    total_episodes: int = field(default=10_000, metadata={"help": "completions sampled in all"})
+    total_episodes: int = field(default=10_000, metadata={"help": "completions sampled in all, up to a whole rollout"})
     rollout_batch_size: int = field(default=128, metadata={"help": "episodes between updates, over all ranks"})
     samples_per_prompt: int = field(default=1, metadata={"help": "episodes of a rollout that answer the same prompt"})
     num_ppo_epochs: int = field(default=4, metadata={"help": "how often each episode is used"})

@@ -89,7 +89,6 @@ def averages(rollout: Rollout, seen: Health) -> dict[str, float]:
         "ppo/score": float(scores.mean()),
         "ppo/reward": float(rollout.rewards.sum(1).mean()),
         "ppo/kl": seen.kl,
-        "ppo/exact_kl": float(said.divergence[said.checked].sum(1).mean()),
         "ppo/kl_coefficient": rollout.coefficient,
         "ppo/entropy": seen.entropy,
         "ppo/length": seen.length,
@@ -98,6 +97,8 @@ def averages(rollout: Rollout, seen: Health) -> dict[str, float]:
         "ppo/sampling_mismatch": said.mismatch,
         "ppo/explained_variance": float(ppo.explained_variance(said.values, episodes.returns, episodes.mask)),
     }
+    if said.checked.any():
+        found["ppo/exact_kl"] = float(said.divergence[said.checked].sum(1).mean())
     if seen.judge is not None:
         found["ppo/judge"] = seen.judge
     if bool(rollout.scores.stds.any()):

@@ -216,6 +216,22 @@ def test_potentials_change_when_a_row_is_paid_and_not_how_much() -> None:
     torch.testing.assert_close(ppo.token_rewards(scores, kl, 0.3, mask, torch.zeros(3, 4)), at_the_end)
 
 
+@pytest.mark.parametrize("gamma", [0.5, 0.9, 1.0])
+def test_potentials_leave_what_a_completion_is_worth_whatever_the_discount(gamma: float) -> None:
+    """Returns from the first token: potentials that rise early are no reason to prefer a completion."""
+    generator = torch.Generator().manual_seed(5)
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0], [1, 0, 0, 0]])
+    scores, nothing = torch.tensor([2.0, -1.0, 0.5]), torch.zeros(3, 4)
+    potentials = torch.randn(3, 4, generator=generator)
+    potentials[:, 0] = 0.7  # of the prompt
+    plain, shaped = (
+        ppo.gae(ppo.token_rewards(scores, nothing, 0.0, mask, each, gamma), nothing, mask, gamma, 1.0)[1]
+        for each in (None, potentials)
+    )
+    torch.testing.assert_close(shaped[:, 0], plain[:, 0])
+    torch.testing.assert_close((shaped + torch.where(mask.bool(), potentials, 0.0))[:, 1:], plain[:, 1:])
+
+
 def test_potentials_leave_the_expected_gradient_and_take_from_its_variance() -> None:
     """All completions of three tokens out of three, and a score that is the sum of what tokens are worth."""
     generator = torch.Generator().manual_seed(4)

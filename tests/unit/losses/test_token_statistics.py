@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from prefopt.losses import token_statistics as module
 from prefopt.losses.logprobs import completion_sums, entropy, exact_kl, sums_of_tokens, token_logps
-from prefopt.losses.token_statistics import Head, token_statistics
+from prefopt.losses.token_statistics import Head, TokenStatistics, token_statistics
 
 N, H, V = 23, 7, 11
 
@@ -112,3 +112,20 @@ def test_low_precision_is_summed_in_float32() -> None:
     found.logps.sum().backward()
     assert found.logps.dtype is torch.float32 and own.grad.dtype is torch.bfloat16
     assert module.MAX_LOGITS == 2**22
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_autocast_leaves_entropies_and_divergences_as_they_are(trained: bool) -> None:
+    """Given logits, so that what is in half precision anyway does not matter."""
+    logits, others = 3 * torch.randn(2, N, V, generator=torch.Generator().manual_seed(1))
+    head = Head(lambda states: states, trained)
+
+    def said() -> TokenStatistics:
+        targets = torch.arange(N) % V
+        return token_statistics(logits, targets, head, collision=True, reference_states=others)
+
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = said()
+    for one, other in zip(cast, said(), strict=True):
+        assert one is not None and other is not None and one.dtype is torch.float32
+        torch.testing.assert_close(one, other)

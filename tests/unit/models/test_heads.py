@@ -155,3 +155,12 @@ def test_a_new_head_is_small_and_in_float32() -> None:
     head = ScoreHead(4000)
     assert head.weight.dtype is torch.float32 and head.bias is None
     assert head.weight.std().item() == pytest.approx(4001**-0.5, rel=0.05)
+
+
+def test_a_head_counts_in_float32_within_autocast() -> None:
+    head, states = ScoreHead(8), torch.randn(64, 8, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+    with torch.no_grad():
+        head.weight.mul_(100)
+        with torch.autocast("cpu", torch.bfloat16):
+            cast = head(states)
+        assert cast.dtype is torch.float32 and torch.equal(cast, head(states))

@@ -162,6 +162,8 @@ def test_sizes_that_fit(write, chain, old, new):
         ("reward: rm", "reward: rm, kl: {coefficient: 0}", "stages.policy.kl.coefficient", "drifts"),
         # 128 episodes are one rollout, and that gives four optimiser steps.
         ("reward: rm", "reward: rm, total_episodes: 128, warmup_steps: 5", "stages.policy.warmup_steps", "of 4"),
+        # Training goes on to the end of the rollout that has the last of them.
+        ("reward: rm", "reward: rm, total_episodes: 200, warmup_steps: 9", "stages.policy.warmup_steps", "of 8"),
         ("judge: gold", "judge: gold, temperature: 0", "stages.pairs.temperature", "all the same"),
         ("reward: gold", "reward: gold, best_of: 4, temperature: 0", "stages.eval.temperature", "'best_of'"),
         ("asked:", "spare: {path: toy, name: prompts}\n  asked:", "data.spare", "no stage uses"),

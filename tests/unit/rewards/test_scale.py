@@ -45,6 +45,7 @@ def test_reference_is_fixed_running_follows_and_none_does_nothing() -> None:
     none, reference, running = RewardScale("none"), RewardScale("reference"), RewardScale("running")
     everyone = torch.ones(3, dtype=torch.bool)
     reference.see(first)
+    none.see(first)
     assert torch.equal(none.terms(second, everyone).total, second)
     assert torch.allclose(reference.terms(second, everyone).total, (second - 2) / 1)
     assert torch.allclose(

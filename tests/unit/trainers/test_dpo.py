@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import TrainerCallback
 
 from prefopt.errors import DataError, InputError, IntegrityError, TrainingDiverged
@@ -183,7 +184,6 @@ def test_a_checkpoint_of_another_adapter_is_refused(tmp_path: Path) -> None:
 
 
 def tiny_policy_of_rank(rank: int):
-    from peft import LoraConfig, get_peft_model
 
     lora = LoraConfig(task_type="CAUSAL_LM", r=rank, target_modules="all-linear")
     return get_peft_model(tiny_llama(), lora, adapter_name=POLICY)
@@ -197,6 +197,11 @@ def test_what_cannot_be_trained_is_refused(tmp_path: Path) -> None:
         DPOTrainer(tiny_policy(), config(tmp_path), train_dataset=rows)
     with pytest.raises(DataError, match="no pairs"):
         DPOTrainer(tiny_policy(), config(tmp_path), train_dataset=[], processing_class=tiny_tokenizer()).train()
+    base = tiny_llama()
+    base.config.tie_word_embeddings = False
+    lora = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "lm_head"])
+    with pytest.raises(InputError, match="tdpo compares"):
+        trainer(tmp_path, model=get_peft_model(base, lora, adapter_name="policy"), loss_type="tdpo")
 
 
 def test_it_takes_text_and_messages_as_trl_does(tmp_path: Path) -> None:
@@ -340,8 +345,9 @@ def test_losses_without_a_reference_compute_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize("options", [{"loss_type": ["sft", "sigmoid"]}, {"loss_type": "cpo"}], ids=["sft", "cpo"])
 def test_a_likelihood_is_divided_by_the_tokens_of_the_whole_step(tmp_path: Path, options: dict) -> None:
     more = {"max_steps": 3, "optim": "sgd", "learning_rate": 0.5, "save_strategy": "no", **options}
-    joint = trainer(tmp_path / "a", per_device_train_batch_size=8, **more)
-    split = trainer(tmp_path / "b", per_device_train_batch_size=1, gradient_accumulation_steps=8, **more)
+    rows = [row | {"probability": 1.0 - 0.1 * (number % 8)} for number, row in enumerate(random_rows(24))]
+    joint = trainer(tmp_path / "a", rows=rows, per_device_train_batch_size=8, **more)
+    split = trainer(tmp_path / "b", rows=rows, per_device_train_batch_size=1, gradient_accumulation_steps=8, **more)
     joint.train()
     split.train()
     for (name, a), (_, b) in zip(joint.model.named_parameters(), split.model.named_parameters(), strict=True):

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import TrainerCallback
+from peft import LoraConfig, get_peft_model
+from transformers import RobertaConfig, RobertaForCausalLM, TrainerCallback
 
 from prefopt.errors import DataError, InputError
 from prefopt.losses.ppo import kl_tokens, masked_mean
-from prefopt.models.actor_critic import ActorCritic, Ask
+from prefopt.models.actor_critic import ActorCritic, Ask, actor_critic
 from prefopt.models.roles import POLICY, REFERENCE, save_adapter
 from prefopt.trainers.ppo import PPOTrainer
 from prefopt.trainers.ppo_config import PPOConfig
@@ -134,6 +135,29 @@ def test_every_trained_role_gets_a_gradient_and_nothing_else_does(tmp_path: Path
     assert {"value_head.weight", "value_head.bias"} <= moved
     frozen = moved - {n for n in moved if ".policy." in n or ".value." in n or n.startswith("value_head")}
     assert not frozen
+
+
+def test_modules_of_the_base_that_are_called_as_an_adapter_is_are_not_trained() -> None:
+    """BERT's attention has a module `value`."""
+    shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    base = RobertaForCausalLM(RobertaConfig(vocab_size=30, is_decoder=True, **shape))
+    lora = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["query", "value"])
+    model = actor_critic(get_peft_model(base, lora, adapter_name=POLICY), value="adapter", reward=None)
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert {"value_head.weight", "value_head.bias"} < trained
+    assert all("lora_" in name or name.startswith("value_head") for name in trained)
+    assert any("value.lora_A.value" in name for name in trained)
+
+
+def test_a_head_with_an_adapter_leaves_the_exact_kl_unsaid(tmp_path: Path) -> None:
+    base = tiny_llama()
+    base.config.tie_word_embeddings = False
+    lora = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "lm_head"])
+    recorder = Recorder()
+    trained = trainer(tmp_path, get_peft_model(base, lora, adapter_name=POLICY), [recorder], total_episodes=32)
+    trained.train()
+    assert recorder.logs and all("ppo/exact_kl" not in row for row in recorder.logs)
+    assert any(row.get("ppo/kl", 0.0) > 0 for row in recorder.logs)
 
 
 def test_with_its_adapters_off_the_model_is_the_base(tmp_path: Path) -> None:
