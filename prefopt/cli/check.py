@@ -31,7 +31,9 @@ def command(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="DIR", help="With --deep: the run whose finished stages are used.  [runs/NAME]"),
+        typer.Option(
+            "--out", metavar="DIR", help="With --deep: the run whose finished stages are used, else runs/NAME."
+        ),
     ] = None,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run code of the model's repository, where the recipe agrees.")
@@ -49,7 +51,7 @@ def command(
     size = None if memory is None else parse_size(memory)
     loaded = load(recipe, overrides or ())
     judged = loaded.recipe
-    check_names(judged)
+    check_names(loaded)
     stages = order(graph(judged))
     document: dict[str, Any] = {
         "recipe": str(recipe),

@@ -24,7 +24,9 @@ def command(
         str | None,
         typer.Option("--from", metavar="STAGE", help="Run this stage and all after it, even when they are done."),
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="The run folder.  [runs/NAME]")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="The run folder, else runs/NAME here.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would run, and why; write nothing.")] = False,
     seeds: Annotated[
         int,

@@ -257,5 +257,7 @@ def split_texts(cells: Cells, chosen: str, rejected: str) -> tuple[Prompt, str, 
     end = re.search(r"\s+\S*$", shared)
     prompt = shared[: end.start()] if end else ""
     if not prompt.strip():
-        raise cells.error("rejected", "a text that begins as 'chosen' does: the two share no word")
+        raise cells.error(
+            "rejected", "a text that begins as 'chosen' does, or a 'prompt' beside them: the two share no word"
+        )
     return (Message("user", prompt),), chosen[len(prompt) :], rejected[len(prompt) :]

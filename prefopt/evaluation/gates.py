@@ -10,9 +10,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from prefopt.errors import GateRefused, InputError
-from prefopt.recipe.schema import Recipe
+from prefopt.errors import GateRefused, InputError, RecipeError
+from prefopt.recipe.load import LoadedRecipe
 from prefopt.recipe.scorers import RequireSpec
+from prefopt.recipe.yaml import parse
 from prefopt.tracking.metrics import METRICS, describe
 
 # Metric, or what it begins with → what usually is wrong; the longest that fits is told.
@@ -40,23 +41,27 @@ _LOOK_AT = {
 }
 
 
-def check_names(recipe: Recipe) -> None:
+def check_names(loaded: LoadedRecipe) -> None:
     """Refuse gates on metrics that do not exist, before anything runs.
 
     Raises:
-        InputError: Naming the first such gate, with the nearest name that exists.
+        RecipeError: Naming every such gate, with the nearest name that exists.
     """
-    for stage, spec in recipe.stages.items():
+    places = parse(loaded.text, str(loaded.path)).places
+    unknown = []
+    for stage, spec in loaded.written.stages.items():
         for name in spec.require:
             try:
                 describe(name)
             except KeyError:
-                policy, colon, bare = name.rpartition(":")
+                bare = name.rpartition(":")[2].removeprefix("eval/")
                 near = difflib.get_close_matches(bare, METRICS, n=1)
-                remedy = (
-                    f"did you mean '{policy}{colon}{near[0]}'?" if near else "prefopt/tracking/metrics.py lists them"
-                )
-                raise InputError(f"stages.{stage}.require: there is no metric '{name}'", remedy) from None
+                meant = f"did you mean '{name.removesuffix(bare)}{near[0]}'?" if near else ""
+                remedy = meant or "prefopt/tracking/metrics.py lists them"
+                path = ("stages", stage, "require", name)
+                unknown.append(places.problem(path, f"there is no metric '{name}'", remedy))
+    if unknown:
+        raise RecipeError(unknown)
 
 
 class Judgement(NamedTuple):

@@ -8,6 +8,7 @@ matrices for each module, so that an adapter on it cannot be flattened. Both are
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 from peft import LoraConfig
 from torch import nn
@@ -18,6 +19,26 @@ from prefopt.errors import InputError
 ALL_LINEAR = "all-linear"
 # What PEFT reads as the stacked weights of all experts where a model has them, wherever the module is.
 _READ_AS_EXPERTS = ("gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
+
+
+def require_modules(base: PreTrainedModel, names: Sequence[str]) -> None:
+    """Refuse names that no module of the model has.
+
+    Args:
+        base: The model.
+        names: As PEFT takes them: a module's own name, or the end of its path.
+
+    Raises:
+        InputError: Naming those, and the linear layers that there are.
+    """
+    paths = [name for name, _ in base.named_modules()]
+    unknown = [name for name in names if not any(path == name or path.endswith(f".{name}") for path in paths)]
+    if unknown:
+        linear = {name.rpartition(".")[2] for name, module in base.named_modules() if isinstance(module, nn.Linear)}
+        raise InputError(
+            f"lora_target_modules: {type(base).__name__} has no module {', '.join(map(repr, unknown))}",
+            f"its linear layers are {', '.join(sorted(linear))}",
+        )
 
 
 def expert_blocks(base: PreTrainedModel) -> list[str]:

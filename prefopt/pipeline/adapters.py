@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from prefopt.data.load import load_demonstrations
 from prefopt.errors import DataError
 from prefopt.models.roles import POLICY, policy_on, save_adapter
-from prefopt.models.targets import ALL_LINEAR, expert_blocks
+from prefopt.models.targets import ALL_LINEAR, expert_blocks, require_modules
 from prefopt.pipeline.base_model import OpenBase, adapter_of, data_of, data_policy, load_weights, open_base
 from prefopt.pipeline.context import Inputs, StageContext, StageResult
 from prefopt.pipeline.cost import training_cost
@@ -182,8 +182,14 @@ def open_trained_policy(
 
 
 def lora_of(spec: AdapterSpec, weights: PreTrainedModel, context: StageContext) -> LoraSpec:
-    """The shape of a new adapter of a stage; says what `all-linear` leaves out."""
+    """The shape of a new adapter of a stage; says what `all-linear` leaves out.
+
+    Raises:
+        InputError: When it names modules that the model does not have.
+    """
     lora = spec.lora.over(context.recipe.model.lora) if spec.lora else context.recipe.model.lora
+    if not isinstance(lora.lora_target_modules, str):
+        require_modules(weights, lora.lora_target_modules)
     blocks = expert_blocks(weights) if lora.lora_target_modules == ALL_LINEAR else []
     if blocks:
         context.log(f"all-linear: routers and experts stay as they are ({len(blocks)} blocks, as {blocks[0]})")

@@ -117,6 +117,11 @@ def _notes(artefact: ModelArtefact, exported: Exported, whole: bool) -> str:
             f"The base is the stage `{exported.base.name}` of the same run: "
             f"`prefopt export RUN --stage {exported.base.name}` writes it; give its folder in the place of its name."
         )
+    elif not whole and os.path.isdir(exported.base.path):
+        lines.append(
+            f"`{exported.base.name}` was a folder of the machine that it was trained on: give the base's folder in the "
+            "place of its name."
+        )
     if exported.scores:
         lines.append(
             "The score is read at the last token that is not the padding of the model's configuration, and a row ends "

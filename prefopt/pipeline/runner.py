@@ -103,7 +103,7 @@ class Runner:
 
     def run(self) -> RunSummary:
         """Judge everything, then run what must; see `run_recipe`."""
-        gates.check_names(self._recipe)
+        gates.check_names(self._loaded)
         if self._options.dry_run:
             return self._summary([self._planned(plan) for plan in self._planner.everything(self._graph)])
         make_folder(self._run.root)

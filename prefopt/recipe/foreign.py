@@ -19,11 +19,13 @@ class Foreign(NamedTuple):
         framework: Whose name it is.
         ours: The key here; empty where prefopt has none.
         note: What to write instead, where a name alone does not say it.
+        elsewhere: What to say where the key here is none of the stage's.
     """
 
     framework: str
     ours: str = ""
     note: str = ""
+    elsewhere: str = ""
 
 
 _FLASH = "write `attn_implementation: flash_attention_2` under 'model'"
@@ -127,7 +129,7 @@ FOREIGN: dict[str, Foreign] = {
     "sequence_len": Foreign(_AX, "max_length"),
     "max_len": Foreign(_OR, "max_length"),
     "max_prompt_length": Foreign(_OLD_TRL, "", _BOUNDS),
-    "max_completion_length": Foreign(_OLD_TRL, "", _NEVER_CUT),
+    "max_completion_length": Foreign(_TRL, "max_new_tokens", elsewhere=_NEVER_CUT),
     "max_target_length": Foreign(_OLD_TRL, "", _NEVER_CUT),
     "truncation_mode": Foreign(_OLD_TRL, "overlong"),
     "response_length": Foreign(_OLD_TRL, "max_new_tokens"),

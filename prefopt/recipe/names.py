@@ -63,6 +63,8 @@ def _foreign(key: str, foreign: Foreign, siblings: list[str]) -> tuple[str, str]
         return message, foreign.note if foreign.ours in foreign.note else f"{ours}: {foreign.note}"
     if foreign.ours in siblings:
         return message, ours
+    if foreign.elsewhere:
+        return message, foreign.elsewhere
     places = homes().get(foreign.ours, ())
     return message, f"{ours}; {_best(places, ())}" if places else ours
 

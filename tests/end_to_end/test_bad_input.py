@@ -12,6 +12,7 @@ import pytest
 
 from prefopt.store.run import RunDirectory
 from tests.end_to_end.small import Warm, folder, prefopt, words
+from tests.tiny import save_tiny_base
 
 MISTAKES = """\
 name: wrong
@@ -116,6 +117,34 @@ def test_a_broken_row_is_named(tmp_path: Path, out: Path, warm: Warm, rows: str,
     assert "rows.jsonl" in line and place in line.partition("rows.jsonl")[2], line
     directory = folder(out, "base")
     assert directory is None or not (directory / "manifest.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "code", "said"),
+    [
+        (
+            ["stages.sft.lora.lora_target_modules=[q_proj, v_projj]"],
+            2,
+            "has no module 'v_projj' — its linear layers",
+        ),
+        (["model.attn_implementation=flash_attention_2"], 3, "write `attn_implementation: sdpa` under 'model'"),
+    ],
+    ids=["module", "attention"],
+)
+def test_what_only_the_model_can_tell_is_told_as_a_mistake(
+    tmp_path: Path, out: Path, warm: Warm, settings: list[str], code: int, said: str
+) -> None:
+    save_tiny_base(tmp_path / "tiny")
+    recipe = tmp_path / "lora.yaml"
+    recipe.write_text(
+        "name: lora\nmodel: {model_name_or_path: ./tiny, chat_template: plain, dtype: float32}\n"
+        "data: {d: {path: toy, name: demonstrations, max_samples: 20}}\n"
+        "stages: {sft: {kind: sft, data: d, max_steps: 1}}\n"
+    )
+    done = warm.run(["run", str(recipe), "--out", str(out), *(word for each in settings for word in ("--set", each))])
+    assert done.returncode == code and "Traceback" not in done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert said in line, line
 
 
 def test_a_folder_that_cannot_be_written_is_an_environment_fault(tmp_path: Path) -> None:

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 from experiment import Experiment, states
 
-from prefopt.errors import GateRefused, InputError
+from prefopt.errors import GateRefused, InputError, RecipeError
 from prefopt.evaluation import gates
+from prefopt.recipe.load import load
 from prefopt.recipe.scorers import RequireSpec
 
 METRICS = {"win_rate/mean": 0.6, "win_rate/ci_low": 0.55, "win_rate/ci_high": 0.65, "eval/loss": 0.5}
@@ -108,6 +109,19 @@ def test_a_metric_that_there_is_not_is_refused_before_anything_runs(experiment: 
     with pytest.raises(InputError, match="did you mean 'sft:win_rate'"):
         experiment.run("stages.sft.require={'sft:win_rat': {min: 1.0}}")
     assert not experiment.out.exists()
+
+
+def test_all_gates_on_metrics_that_there_are_not_are_told_with_their_lines(tmp_path: Path) -> None:
+    recipe = tmp_path / "gated.yaml"
+    recipe.write_text(
+        "name: gated\nmodel: {model_name_or_path: hub/model}\ndata: {d: {path: toy, name: preferences}}\nstages:\n"
+        "  dpo:\n    kind: dpo\n    data: d\n    require:\n      eval/dpo/acuracy: {min: 0.6}\n"
+        "      eval/loss: {max: 1}\n      dpo/margn: {min: 0}\n"
+    )
+    with pytest.raises(RecipeError) as caught:
+        gates.check_names(load(recipe))
+    assert [problem.where for problem in caught.value.problems] == [f"{recipe}:9", f"{recipe}:11"]
+    assert "'eval/dpo/accuracy'" in caught.value.problems[0].remedy
 
 
 def test_a_gate_on_what_the_stage_does_not_measure_is_an_error_of_the_recipe(experiment: Experiment) -> None:

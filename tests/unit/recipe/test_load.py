@@ -66,6 +66,7 @@ def test_every_foreign_name_is_recognised_and_leads_somewhere(problems, good, na
         ("micro_batch_size", "'per_device_train_batch_size'"),
         ("batch_size", "'per_device_train_batch_size'"),
         ("max_prompt_length", "no longer needed"),
+        ("max_completion_length", "no longer needed"),
         ("dataset_name", "data: NAME"),
         ("ppo_epochs", "'num_ppo_epochs' is a key of ppo stages"),
         ("init_kl_coef", "kl: {coefficient: 0.05}"),
@@ -79,6 +80,12 @@ def test_every_foreign_name_is_recognised_and_leads_somewhere(problems, good, na
 )
 def test_foreign_names_are_translated(problems, good, name, ours):
     assert ours in problems(good.replace("beta: 0.1", f"{name}: 1"))[f"stages.dpo.{name}"].remedy
+
+
+@pytest.mark.parametrize("kind", ["ppo", "grpo", "rloo", "collect"])
+def test_the_length_of_completions_is_no_bound_of_the_past_where_they_are_sampled(problems, good, kind):
+    recipe = good + f"  online: {{kind: {kind}, max_completion_length: 256}}\n"
+    assert problems(recipe)["stages.online.max_completion_length"].remedy == "prefopt calls it 'max_new_tokens'"
 
 
 def test_names_of_the_schema_are_not_called_foreign():

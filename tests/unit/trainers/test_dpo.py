@@ -184,7 +184,6 @@ def test_a_checkpoint_of_another_adapter_is_refused(tmp_path: Path) -> None:
 
 
 def tiny_policy_of_rank(rank: int):
-
     lora = LoraConfig(task_type="CAUSAL_LM", r=rank, target_modules="all-linear")
     return get_peft_model(tiny_llama(), lora, adapter_name=POLICY)
 
