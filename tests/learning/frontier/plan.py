@@ -109,10 +109,9 @@ def _ppo(starts: Words, rates: Sequence[str]) -> Settings:
 # What the KL costs is chosen so that runs end a little beyond the KLs of `score.KLS`: PPO's by its controller.
 _RATES = ("5e-4", "1e-3", "2e-3")
 _PPO = _ppo({"2.3": "0.55", "5.6": "0.28"}, _RATES)
-# A score at the end teaches more slowly, so that the KL's price must be lower from the start: with PPO's own, runs
-# stopped at a KL of 0.3 to 0.9, and the controller has no time to bring it down. With 0.2 and the highest rate a run
-# went to 5 and was brought back to 3.5.
-_PPO_AT_END = _ppo({"2.3": "0.3", "5.6": "0.15"}, _RATES)
+# With a score at the end and the default λ of 0.95 the first tokens hear next to nothing of it (0.95^48 is 0.09): runs
+# stopped short of the KLs or had 60 % of the limit's gain. With λ = 1 they hear all of it.
+_PPO_AT_END = _ppo({"2.3": "0.55", "5.6": "0.35"}, _RATES)
 # Rates above 3e-4 are behind wherever a lower one goes as far, so that others are lower.
 _DPO = _of_stage(*product(("1.0", "0.5", "0.25"), ("1e-3",)), ("0.25", "3e-4"), ("0.1", "3e-4"), ("0.1", "1.5e-4"))
 # Every round is paid for the distance from the one before, so that the price must be higher.
@@ -147,7 +146,7 @@ METHODS: Mapping[str, Mapping[int, Settings]] = {
 """Settings of every method with each budget, by name: keys of the recipe's stage, or words of `trl_side`."""
 VARIANTS: Mapping[str, Words] = {
     "ppo, shared value": {"value": "shared"},
-    "ppo, scored at the end": {"score_prefixes": "0"},
+    "ppo, scored at the end": {"score_prefixes": "0", "lam": "1.0"},
 }
 """PPO with something else, and what that is: run with the smaller budget alone, to show what the part is good for."""
 PEERS, PPOS = ("rloo", "grpo"), ("ppo", *VARIANTS)

@@ -75,9 +75,18 @@ def most(results: Results) -> list[str]:
         free, held = each["free"], each["held"]
         rows.append(
             [f"{each['tilt']:g}", f"{free['reward']:.2f}", f"{free['kl']:.2f}", f"{held['reward']:.2f}",
-             f"{held['kl']:.2f}", f"{each['kept']:.0%}", f"{held['effective_completions']:.0f}"]
+             f"{held['kl']:.2f}", f"{each['kept']:.0%}",
+             f"{free['effective_completions']:.0f}, {held['effective_completions']:.0f}"]
         )  # fmt: skip
-    header = ["tilt", "reward", "KL", "with the target: reward", "KL", "gain kept", "effective completions of 1,024"]
+    header = [
+        "tilt",
+        "reward",
+        "KL",
+        "with the target: reward",
+        "KL",
+        "gain kept",
+        "effective completions of 1,024: without, with it",
+    ]
     return table(header, rows)
 
 
