@@ -24,9 +24,7 @@ def command(
         str | None,
         typer.Option("--from", metavar="STAGE", help="Run this stage and all after it, even when they are done."),
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="The run folder, else runs/NAME here.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="The run folder, else runs/NAME.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would run, and why; write nothing.")] = False,
     seeds: Annotated[
         int,

@@ -82,12 +82,6 @@ def test_foreign_names_are_translated(problems, good, name, ours):
     assert ours in problems(good.replace("beta: 0.1", f"{name}: 1"))[f"stages.dpo.{name}"].remedy
 
 
-@pytest.mark.parametrize("kind", ["ppo", "grpo", "rloo", "collect"])
-def test_the_length_of_completions_is_no_bound_of_the_past_where_they_are_sampled(problems, good, kind):
-    recipe = good + f"  online: {{kind: {kind}, max_completion_length: 256}}\n"
-    assert problems(recipe)["stages.online.max_completion_length"].remedy == "prefopt calls it 'max_new_tokens'"
-
-
 def test_names_of_the_schema_are_not_called_foreign():
     # Of a scorer it is our own name; in a stage it is torchtune's.
     assert {name for name in FOREIGN if name in homes()} == {"batch_size"}

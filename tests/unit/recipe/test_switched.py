@@ -209,3 +209,9 @@ def test_two_gates_on_one_metric_are_refused(chain, problems):
 
 def test_the_names_of_the_family_are_names_of_metrics():
     assert {f"{kind}/{name}" for kind in ONLINE_KINDS for name in SAME_METRICS | LIKE_METRICS} <= METRICS.keys()
+
+
+@pytest.mark.parametrize("kind", ["ppo", "grpo", "rloo", "collect"])
+def test_the_length_of_completions_is_told_where_they_are_sampled(problems, good, kind):
+    found = problems(good + f"  online: {{kind: {kind}, max_completion_length: 256}}\n")
+    assert found["stages.online.max_completion_length"].remedy == "prefopt calls it 'max_new_tokens'"

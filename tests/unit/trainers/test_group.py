@@ -334,17 +334,6 @@ def test_saved_adapters_are_those_of_every_other_stage(tmp_path: Path) -> None:
     assert not (checkpoint / COPY).exists() and not (checkpoint / "README.md").exists()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_in_half_precision_the_kl_starts_at_0_though_sampling_computes_otherwise(kind: str, tmp_path: Path) -> None:
-    model = tiny_policy()
-    model.to(torch.bfloat16)
-    once = {"num_iterations": 1, "num_mini_batches": 1, "total_episodes": 32}
-    trained = trainer(kind, tmp_path, model, bf16=True, max_completion_length=24, **once)
-    trained.train()
-    assert trained.looks_again and trained.opening_gap == 0.0
-    assert trained.state.log_history[0][f"{kind}/kl"] == 0.0
-
-
 def test_an_adapter_on_the_head_is_refused(tmp_path: Path) -> None:
     shape = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "lm_head"])
     base = tiny_llama()
