@@ -141,6 +141,13 @@ class _Linker:
         return name not in self._data and self._kind(name) in _GIVES_DATA
 
     def _start(self, path: KeyPath, name: str) -> None:
+        if name == BASE and name not in self.stages:
+            self._add(
+                path,
+                f"'{BASE}' is no stage",
+                "leave 'init' out: a stage starts from the base where nothing else is named",
+            )
+            return
         self._model_stage(path, name, "a stage starts from")
         self._no_vectors(path, name, "nothing starts from it")
 

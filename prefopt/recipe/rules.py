@@ -128,7 +128,9 @@ class Rules:
             for name in names:
                 rows = self._rows_of(name)
                 if rows is not None and rows not in accepted:
-                    self._add(part, role, f"'{name}' holds {_ROW_WORDS[rows]}", why)
+                    marked = rows == "unpaired" and "completions" in accepted
+                    way = "; leave out its 'format' and its bad rows, or use `kind: kto`" if marked else ""
+                    self._add(part, role, f"'{name}' holds {_ROW_WORDS[rows]}", why + way)
 
     def _rows_of(self, name: str) -> str | None:
         data_set = self._data.get(name)

@@ -95,7 +95,7 @@ def test_marked_rows_are_no_demonstrations(problems, chain, tmp_path):
     (tmp_path / "marked.jsonl").write_text("")
     text = chain.replace("  asked:", "  marks: {path: marked.jsonl, format: unpaired}\n  asked:")
     found = problems(text.replace("kind: sft, data: demos", "kind: sft, data: marks"))
-    assert "marked as good or bad" in str(found["stages.sft.data"])
+    assert "marked as good or bad" in str(found["stages.sft.data"]) and "kind: kto" in found["stages.sft.data"].remedy
 
 
 def test_the_key_of_a_ppo_stage_is_what_it_was():

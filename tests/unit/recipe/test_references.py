@@ -24,6 +24,12 @@ def test_data_of_the_same_name_is_not_a_stage(write, good):
     assert needs(recipe, "sft") == {"model": ("base",)}
 
 
+def test_the_base_is_where_a_stage_starts_that_names_nothing(problems):
+    recipe = "name: x\nmodel: {model_name_or_path: hub/m}\ndata: {d: {path: toy, name: preferences}}\n"
+    found = problems(recipe + "stages: {dpo: {kind: dpo, data: d, init: base}}\n")["stages.dpo.init"]
+    assert found.message == "'base' is no stage" and "leave 'init' out" in found.remedy
+
+
 def test_order_keeps_the_file_where_it_can():
     assert order({"c": (), "a": (), "b": ("a",), "z": ("c",)}) == ("c", "a", "b", "z")
 
