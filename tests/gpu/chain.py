@@ -1,10 +1,10 @@
-"""Run the whole chain on a CUDA device: in bf16, with activation checkpointing, and on a 4-bit base (QLoRA).
+"""Run the whole chain on a CUDA device: in bf16, with activation checkpointing, with TRL's online trainers, 4-bit (QLoRA).
 
 usage: python tests/gpu/chain.py [OUT_DIR]
 
 Prints one JSON document with the hardware, the versions, the date, and each variant's times, peak memory and final
 table; writes the same to OUT_DIR/gpu.json. Ends with exit code 3 where there is no CUDA device, and with 1 when a
-variant fails, its dpo or ppo policy does not beat its sft policy, or an export does not give the stage's logits.
+variant fails, its dpo policy or that of the stage ppo does not beat its sft policy, or an export does not give the stage's logits.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ VARIANTS: dict[str, list[str]] = {
         "stages.dpo.activation_checkpointing=true",
         "stages.ppo.activation_checkpointing=true",
     ],
+    "bf16, grpo in the place of ppo": ["model.dtype=bfloat16", "stages.ppo.kind=grpo"],
+    "bf16, rloo in the place of ppo": ["model.dtype=bfloat16", "stages.ppo.kind=rloo"],
     "4-bit base": ["model.dtype=bfloat16", "model.load_in_4bit=true"],
 }
 
