@@ -1,10 +1,11 @@
-"""Run the whole chain on a CUDA device: in bf16, with activation checkpointing, with TRL's online trainers, 4-bit (QLoRA).
+"""Run the whole chain on a CUDA device: in bf16, with activation checkpointing, grpo, rloo, and on a 4-bit base (QLoRA).
 
 usage: python tests/gpu/chain.py [OUT_DIR]
 
 Prints one JSON document with the hardware, the versions, the date, and each variant's times, peak memory and final
 table; writes the same to OUT_DIR/gpu.json. Ends with exit code 3 where there is no CUDA device, and with 1 when a
-variant fails, its dpo policy or that of the stage ppo does not beat its sft policy, or an export does not give the stage's logits.
+variant fails, the policy of its stage dpo or ppo does not beat its sft policy, or an export does not give the stage's
+logits.
 """
 
 from __future__ import annotations
