@@ -1,4 +1,4 @@
-"""Run the whole chain on a CUDA device: in bf16, with activation checkpointing, grpo, rloo, and on a 4-bit base (QLoRA).
+"""Run the whole chain on a CUDA device: bf16, activation checkpointing, grpo and rloo, and a 4-bit base (QLoRA).
 
 usage: python tests/gpu/chain.py [OUT_DIR]
 
