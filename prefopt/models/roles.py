@@ -41,7 +41,7 @@ _STANDING = (POLICY, REWARD, COPY)
 
 def belongs_to(name: str, adapter: str) -> bool:
     """Whether a parameter is of an adapter, by its name: modules of the base may be called as an adapter is."""
-    return re.search(rf"\.(lora_\w+|modules_to_save|prompt_encoder)\.{re.escape(adapter)}(\.|$)", name) is not None
+    return re.search(rf"(^|\.)(lora_\w+|modules_to_save|prompt_encoder)\.{re.escape(adapter)}(\.|$)", name) is not None
 
 
 def lora_config(spec: LoraSpec) -> LoraConfig:
