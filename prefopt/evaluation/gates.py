@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from prefopt.errors import GateRefused, InputError, RecipeError
 from prefopt.recipe.load import LoadedRecipe
+from prefopt.recipe.overrides import apply
 from prefopt.recipe.scorers import RequireSpec
 from prefopt.recipe.yaml import parse
 from prefopt.tracking.metrics import METRICS, describe
@@ -47,21 +48,28 @@ def check_names(loaded: LoadedRecipe) -> None:
     Raises:
         RecipeError: Naming every such gate, with the nearest name that exists.
     """
-    places = parse(loaded.text, str(loaded.path)).places
+    document = parse(loaded.text, str(loaded.path))
+    apply(document.tree, document.places, loaded.overrides)
     unknown = []
     for stage, spec in loaded.written.stages.items():
         for name in spec.require:
             try:
                 describe(name)
             except KeyError:
-                bare = name.rpartition(":")[2].removeprefix("eval/")
-                near = difflib.get_close_matches(bare, METRICS, n=1)
-                meant = f"did you mean '{name.removesuffix(bare)}{near[0]}'?" if near else ""
-                remedy = meant or "prefopt/tracking/metrics.py lists them"
+                near = _nearest(name)
+                remedy = f"did you mean '{near}'?" if near else "prefopt/tracking/metrics.py lists them"
                 path = ("stages", stage, "require", name)
-                unknown.append(places.problem(path, f"there is no metric '{name}'", remedy))
+                unknown.append(document.places.problem(path, f"there is no metric '{name}'", remedy))
     if unknown:
         raise RecipeError(unknown)
+
+
+def _nearest(name: str) -> str | None:
+    """The name that is most like one, with the policy and the `eval/` that stand before it."""
+    bare = name.rpartition(":")[2]
+    known = {*METRICS, *(f"eval/{metric}" for metric in METRICS if not metric.startswith("eval/"))}
+    near = difflib.get_close_matches(bare, sorted(known), n=1)
+    return name.removesuffix(bare) + near[0] if near else None
 
 
 class Judgement(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -12,7 +13,7 @@ from prefopt.losses.token_statistics import Head
 
 def head_is_adapted(model: PeftModel | PreTrainedModel) -> bool:
     """Whether adapters change the head, of which policy and reference then have one each."""
-    return isinstance(model.get_output_embeddings(), BaseTunerLayer)
+    return isinstance(model.get_output_embeddings(), (BaseTunerLayer, ModulesToSaveWrapper))
 
 
 def head_of(model: PeftModel | PreTrainedModel, temperature: float = 1.0) -> Head:

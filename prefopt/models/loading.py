@@ -209,7 +209,8 @@ def load_base(base: BaseLocation, spec: ModelSpec, *, trust_remote_code: bool = 
     except ImportError as error:  # of flash_attention_2, or of what a model's own code needs
         flash = spec.attn_implementation.startswith("flash")
         remedy = "install flash-attn, or write `attn_implementation: sdpa` under 'model'" if flash else "install it"
-        raise EnvironmentFault(f"{base.name}: {str(error).strip().splitlines()[0]}", remedy) from error
+        said = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise EnvironmentFault(f"{base.name}: {said}", remedy) from error
     model.requires_grad_(False)
     # Dropout in the base would make the policy's log-probabilities differ from the reference's before any step.
     for module in model.modules():

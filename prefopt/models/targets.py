@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from peft import LoraConfig
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from prefopt.errors import InputError
 
@@ -34,7 +35,12 @@ def require_modules(base: PreTrainedModel, names: Sequence[str]) -> None:
     paths = [name for name, _ in base.named_modules()]
     unknown = [name for name in names if not any(path == name or path.endswith(f".{name}") for path in paths)]
     if unknown:
-        linear = {name.rpartition(".")[2] for name, module in base.named_modules() if isinstance(module, nn.Linear)}
+        head = base.get_output_embeddings()
+        linear = {
+            name.rpartition(".")[2]
+            for name, module in base.named_modules()
+            if isinstance(module, (nn.Linear, Conv1D)) and module is not head
+        }
         raise InputError(
             f"lora_target_modules: {type(base).__name__} has no module {', '.join(map(repr, unknown))}",
             f"its linear layers are {', '.join(sorted(linear))}",

@@ -165,7 +165,7 @@ class PPOTrainer(CheckpointedTrainer):
             advantages=advantages,
             returns=returns,
         )
-        return Rollout(rows, samples, scores, shaped, said, kl, rewards, coefficient, batch)
+        return Rollout(rows, samples, scores, shaped, said, kl, rewards, coefficient, price * kl.sum(1), batch)
 
     def _prompts_of(self, number: int, size: int, seed: int) -> list[Mapping[str, Any]]:
         return prompts_of_rollout(self.prompts, number, size, self.args.samples_per_prompt, seed)

@@ -37,6 +37,7 @@ class Rollout:
         kl: k1 estimates, [N, L], nats.
         rewards: Of every token, [N, L], before they are whitened, if they are.
         coefficient: Price of a nat.
+        paid: [N], what the KL took off the reward; 0 where it is a part of the loss.
         episodes: As the update takes them; advantages are whitened.
     """
 
@@ -48,6 +49,7 @@ class Rollout:
     kl: Tensor
     rewards: Tensor
     coefficient: float
+    paid: Tensor
     episodes: Rollouts
 
 
@@ -87,7 +89,7 @@ def averages(rollout: Rollout, seen: Health) -> dict[str, float]:
     finished = torch.tensor([sample.finished for sample in rollout.samples])
     found = {
         "ppo/score": float(scores.mean()),
-        "ppo/reward": float(rollout.rewards.sum(1).mean()),
+        "ppo/reward": float((rollout.shaped.total - rollout.paid).mean()),
         "ppo/kl": seen.kl,
         "ppo/kl_coefficient": rollout.coefficient,
         "ppo/entropy": seen.entropy,
@@ -167,7 +169,6 @@ def close_ups(rollout: Rollout, tokenizer: PreTrainedTokenizerBase, number: int)
             {"text": tokenizer.decode([token]), **dict(zip(columns, each, strict=True))}
             for token, each in zip(sampled.ids, numbers, strict=True)
         ]
-        price = float(rollout.rewards[index].sum()) - float(rollout.shaped.total[index])
         found.append(
             {
                 "rollout": number,
@@ -175,7 +176,7 @@ def close_ups(rollout: Rollout, tokenizer: PreTrainedTokenizerBase, number: int)
                 "completion": sampled.text,
                 "finished": sampled.finished,
                 "score": float(rollout.scores.values[index]),
-                "terms": {**rollout.shaped.to_json(index), "kl": price},
+                "terms": {**rollout.shaped.to_json(index), "kl": -float(rollout.paid[index])},
                 "tokens": tokens,
             }
         )

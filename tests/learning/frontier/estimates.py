@@ -38,13 +38,13 @@ class Estimate(NamedTuple):
         return float(t.sf(self.mean / self.error, self.freedom))
 
 
-def estimate(values: Sequence[float], error: float = 0.0) -> Estimate:
+def estimate(values: Sequence[float], error: float = 0.0, known: float = math.inf) -> Estimate:
     """The mean of a few runs.
 
     Args:
         values: One of each run.
-        error: Standard error that the runs have in common, which their spread does not show; it is known from so
-            many completions that its own degrees of freedom are taken to be infinite (Satterthwaite 1946).
+        error: Standard error that the runs have in common, which their spread does not show.
+        known: Its degrees of freedom; those of the sum are Satterthwaite's (1946).
 
     Raises:
         ValueError: For fewer than two runs.
@@ -54,7 +54,8 @@ def estimate(values: Sequence[float], error: float = 0.0) -> Estimate:
     count, mean = len(values), sum(values) / len(values)
     of_runs = sum((value - mean) ** 2 for value in values) / (count - 1) / count
     total = of_runs + error**2
-    freedom = count - 1.0 if error == 0 else math.inf if of_runs == 0 else (count - 1) * (total / of_runs) ** 2
+    doubt = of_runs**2 / (count - 1) + error**4 / known
+    freedom = total**2 / doubt if doubt else count - 1.0 if total == 0 else math.inf
     return Estimate(mean, math.sqrt(total), freedom)
 
 

@@ -41,9 +41,16 @@ class Cell:
         return of_openings([gain.without for gain in self.reached])
 
     @property
+    def known(self) -> float:
+        """Degrees of freedom of `error`."""
+        return freedom([gain.without for gain in self.reached])
+
+    @property
     def gain(self) -> Estimate | None:
         """Over the seeds that reached the KL; None for fewer than two."""
-        return estimate([gain.value for gain in self.reached], self.error) if len(self.reached) > 1 else None
+        return (
+            estimate([gain.value for gain in self.reached], self.error, self.known) if len(self.reached) > 1 else None
+        )
 
     def share(self, limit: Gain) -> Estimate | None:
         """Of the limit's gain at the same KL, with the errors of both; as `gain`."""
@@ -51,7 +58,7 @@ class Cell:
             return None
         part = self.gain.mean / limit.value
         error = math.hypot(self.error, part * limit.error) / limit.value
-        return estimate([gain.value / limit.value for gain in self.reached], error)
+        return estimate([gain.value / limit.value for gain in self.reached], error, self.known)
 
     @property
     def trained(self) -> tuple[float, float]:
@@ -74,6 +81,11 @@ def of_openings(without: Sequence[Sequence[float]]) -> float:
     """
     means = [sum(values) / len(values) for values in zip(*without, strict=True)]
     return jackknife(means) if means else 0.0
+
+
+def freedom(without: Sequence[Sequence[float]]) -> float:
+    """Degrees of freedom of `of_openings`: one less than there are blocks."""
+    return max((len(values) - 1.0 for values in without if values), default=math.inf)
 
 
 def cell(
@@ -99,13 +111,15 @@ def compared(ours: Cell, other: Cell) -> Compared | None:
     if len(pairs) < 2:
         return None
     without = [[x - y for x, y in zip(a.without, b.without, strict=True)] for a, b in pairs]
-    return Compared(estimate([a.value - b.value for a, b in pairs], of_openings(without)), len(pairs))
+    gaps = [a.value - b.value for a, b in pairs]
+    return Compared(estimate(gaps, of_openings(without), freedom(without)), len(gaps))
 
 
 def against(ours: Cell, known: Gain) -> Compared | None:
     """A method, and what has no seeds and was measured apart: both errors of measuring count."""
     gaps = [gain.value - known.value for gain in ours.reached]
-    return Compared(estimate(gaps, math.hypot(ours.error, known.error)), len(gaps)) if len(gaps) > 1 else None
+    error = math.hypot(ours.error, known.error)
+    return Compared(estimate(gaps, error, ours.known), len(gaps)) if len(gaps) > 1 else None
 
 
 def verdict(found: Estimate, held: bool) -> str:

@@ -151,6 +151,8 @@ def test_an_error_that_runs_share_does_not_shrink_with_their_number() -> None:
     both = estimate([1.0, 2.0, 3.0, 4.0, 5.0], 0.5)
     assert both.error == pytest.approx(math.sqrt(0.5 + 0.25))
     assert both.freedom == pytest.approx(4 * (0.75 / 0.5) ** 2)
+    few = estimate([1.0, 2.0, 3.0, 4.0, 5.0], 0.5, 31)
+    assert few.freedom == pytest.approx(0.75**2 / (0.5**2 / 4 + 0.25**2 / 31)) and few.chance > both.chance
 
 
 def test_an_estimates_chance_is_that_of_a_one_sided_test() -> None:

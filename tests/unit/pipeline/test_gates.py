@@ -119,9 +119,10 @@ def test_all_gates_on_metrics_that_there_are_not_are_told_with_their_lines(tmp_p
         "      eval/loss: {max: 1}\n      dpo/margn: {min: 0}\n"
     )
     with pytest.raises(RecipeError) as caught:
-        gates.check_names(load(recipe))
-    assert [problem.where for problem in caught.value.problems] == [f"{recipe}:9", f"{recipe}:11"]
-    assert "'eval/dpo/accuracy'" in caught.value.problems[0].remedy
+        gates.check_names(load(recipe, ["stages.dpo.require.eval/secnds={max: 9}"]))
+    places, remedies = zip(*((each.where, each.remedy) for each in caught.value.problems), strict=True)
+    assert places[:2] == (f"{recipe}:9", f"{recipe}:11") and places[2].startswith("--set")
+    assert remedies == tuple(f"did you mean '{name}'?" for name in ("eval/dpo/accuracy", "dpo/margin", "eval/seconds"))
 
 
 def test_a_gate_on_what_the_stage_does_not_measure_is_an_error_of_the_recipe(experiment: Experiment) -> None:

@@ -196,11 +196,15 @@ def test_what_cannot_be_trained_is_refused(tmp_path: Path) -> None:
         DPOTrainer(tiny_policy(), config(tmp_path), train_dataset=rows)
     with pytest.raises(DataError, match="no pairs"):
         DPOTrainer(tiny_policy(), config(tmp_path), train_dataset=[], processing_class=tiny_tokenizer()).train()
-    base = tiny_llama()
-    base.config.tie_word_embeddings = False
-    lora = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "lm_head"])
-    with pytest.raises(InputError, match="tdpo compares"):
-        trainer(tmp_path, model=get_peft_model(base, lora, adapter_name="policy"), loss_type="tdpo")
+    for where in (
+        {"target_modules": ["q_proj", "lm_head"]},
+        {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+    ):
+        base = tiny_llama()
+        base.config.tie_word_embeddings = False
+        lora = LoraConfig(task_type="CAUSAL_LM", r=4, **where)
+        with pytest.raises(InputError, match="tdpo compares"):
+            trainer(tmp_path, model=get_peft_model(base, lora, adapter_name="policy"), loss_type="tdpo")
 
 
 def test_it_takes_text_and_messages_as_trl_does(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from prefopt.models.actor_critic import ActorCritic, Ask, actor_critic
 from prefopt.models.roles import POLICY, REFERENCE, save_adapter
 from prefopt.trainers.ppo import PPOTrainer
 from prefopt.trainers.ppo_config import PPOConfig
+from prefopt.trainers.ppo_metrics import averages, close_ups, health
 from tests.tiny import tiny_llama, tiny_policy, tiny_tokenizer
 
 PROMPTS = [{"prompt": text} for text in ("the lamp", "the chair costs", "is", "nine euro", "red lamp is the")]
@@ -336,7 +337,21 @@ def test_the_price_of_the_kl_and_the_score_are_all_of_an_episodes_reward(tmp_pat
     cut = torch.tensor([0.0 if sample.finished else 1.0 for sample in rollout.samples])
     scores = (rollout.scores.values - trained.scale.mean) / trained.scale.std - cut
     assert torch.allclose(rollout.rewards.sum(1), scores - 0.3 * kl.sum(1), atol=1e-4)
+    assert torch.allclose(rollout.paid, 0.3 * kl.sum(1), atol=1e-4)
     assert abs(float(masked_mean(batch.advantages, batch.mask))) < 1e-5
+
+
+def test_the_reward_that_is_told_is_not_discounted(tmp_path: Path) -> None:
+    """Potentials that are discounted leave the sum of tokens' rewards elsewhere."""
+    trained = trainer(tmp_path, with_reference(tmp_path), kl_coefficient=0.3, gamma=0.8, score_prefixes=6)
+    trained._normalise_by_reference()
+    move_policy(trained)
+    rollout = trained.collect_rollout(0)
+    told = averages(rollout, health(rollout, 1.0, 1.0, None))["ppo/reward"]
+    assert told == pytest.approx(float((rollout.shaped.total - 0.3 * rollout.kl.sum(1)).mean()), abs=1e-5)
+    assert abs(told - float(rollout.rewards.sum(1).mean())) > 0.01
+    for close_up in close_ups(rollout, tiny_tokenizer(), 0):
+        assert close_up["terms"]["kl"] == pytest.approx(-0.3 * sum(each["kl"] for each in close_up["tokens"]), abs=1e-4)
 
 
 def test_a_rollout_follows_from_its_number_alone(tmp_path: Path) -> None:
