@@ -12,9 +12,7 @@ from typing import NamedTuple
 
 from prefopt.errors import GateRefused, InputError, RecipeError
 from prefopt.recipe.load import LoadedRecipe
-from prefopt.recipe.overrides import apply
 from prefopt.recipe.scorers import RequireSpec
-from prefopt.recipe.yaml import parse
 from prefopt.tracking.metrics import METRICS, describe
 
 # Metric, or what it begins with → what usually is wrong; the longest that fits is told.
@@ -48,8 +46,6 @@ def check_names(loaded: LoadedRecipe) -> None:
     Raises:
         RecipeError: Naming every such gate, with the nearest name that exists.
     """
-    document = parse(loaded.text, str(loaded.path))
-    apply(document.tree, document.places, loaded.overrides)
     unknown = []
     for stage, spec in loaded.written.stages.items():
         for name in spec.require:
@@ -59,7 +55,7 @@ def check_names(loaded: LoadedRecipe) -> None:
                 near = _nearest(name)
                 remedy = f"did you mean '{near}'?" if near else "prefopt/tracking/metrics.py lists them"
                 path = ("stages", stage, "require", name)
-                unknown.append(document.places.problem(path, f"there is no metric '{name}'", remedy))
+                unknown.append(loaded.places.problem(path, f"there is no metric '{name}'", remedy))
     if unknown:
         raise RecipeError(unknown)
 

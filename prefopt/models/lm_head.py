@@ -8,12 +8,25 @@ from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from prefopt.errors import InputError
 from prefopt.losses.token_statistics import Head
 
 
 def head_is_adapted(model: PeftModel | PreTrainedModel) -> bool:
     """Whether adapters change the head, of which policy and reference then have one each."""
     return isinstance(model.get_output_embeddings(), (BaseTunerLayer, ModulesToSaveWrapper))
+
+
+def require_plain_head(model: PeftModel | PreTrainedModel, why: str) -> None:
+    """Refuse adapters on the head, and say why.
+
+    Raises:
+        InputError: Where there are some.
+    """
+    if head_is_adapted(model):
+        raise InputError(
+            why, "leave it (lm_head) out of lora_target_modules, here and in the stages before; all-linear does"
+        )
 
 
 def head_of(model: PeftModel | PreTrainedModel, temperature: float = 1.0) -> Head:

@@ -40,6 +40,7 @@ class LoadedRecipe:
         written: The same before its rounds were unrolled.
         path: The file.
         text: Its text, as written.
+        places: Where its keys stand, in the file or in `--set`.
         warnings: What works and is likely not meant; each with `file:line`.
         overrides: What `--set` changed.
     """
@@ -48,6 +49,7 @@ class LoadedRecipe:
     written: Recipe
     path: Path
     text: str
+    places: Places
     warnings: tuple[str, ...] = ()
     overrides: tuple[str, ...] = ()
 
@@ -79,7 +81,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
     found += more
     if found or recipe is None:
         raise RecipeError(_in_order(found, places))
-    return LoadedRecipe(unroll(recipe), recipe, path, text, (*switched, *warnings), tuple(overrides))
+    return LoadedRecipe(unroll(recipe), recipe, path, text, places, (*switched, *warnings), tuple(overrides))
 
 
 def _judge(

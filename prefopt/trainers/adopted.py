@@ -16,7 +16,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from prefopt.errors import InputError
-from prefopt.models.lm_head import head_is_adapted
+from prefopt.models.lm_head import require_plain_head
 from prefopt.models.modes import without_dropout
 from prefopt.models.roles import (
     COPY,
@@ -41,11 +41,9 @@ def adopting(model: PeftModel) -> Iterator[None]:
     Raises:
         InputError: When the policy changes the language-model head, which TRL reads without its adapter.
     """
-    if head_is_adapted(model):
-        raise InputError(
-            "an adapter on the language-model head would not be trained: TRL reads the head's own weights",
-            "leave it (lm_head) out of lora_target_modules, here and in the stages before; all-linear does",
-        )
+    require_plain_head(
+        model, "an adapter on the language-model head would not be trained: TRL reads the head's own weights"
+    )
     without_dropout(model)
     model.peft_config[_TRLS_NAME] = model.peft_config[POLICY]
     try:

@@ -31,7 +31,7 @@ from prefopt.losses.dpo import SORTED, dpo_loss, dr_dpo, needs_reference
 from prefopt.losses.logprobs import CompletionSums
 from prefopt.losses.pair_statistics import CompletionStatistics, DPOOptions, FDivergence, PairStatistics
 from prefopt.models.batches import FLAGS, PairCollator, batches_by_length
-from prefopt.models.lm_head import head_is_adapted
+from prefopt.models.lm_head import require_plain_head
 from prefopt.models.modes import evaluating
 from prefopt.models.pair_policy import PairPolicy
 from prefopt.models.roles import POLICY, reference_active
@@ -145,10 +145,9 @@ class DPOTrainer(SequenceUnlikelihoodTrainer, PairTrainer):
         self._reference_names = reference_names(tails=self._options.ld_alpha is not None)
         self._compares = needs_reference(args.loss_type)
         self._sequential = "tdpo" in args.loss_type
-        if self._sequential and head_is_adapted(model):
-            raise InputError(
-                "tdpo compares policy and reference through one language-model head, and adapters change it",
-                "leave it (lm_head) out of lora_target_modules, here and in the stages before; all-linear does",
+        if self._sequential:
+            require_plain_head(
+                model, "tdpo compares policy and reference through one language-model head, and adapters change it"
             )
         self._mean_lengths: Sequence[Tensor | None] = (None, None)
         for rows in (self.train_dataset, self.eval_dataset or []):

@@ -147,8 +147,9 @@ class Explorer(Answerer):
         """
         sampled, entropies, probed = (_padded([getattr(s, name) for s in samples]) for name in SAID_OF_SAMPLES)
         checked = torch.arange(len(rollouts)) % CHECKED == 0
+        compares = not head_is_adapted(self._model.peft)
         found = torch.zeros(5, *rollouts.mask.shape)
-        found += self._batches(rollouts, checked.nonzero().flatten(), policy=True, divergence=True)
+        found += self._batches(rollouts, checked.nonzero().flatten(), policy=True, divergence=compares)
         mask = rollouts.mask * checked[:, None]
         mismatch = self._mismatch(found[0], sampled, mask)
         reuse = self._args.reuse_sampling_logps and mismatch < SAME
@@ -161,8 +162,7 @@ class Explorer(Answerer):
             for row, said in taken.items():
                 found[row] = torch.where(ours, said, found[row])
         logps, reference_logps, values, entropy, divergence = found.unbind()
-        compared = checked & (not head_is_adapted(self._model.peft))
-        return Said(logps, reference_logps, values, entropy, divergence, compared, mismatch)
+        return Said(logps, reference_logps, values, entropy, divergence, checked & compares, mismatch)
 
     def _mismatch(self, logps: Tensor, sampled: Tensor, mask: Tensor) -> float:
         apart = (logps - sampled).abs() * mask
@@ -192,8 +192,7 @@ class Explorer(Answerer):
         with self._accelerator.autocast(), evaluating(self._model):
             if policy:
                 logps, entropy, values, _, states = self._model(*inputs, Ask("policy", self._args.temperature))
-            compared = divergence and not head_is_adapted(self._model.peft)
-            of_reference = Ask("reference", self._args.temperature, policy_states=states if compared else None)
+            of_reference = Ask("reference", self._args.temperature, policy_states=states if divergence else None)
             reference = self._model(*inputs, of_reference)
             if not self._model.shared:
                 values = self._model(*inputs, Ask("value")).values
