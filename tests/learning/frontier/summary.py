@@ -36,34 +36,34 @@ class Cell:
         return [gain for gain in self.gains if gain is not None]
 
     @property
-    def error(self) -> float:
-        """From measuring on these openings, which all seeds share: it does not shrink with their number."""
+    def shared(self) -> Shared:
+        """The error of measuring on these openings: it does not shrink with the number of seeds."""
         return of_openings([gain.without for gain in self.reached])
-
-    @property
-    def known(self) -> float:
-        """Degrees of freedom of `error`."""
-        return freedom([gain.without for gain in self.reached])
 
     @property
     def gain(self) -> Estimate | None:
         """Over the seeds that reached the KL; None for fewer than two."""
-        return (
-            estimate([gain.value for gain in self.reached], self.error, self.known) if len(self.reached) > 1 else None
-        )
+        return estimate([gain.value for gain in self.reached], *self.shared) if len(self.reached) > 1 else None
 
     def share(self, limit: Gain) -> Estimate | None:
         """Of the limit's gain at the same KL, with the errors of both; as `gain`."""
         if self.gain is None:
             return None
-        part = self.gain.mean / limit.value
-        error = math.hypot(self.error, part * limit.error) / limit.value
-        return estimate([gain.value / limit.value for gain in self.reached], error, self.known)
+        part, shared = self.gain.mean / limit.value, self.shared
+        error = math.hypot(shared.error, part * limit.error) / limit.value
+        return estimate([gain.value / limit.value for gain in self.reached], error, shared.freedom)
 
     @property
     def trained(self) -> tuple[float, float]:
         """Shares of training of the policies that the gains are of: the least and the most of all seeds."""
         return min(gain.trained[0] for gain in self.reached), max(gain.trained[1] for gain in self.reached)
+
+
+class Shared(NamedTuple):
+    """A standard error that all seeds have in common, and its degrees of freedom."""
+
+    error: float
+    freedom: float
 
 
 class Compared(NamedTuple):
@@ -73,19 +73,14 @@ class Compared(NamedTuple):
     pairs: int
 
 
-def of_openings(without: Sequence[Sequence[float]]) -> float:
-    """The standard error of a mean over seeds that comes from the openings that all are measured on.
+def of_openings(without: Sequence[Sequence[float]]) -> Shared:
+    """The error of a mean over seeds that comes from the openings that all are measured on.
 
     Args:
-        without: Of each seed, its value without each block of openings; 0 is the answer where there are no blocks.
+        without: Of each seed, its value without each block of openings; without blocks the answer is 0.
     """
     means = [sum(values) / len(values) for values in zip(*without, strict=True)]
-    return jackknife(means) if means else 0.0
-
-
-def freedom(without: Sequence[Sequence[float]]) -> float:
-    """Degrees of freedom of `of_openings`: one less than there are blocks."""
-    return max((len(values) - 1.0 for values in without if values), default=math.inf)
+    return Shared(jackknife(means), len(means) - 1.0) if means else Shared(0.0, math.inf)
 
 
 def cell(
@@ -112,14 +107,15 @@ def compared(ours: Cell, other: Cell) -> Compared | None:
         return None
     without = [[x - y for x, y in zip(a.without, b.without, strict=True)] for a, b in pairs]
     gaps = [a.value - b.value for a, b in pairs]
-    return Compared(estimate(gaps, of_openings(without), freedom(without)), len(gaps))
+    return Compared(estimate(gaps, *of_openings(without)), len(gaps))
 
 
 def against(ours: Cell, known: Gain) -> Compared | None:
     """A method, and what has no seeds and was measured apart: both errors of measuring count."""
     gaps = [gain.value - known.value for gain in ours.reached]
-    error = math.hypot(ours.error, known.error)
-    return Compared(estimate(gaps, error, ours.known), len(gaps)) if len(gaps) > 1 else None
+    shared = ours.shared
+    error = math.hypot(shared.error, known.error)
+    return Compared(estimate(gaps, error, shared.freedom), len(gaps)) if len(gaps) > 1 else None
 
 
 def verdict(found: Estimate, held: bool) -> str:

@@ -119,7 +119,7 @@ def test_the_error_of_the_measuring_is_that_of_other_openings(size: int) -> None
         gain = gain_at([base, near, far], 2.0)
         assert gain is not None
         gains.append(gain.value)
-        errors.append(cell("a", [[base, near, far]], 2.0).error)
+        errors.append(cell("a", [[base, near, far]], 2.0).shared.error)
     spread = float(torch.tensor(gains).std())
     assert spread == pytest.approx(sum(errors) / len(errors), rel=0.15)
     assert spread < 0.2  # easy openings cancel: with them it would be 0.1 more
@@ -185,7 +185,7 @@ def test_a_cell_is_of_the_seeds_that_reached_the_kl() -> None:
 def test_the_share_has_the_errors_of_the_measuring_and_of_the_limit() -> None:
     each = Cell("a", [Gain(4.0, without=[3.6, 4.4]), Gain(6.0, without=[5.8, 6.2])])
     share = each.share(Gain(10.0, 0.8))
-    assert each.error == pytest.approx(0.3)  # of the means over seeds, 4.7 and 5.3
+    assert each.shared.error == pytest.approx(0.3)  # of the means over seeds, 4.7 and 5.3
     assert share is not None and share.mean == pytest.approx(0.5)
     assert share.error == pytest.approx(math.sqrt(0.1**2 + (0.3**2 + (0.5 * 0.8) ** 2) / 10**2))
 
