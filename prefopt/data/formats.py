@@ -34,6 +34,7 @@ class Reason(Enum):
     DIVERGES = "turns_differ_before_the_last"
     NO_ANSWER = "no_answer"
     TIE = "tie"
+    MARKED_BAD = "marked_bad"
     DUPLICATE = "exact_duplicate"
     HELD_OUT = "prompt_held_out_by_another_data_set"
 
@@ -266,9 +267,9 @@ FORMATS: dict[str, Format] = {
     )
 }
 PAIRS = ("preference", "hh", "implicit", "saferlhf")
-DEMONSTRATIONS = (*PAIRS, "prompt_completion", "messages")
+DEMONSTRATIONS = (*PAIRS, "prompt_completion", "unpaired", "messages")
 UNPAIRED = (*PAIRS, "unpaired")
-PROMPTS = (*DEMONSTRATIONS, "unpaired", "prompt")
+PROMPTS = (*DEMONSTRATIONS, "prompt")
 TEXTS = (*DEMONSTRATIONS, "text")
 
 COLUMNS = frozenset(

@@ -67,7 +67,10 @@ def load_pairs(
 def load_demonstrations(
     names: tuple[str, ...], data: Mapping[str, DataSpec], seed: int, log: Log = lambda line: None
 ) -> Loaded[Demonstration]:
-    """Loads demonstrations; of a pair, the answer that is preferred. Arguments and errors as `load_pairs`."""
+    """Loads demonstrations: of a pair, the answer that is preferred, and no completion that is marked as bad.
+
+    Arguments and errors as `load_pairs`.
+    """
     want = Want("demonstrations", formats.DEMONSTRATIONS, "demonstrations", _as_demonstration, _demonstration_key)
     return _load(names, data, seed, log, want)
 
@@ -140,6 +143,10 @@ def _as_demonstration(item: Item, name: str, spec: DataSpec) -> Demonstration:
         first = item.probability >= 0.5
         completion, sampled = (item.chosen, item.sampled_chosen) if first else (item.rejected, item.sampled_rejected)
         item = Demonstration(item.prompt, completion, item.weight, item.source, item.id, item.extra, sampled)
+    if isinstance(item, Unpaired):
+        if not item.label:
+            raise RowDropped(Reason.MARKED_BAD)
+        item = Demonstration(item.prompt, item.completion, item.weight, item.source, item.id, item.extra, item.sampled)
     if isinstance(item, str):
         raise DataError(f"data set '{name}' holds no demonstrations", "texts without prompts can only be pretrained on")
     if not isinstance(item, Demonstration):
@@ -154,9 +161,9 @@ def _as_prompt(item: Item, name: str, spec: DataSpec) -> Prompt:
 
 
 def _as_text(item: Item, name: str, spec: DataSpec) -> Text:
-    if isinstance(item, PreferencePair):
+    if isinstance(item, PreferencePair | Unpaired):
         item = _as_demonstration(item, name, spec)
-    if isinstance(item, Demonstration | Unpaired):
+    if isinstance(item, Demonstration):
         return (*item.prompt, Message("assistant", item.completion))
     return item
 

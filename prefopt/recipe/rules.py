@@ -25,18 +25,19 @@ _FORMAT_ROWS = {
     "saferlhf": "pairs",
     "unpaired": "unpaired",
 }
-_PROMPTED = ("completions", "pairs", "unpaired", "prompts")
+_ANSWERED = ("completions", "pairs", "unpaired")
+_PROMPTED = (*_ANSWERED, "prompts")
 _ACCEPTS: dict[tuple[str, str], tuple[tuple[str, ...], str]] = {
-    ("pretrain", "data"): (("text", "completions", "pairs"), "pretraining learns from whole texts"),
-    ("sft", "data"): (("completions", "pairs"), "sft learns from completions"),
+    ("pretrain", "data"): (("text", *_ANSWERED), "pretraining learns from whole texts"),
+    ("sft", "data"): (_ANSWERED, "sft learns from completions"),
     ("dpo", "data"): (("pairs",), "dpo learns from pairs"),
     ("kto", "data"): (("pairs", "unpaired"), "kto learns from pairs, or from completions with a `label`"),
     ("reward", "data"): (("pairs",), "a reward model learns from pairs"),
     ("collect", "prompts"): (_PROMPTED, "plain text has no prompts"),
     **{(kind, "prompts"): (_PROMPTED, "plain text has no prompts") for kind in ONLINE_KINDS},
-    ("ppo", "demonstrations"): (("completions", "pairs"), "what is imitated are completions"),
+    ("ppo", "demonstrations"): (_ANSWERED, "what is imitated are completions"),
     ("distill", "prompts"): (_PROMPTED, "plain text has no prompts"),
-    ("distill", "demonstrations"): (("completions", "pairs"), "what is replayed are completions"),
+    ("distill", "demonstrations"): (_ANSWERED, "what is replayed are completions"),
     ("evaluate", "data"): (("pairs",), "preference accuracy is measured on pairs; name it in 'prompts' instead"),
     ("evaluate", "ood"): (("pairs",), "a reward's accuracy is measured on pairs"),
     ("evaluate", "prompts"): (_PROMPTED, "plain text has no prompts"),
@@ -128,9 +129,7 @@ class Rules:
             for name in names:
                 rows = self._rows_of(name)
                 if rows is not None and rows not in accepted:
-                    marked = rows == "unpaired" and "completions" in accepted
-                    way = "; leave out its 'format' and its bad rows, or use `kind: kto`" if marked else ""
-                    self._add(part, role, f"'{name}' holds {_ROW_WORDS[rows]}", why + way)
+                    self._add(part, role, f"'{name}' holds {_ROW_WORDS[rows]}", why)
 
     def _rows_of(self, name: str) -> str | None:
         data_set = self._data.get(name)

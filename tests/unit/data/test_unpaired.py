@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from prefopt.data.load import load_demonstrations, load_pairs, load_prompts, load_unpaired
+from prefopt.data.load import load_demonstrations, load_pairs, load_prompts, load_texts, load_unpaired
 from prefopt.data.splits import prompt_key
 from prefopt.errors import DataError
 from prefopt.recipe.schema import DataSpec
@@ -71,12 +71,28 @@ def test_duplicates_go_and_contradictions_stay(tmp_path):
 
 
 def test_the_split_is_that_of_every_other_stage(tmp_path):
-    data = spec(tmp_path, *(mark(n % 20, n % 2 == 0, f"yes {n}") for n in range(60)), eval_fraction=0.3)
+    data = spec(tmp_path, *(mark(n % 20, n % 3 == 0, f"yes {n}") for n in range(60)), eval_fraction=0.3)
     loaded = load_unpaired(("a",), data, 17)
     held = {prompt_key(row.prompt) for row in loaded.eval}
     assert held and not held & {prompt_key(row.prompt) for row in loaded.train}
     assert held == {prompt_key(prompt) for prompt in load_prompts(("a",), data, 17).eval}
     assert held == {prompt_key(row.prompt) for row in load_demonstrations(("a",), data, 17).eval}
+
+
+def test_the_good_ones_are_demonstrations_and_the_bad_ones_are_counted(tmp_path):
+    rows = [mark(1, True, weight=2.0, id="x", more=3), mark(2, False, "no"), mark(3, "0")]
+    loaded = load_demonstrations(("a",), spec(tmp_path, *rows), 17)
+    (good,) = loaded.train
+    assert (good.completion, good.weight, good.source, good.id, good.extra) == ("yes", 2.0, "a", "x", {"more": 3})
+    assert loaded.report.to_json()["dropped"] == {"marked_bad": 2}
+    texts = load_texts(("a",), spec(tmp_path, *rows), 17)
+    assert texts.train == [(Message("user", "Question 1?"), Message("assistant", "yes"))]
+    assert texts.report.to_json()["dropped"] == {"marked_bad": 2}
+    # Who means all of them says so: then `label` is a column like any other.
+    every = load_demonstrations(("a",), spec(tmp_path, *rows, format="prompt_completion"), 17).train
+    assert [row.extra["label"] for row in every] == [True, False, "0"]
+    with pytest.raises(DataError, match=r"0 usable rows.*marked_bad"):
+        load_demonstrations(("a",), spec(tmp_path, rows[1]), 17)
 
 
 def test_what_has_no_label_is_refused(tmp_path):

@@ -91,11 +91,12 @@ def test_kto_takes_pairs_and_marks_and_nothing_else(write, problems, chain):
     load(write(chain + MARKED.replace("}", ", per_device_train_batch_size: 1, loss_type: apo_zero_unpaired}")))
 
 
-def test_marked_rows_are_no_demonstrations(problems, chain, tmp_path):
+def test_marked_rows_are_demonstrations_and_no_pairs(write, problems, chain, tmp_path):
     (tmp_path / "marked.jsonl").write_text("")
     text = chain.replace("  asked:", "  marks: {path: marked.jsonl, format: unpaired}\n  asked:")
-    found = problems(text.replace("kind: sft, data: demos", "kind: sft, data: marks"))
-    assert "marked as good or bad" in str(found["stages.sft.data"]) and "kind: kto" in found["stages.sft.data"].remedy
+    load(write(text.replace("kind: sft, data: demos", "kind: sft, data: marks")))
+    found = problems(text.replace("kind: dpo, init: sft, data: pairs", "kind: dpo, init: sft, data: marks"))
+    assert "marked as good or bad" in str(found["stages.dpo.data"])
 
 
 def test_the_key_of_a_ppo_stage_is_what_it_was():
