@@ -7,11 +7,13 @@ import os
 import sys
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of <malloc.h>
-_LARGE = 2**20
+_LARGE, _LARGEST = 2**20, 2**25
 WIDE = 256
 
+_now = {"returns": False}  # of this process
 
-def return_large_blocks(hidden_size: int) -> bool:
+
+def return_large_blocks(hidden_size: int = WIDE) -> bool:
     """Let the GNU C library give every freed block of a mebibyte or more back to the system at once.
 
     By itself it raises that limit up to 32 MiB as a program frees such blocks, and keeps smaller ones in a heap that
@@ -26,7 +28,25 @@ def return_large_blocks(hidden_size: int) -> bool:
     """
     if sys.platform != "linux" or hidden_size < WIDE or "MALLOC_MMAP_THRESHOLD_" in os.environ:
         return False
+    _now["returns"] = _limit(_LARGE)
+    return _now["returns"]
+
+
+def keep_large_blocks() -> bool:
+    """Undo `return_large_blocks`: the library has the limit that it arrives at by itself, 32 MiB, and keeps the rest.
+
+    Returns:
+        Whether it was done; not where blocks are not returned.
+    """
+    if not _now["returns"] or not _limit(_LARGEST):
+        return False
+    _now["returns"] = False
+    return True
+
+
+def _limit(size: int) -> bool:
+    """Blocks of this size are the system's as soon as they are freed, and of smaller ones what is twice that."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
-    return bool(mallopt(_M_MMAP_THRESHOLD, _LARGE)) and bool(mallopt(_M_TRIM_THRESHOLD, 2 * _LARGE))
+    return bool(mallopt(_M_MMAP_THRESHOLD, size)) and bool(mallopt(_M_TRIM_THRESHOLD, 2 * size))

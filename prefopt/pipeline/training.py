@@ -15,6 +15,7 @@ from prefopt.tracking.jsonl import RESERVED, read_jsonl
 from prefopt.tracking.tracker import METRICS_FILE, Tracker, open_tracker
 from prefopt.trainers.callbacks import KEPT_ADAPTERS, KeepAdapters, StageCallback
 from prefopt.trainers.checkpoints import CheckpointedTrainer
+from prefopt.trainers.memory import KeepFreedBlocks
 from prefopt.trainers.ranks import from_first
 
 Trained = TypeVar("Trained", bound=CheckpointedTrainer)
@@ -74,7 +75,7 @@ def train(
     with tracked(spec, context, step) if context.rank == 0 else nullcontext() as tracker:
         callback = StageCallback(tracker, context.progress, context.stop)
         keep = [KeepAdapters(context.directory, POLICY)] if getattr(spec, "keep_adapters", False) else []
-        trainer = build([callback, *keep])
+        trainer = build([callback, *keep, KeepFreedBlocks()])
         checkpoint = str(context.directory / "checkpoints" / f"checkpoint-{step}") if step is not None else None
         if checkpoint:
             context.log(f"resuming from step {step}")

@@ -21,6 +21,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import TrainerCallback
 
+from prefopt.models.host_memory import keep_large_blocks, return_large_blocks
+
 
 class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the storages that operators make while it is active; views and what is written in place make none."""
@@ -162,6 +164,36 @@ class FirstStep(TrainerCallback):  # type: ignore[misc]
                 self.untrained.append(name)
             elif not parameter.requires_grad and parameter.grad is not None:
                 self.leaking.append(name)
+
+
+class KeepFreedBlocks(TrainerCallback):  # type: ignore[misc]
+    """Lets the C library keep freed blocks for the next ones, while the machine has room for what that leaves unused.
+
+    Until the first step is over a wide model's blocks are returned (`return_large_blocks`), so its peak is what tensors
+    need. Where thrice that fits, they are kept from then on, which is quicker: see docs/memory.md. When most of the
+    room is taken all the same, by this process or by others, they are returned again, for good.
+    """
+
+    MOST = 3
+    """Times what tensors need that was seen to be resident with blocks kept, at most."""
+
+    def __init__(self) -> None:
+        self._keeping: bool | None = None
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Decide after the first step; watch from then on."""
+        if self._keeping is False:
+            return
+        room = available_bytes(torch.device("cpu"))
+        # Other ranks are on this machine as well, and as large.
+        if room is None:
+            self._keeping = False
+        elif self._keeping is None:
+            self._keeping = self.MOST * args.world_size * _status_bytes("VmHWM") <= room and keep_large_blocks()
+        elif args.world_size * _status_bytes("VmRSS") > room / 2:
+            self._keeping = False
+            return_large_blocks()
+            release()
 
 
 def weight_bytes(model: nn.Module) -> int:

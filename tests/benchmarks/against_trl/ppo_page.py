@@ -85,19 +85,32 @@ def markdown(results: Results, rounds: int, machine: str, date: str, *, cuda: bo
 
 
 def compared(results: Results, rounds: int, *, cuda: bool) -> list[str]:
-    """The table of speed and memory."""
-    peak = "cuda_peak_bytes" if cuda else "peak_bytes"
-    weighed = {side: results[f"memory/{side}"].get(peak) for side in sides(cuda=cuda)}
+    """The table of speed and memory; on a CPU that of the timed processes, and with freed blocks given back."""
+    every = sides(cuda=cuda)
+    given_back = {side: results[f"memory/{side}"].get("cuda_peak_bytes" if cuda else "peak_bytes") for side in every}
+    weighed = {"peak memory on the device, MiB": given_back}
+    if not cuda:
+        held = {side: resident(results, side, rounds) for side in every}
+        weighed = {"peak memory above imports, MiB": held, "the same, freed blocks given back": given_back}
     rows = []
-    for side, size in weighed.items():
+    for side in every:
         measured, of_trl = speeds(results, side, rounds), None if side == TRL else ratio(results, side, rounds)
         row = [side, spread(Spread.of(measured) if measured else None, 1, "{:.3g}")]
         row += ["–" if of_trl is None else spread(of_trl, 1, "{:.2f}")]
-        row += [NOT_RUN if size is None else f"{size / 2**20:,.0f}"]
-        row += ["–" if side == TRL or not (size and weighed[TRL]) else f"{size / weighed[TRL]:.2f}"]
+        for sizes in weighed.values():
+            size = sizes[side]
+            row += [NOT_RUN if size is None else f"{size / 2**20:,.0f}"]
+            row += ["–" if side == TRL or not (size and sizes[TRL]) else f"{size / sizes[TRL]:.2f}"]
         rows.append(row)
-    memory = "peak memory on the device, MiB" if cuda else "peak memory above imports, MiB"
-    return table(["", "episodes a second", "prefopt / TRL", memory, "prefopt / TRL"], rows)
+    memory = [cell for title in weighed for cell in (title, "prefopt / TRL")]
+    return table(["", "episodes a second", "prefopt / TRL", *memory], rows)
+
+
+def resident(results: Results, side: str, rounds: int) -> float | None:
+    """Median of the peaks of the processes whose speed was measured; None where one did not run."""
+    found = [results[f"speed/{turn}/{side}"].get("peak_bytes") for turn in range(1, rounds + 1)]
+    sizes = [size for size in found if size is not None]
+    return Spread.of(sizes).median if len(sizes) == rounds else None
 
 
 def spent(results: Results, rounds: int, *, cuda: bool) -> list[str]:

@@ -38,6 +38,7 @@ from prefopt.recipe.load import load
 from prefopt.recipe.schema import PPOSpec
 from prefopt.records import Message
 from prefopt.rewards.model import RewardModelScorer
+from prefopt.trainers.memory import KeepFreedBlocks
 from prefopt.trainers.ppo import PPOTrainer
 from tests.benchmarks.against_trl.clock import Clock, seconds
 from tests.benchmarks.against_trl.prefopt_side import CPU_ATTENTION, Profiled
@@ -115,7 +116,7 @@ def build(a: argparse.Namespace, folder: Path, clock: Clock) -> PPOTrainer:
     scorer = RewardModelScorer(ensemble, encoder, base.tokenizer.pad_token_id, name="reward", artefact=artefact)
     return PPOTrainer(
         model, args, reward=scorer.score, train_dataset=prompts(a, base), processing_class=base.tokenizer,
-        callbacks=[clock],
+        callbacks=[clock, KeepFreedBlocks()],  # as stages have it
     )  # fmt: skip
 
 

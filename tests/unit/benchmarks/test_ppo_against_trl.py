@@ -25,7 +25,7 @@ def results() -> dict[str, dict[str, Any]]:
     speed = {SHARED: (3.0, 4.0, 2.0), ADAPTER: (2.0, 2.0, 2.0), SLOW: (1.5, 1.5, 1.5), TRL: (1.0, 2.0, 1.0)}
     shares = {"sampling_share": 0.2, "scoring_share": 0.1, "rollout_share": 0.4}
     found: dict[str, dict[str, Any]] = {
-        f"speed/{turn + 1}/{side}": {"episodes_per_second": value, **shares}
+        f"speed/{turn + 1}/{side}": {"episodes_per_second": value, "peak_bytes": int(value * 2**29), **shares}
         for side, values in speed.items()
         for turn, value in enumerate(values)
     }
@@ -42,9 +42,12 @@ def test_speeds_are_compared_round_by_round(results: dict[str, dict[str, Any]]) 
     assert ppo_page.limit_share(results, SHARED, 3) == pytest.approx(0.75, rel=1e-6)
     assert ppo_page.shares(results, ADAPTER, 3) == pytest.approx([0.2, 0.1, 0.1, 0.6])
     told = ppo_page.markdown(results, 3, "a machine", "2026-01-01")
-    assert "| prefopt, `value: shared` | 3 (2–4) | 3.00 (2.00–3.00) | 400 | 0.40 |" in told
+    assert "| prefopt, `value: shared` | 3 (2–4) | 3.00 (2.00–3.00) | 1,536 | 3.00 | 400 | 0.40 |" in told
     assert "| prefopt, `value: adapter` | 2 | 75% | 20% | 10% | 10% | 60% |".replace("75%", "50%") in told
     assert "above imports" in told and SLOW in told and "a GPU" not in told
+    results[f"speed/2/{SHARED}"] = {"failed": "out of memory"}
+    told = ppo_page.markdown(results, 3, "a machine", "2026-01-01")
+    assert "| prefopt, `value: shared` | out of memory | – | out of memory | – | 400 | 0.40 |" in told
 
 
 def test_a_device_is_named_and_weighed_and_has_no_choice_of_library(results: dict[str, dict[str, Any]]) -> None:
