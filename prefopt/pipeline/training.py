@@ -75,7 +75,7 @@ def train(
     with tracked(spec, context, step) if context.rank == 0 else nullcontext() as tracker:
         callback = StageCallback(tracker, context.progress, context.stop)
         keep = [KeepAdapters(context.directory, POLICY)] if getattr(spec, "keep_adapters", False) else []
-        trainer = build([callback, *keep, KeepFreedBlocks()])
+        trainer = build([callback, *keep, KeepFreedBlocks(context.log)])
         checkpoint = str(context.directory / "checkpoints" / f"checkpoint-{step}") if step is not None else None
         if checkpoint:
             context.log(f"resuming from step {step}")

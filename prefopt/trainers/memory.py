@@ -172,12 +172,16 @@ class KeepFreedBlocks(TrainerCallback):  # type: ignore[misc]
     Until the first step is over a wide model's blocks are returned (`return_large_blocks`), so its peak is what tensors
     need. Where thrice that fits, they are kept from then on, which is quicker: see docs/memory.md. When most of the
     room is taken all the same, by this process or by others, they are returned again, for good.
+
+    Args:
+        log: Takes a line when that changes.
     """
 
     MOST = 3
     """Times what tensors need that was seen to be resident with blocks kept, at most."""
 
-    def __init__(self) -> None:
+    def __init__(self, log: Callable[[str], None] = lambda line: None) -> None:
+        self._log = log
         self._keeping: bool | None = None
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -190,10 +194,13 @@ class KeepFreedBlocks(TrainerCallback):  # type: ignore[misc]
             self._keeping = False
         elif self._keeping is None:
             self._keeping = self.MOST * args.world_size * _status_bytes("VmHWM") <= room and keep_large_blocks()
+            if self._keeping:
+                self._log(f"there is room ({room / 2**30:.1f} GiB): freed memory is kept for what comes next")
         elif args.world_size * _status_bytes("VmRSS") > room / 2:
             self._keeping = False
             return_large_blocks()
             release()
+            self._log("memory is scarce now: what is freed is given back at once")
 
 
 def weight_bytes(model: nn.Module) -> int:

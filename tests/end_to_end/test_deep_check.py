@@ -1,4 +1,4 @@
-"""`prefopt check --deep` as a person runs it: before anything has run, and on a finished run."""
+"""Memory as a person meets it: `prefopt check --deep` before and after a run, and what a stage says of its own."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.small import QUICKSTART, SMALL, Finished, prefopt
+from tests.end_to_end.small import QUICKSTART, SMALL, Finished, environment, prefopt
 
 pytestmark = pytest.mark.slow
 
@@ -114,3 +114,12 @@ def test_a_finished_run_is_looked_at_as_it_is(quickstart: Finished) -> None:
 def test_flags_of_the_deep_check_need_it(recipe: Path) -> None:
     done = prefopt("check", recipe, "--fit")
     assert done.returncode == 2 and "add --deep" in done.stderr
+
+
+def test_a_stage_with_room_keeps_what_is_freed(recipe: Path) -> None:
+    wide = "--set stages.base.hidden_size=256 --set stages.base.max_steps=1 --set stages.sft.max_steps=2".split()
+    env = {name: value for name, value in environment().items() if not name.startswith("MALLOC_")}
+    recipe.write_text(RECIPE.partition("  dpo:")[0])
+    done = prefopt("run", recipe, "--out", recipe.parent / "run", *wide, cwd=recipe.parent, env=env)
+    assert done.returncode == 0, done.stderr
+    assert "freed memory is kept for what comes next" in (recipe.parent / "run" / "logs" / "sft.log").read_text()
