@@ -10,10 +10,10 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of <malloc.h>
 _LARGE, _LARGEST = 2**20, 2**25
 WIDE = 256
 
-_now = {"returns": False}  # of this process
+_done = {"returned": False}  # in this process
 
 
-def return_large_blocks(hidden_size: int = WIDE) -> bool:
+def return_large_blocks(hidden_size: int) -> bool:
     """Let the GNU C library give every freed block of a mebibyte or more back to the system at once.
 
     By itself it raises that limit up to 32 MiB as a program frees such blocks, and keeps smaller ones in a heap that
@@ -28,20 +28,20 @@ def return_large_blocks(hidden_size: int = WIDE) -> bool:
     """
     if sys.platform != "linux" or hidden_size < WIDE or "MALLOC_MMAP_THRESHOLD_" in os.environ:
         return False
-    _now["returns"] = _limit(_LARGE)
-    return _now["returns"]
+    _done["returned"] = _limit(_LARGE)
+    return _done["returned"]
 
 
-def keep_large_blocks() -> bool:
-    """Undo `return_large_blocks`: the library has the limit that it arrives at by itself, 32 MiB, and keeps the rest.
+def keep_large_blocks(keep: bool) -> bool:
+    """Undo what `return_large_blocks` did, or do it again; nothing where it did nothing.
+
+    Args:
+        keep: Whether the library has the limit that it arrives at by itself, 32 MiB.
 
     Returns:
-        Whether it was done; not where blocks are not returned.
+        Whether it was done.
     """
-    if not _now["returns"] or not _limit(_LARGEST):
-        return False
-    _now["returns"] = False
-    return True
+    return _done["returned"] and _limit(_LARGEST if keep else _LARGE)
 
 
 def _limit(size: int) -> bool:

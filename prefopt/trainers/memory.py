@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import TrainerCallback
 
-from prefopt.models.host_memory import keep_large_blocks, return_large_blocks
+from prefopt.models.host_memory import keep_large_blocks
 
 
 class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -184,6 +184,10 @@ class KeepFreedBlocks(TrainerCallback):  # type: ignore[misc]
         self._log = log
         self._keeping: bool | None = None
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Begin as the process did, after another training of it as well."""
+        keep_large_blocks(False)
+
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Decide after the first step; watch from then on."""
         if self._keeping is False:
@@ -193,12 +197,12 @@ class KeepFreedBlocks(TrainerCallback):  # type: ignore[misc]
         if room is None:
             self._keeping = False
         elif self._keeping is None:
-            self._keeping = self.MOST * args.world_size * _status_bytes("VmHWM") <= room and keep_large_blocks()
+            self._keeping = self.MOST * args.world_size * _status_bytes("VmHWM") <= room and keep_large_blocks(True)
             if self._keeping:
                 self._log(f"there is room ({room / 2**30:.1f} GiB): freed memory is kept for what comes next")
         elif args.world_size * _status_bytes("VmRSS") > room / 2:
             self._keeping = False
-            return_large_blocks()
+            keep_large_blocks(False)
             release()
             self._log("memory is scarce now: what is freed is given back at once")
 

@@ -140,10 +140,12 @@ from prefopt.models.host_memory import return_large_blocks
 from prefopt.trainers import memory
 from prefopt.trainers.memory import ProcessPeak
 done = return_large_blocks(int(sys.argv[1]))
-keeper = memory.KeepFreedBlocks()
-for times in map(float, sys.argv[2:]):  # steps, with so much room for what was resident at most
-    memory.available_bytes = lambda device: times * memory._status_bytes("VmHWM")
-    keeper.on_step_end(SimpleNamespace(world_size=1), None, None)
+for training in " ".join(sys.argv[2:]).split("then"):
+    keeper = memory.KeepFreedBlocks()
+    keeper.on_train_begin(None, None, None)
+    for times in map(float, training.split()):  # steps, with so much room for what was resident at most
+        memory.available_bytes = lambda device: times * memory._status_bytes("VmHWM")
+        keeper.on_step_end(SimpleNamespace(world_size=1), None, None)
 def churn():
     for _ in range(3):
         torch.ones(6 * 2**20)  # raises the limit of the C library
@@ -165,7 +167,7 @@ print(done, (now - peak.level) // 2**20)
 def test_blocks_go_back_to_the_system_where_the_model_is_wide():
     env = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
 
-    def held(width: int, *room: float, **more: str) -> list[str]:
+    def held(width: int, *room: float | str, **more: str) -> list[str]:
         command = [sys.executable, "-c", HOLDS, str(width), *map(str, room)]
         done = subprocess.run(command, env={**env, **more}, capture_output=True, text=True, check=True, timeout=60)
         return done.stdout.split()
@@ -178,3 +180,6 @@ def test_blocks_go_back_to_the_system_where_the_model_is_wide():
     # Not any more after a step that left room for thrice as much, until most of the room is taken.
     assert int(held(256, 2.9, 9.0)[1]) < 8 and int(held(256, 3.1, 2.1)[1]) > 20
     assert int(held(256, 3.1, 1.0, 9.0)[1]) < 8
+    # Nor is a second training of the process left without a watch.
+    assert int(held(256, 3.1, "then")[1]) < 8 and int(held(256, 3.1, "then", 3.1, 2.1)[1]) > 20
+    assert int(held(256, 3.1, "then", 3.1, 1.0)[1]) < 8 and int(held(96, 3.1, "then", 3.1, 1.0)[1]) > 20
