@@ -41,7 +41,8 @@ class _FusedLora(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             x_gradient = (outer @ weight).addmm_(inner_gradient, a).view(ctx.shape)
         a_gradient = inner_gradient.T @ rows if ctx.needs_input_grad[3] else None
-        b_gradient = (outer.T @ inner).mul_(ctx.scaling) if ctx.needs_input_grad[4] else None
+        # The transpose of outer.T @ inner: few rows times a large matrix as it lies, which no library copies first.
+        b_gradient = (inner.T @ outer).mul_(ctx.scaling).T if ctx.needs_input_grad[4] else None
         return x_gradient, None, None, a_gradient, b_gradient, None
 
 

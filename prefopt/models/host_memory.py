@@ -7,7 +7,7 @@ import os
 import sys
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of <malloc.h>
-_LARGE, _LARGEST = 2**20, 2**25
+_LARGE, _LARGEST, _NEVER = 2**20, 2**25, 2**31 - 1
 WIDE = 256
 
 _done = {"returned": False}  # in this process
@@ -28,7 +28,7 @@ def return_large_blocks(hidden_size: int) -> bool:
     """
     if sys.platform != "linux" or hidden_size < WIDE or "MALLOC_MMAP_THRESHOLD_" in os.environ:
         return False
-    _done["returned"] = _limit(_LARGE)
+    _done["returned"] = _limit(_LARGE, 2 * _LARGE)
     return _done["returned"]
 
 
@@ -36,17 +36,18 @@ def keep_large_blocks(keep: bool) -> bool:
     """Undo what `return_large_blocks` did, or do it again; nothing where it did nothing.
 
     Args:
-        keep: Whether the library has the limit that it arrives at by itself, 32 MiB.
+        keep: Whether the library has the limit that it arrives at by itself, 32 MiB, and what a step leaves free stays
+            the process's for the next one, however much that is.
 
     Returns:
         Whether it was done.
     """
-    return _done["returned"] and _limit(_LARGEST if keep else _LARGE)
+    return _done["returned"] and (_limit(_LARGEST, _NEVER) if keep else _limit(_LARGE, 2 * _LARGE))
 
 
-def _limit(size: int) -> bool:
-    """Blocks of this size are the system's as soon as they are freed, and of smaller ones what is twice that."""
+def _limit(size: int, end: int) -> bool:
+    """Give back blocks of this size as soon as they are freed, and the free end of the heap when it is this long."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
-    return bool(mallopt(_M_MMAP_THRESHOLD, size)) and bool(mallopt(_M_TRIM_THRESHOLD, 2 * size))
+    return bool(mallopt(_M_MMAP_THRESHOLD, size)) and bool(mallopt(_M_TRIM_THRESHOLD, end))
