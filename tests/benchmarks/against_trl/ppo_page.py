@@ -53,13 +53,17 @@ def ratio(results: Results, side: str, rounds: int) -> Spread | None:
     return Spread(Spread.of(mine).median / Spread.of(theirs).median, min(each), max(each))
 
 
-def limit_share(results: Results, side: str, rounds: int) -> float | None:
-    """Operations a second of a side of prefopt, as a share of those of matrix products; None where it did not run."""
-    rates = [results[f"matmul/{turn}"]["flops_per_second"] for turn in range(rounds + 1)]
+def limit(results: Results, rounds: int) -> Spread:
+    """Operations a second of the machine's quickest product of matrices."""
+    return Spread.of([results[f"matmul/{turn}"]["flops_per_second"] for turn in range(rounds + 1)])
+
+
+def limit_share(results: Results, side: str, rounds: int) -> Spread | None:
+    """Operations a second of a side of prefopt, as a share of the limit's median; None where it did not run."""
     counted, measured = results[f"flops/{side}"].get("flops_per_episode"), speeds(results, side, rounds)
     if counted is None or not measured:
         return None
-    return float(counted * Spread.of(measured).median / Spread.of(rates).median)
+    return Spread.of([counted * each / limit(results, rounds).median for each in measured])
 
 
 def shares(results: Results, side: str, rounds: int) -> list[float]:
@@ -80,8 +84,9 @@ def markdown(results: Results, rounds: int, machine: str, date: str, *, cuda: bo
         cuda: Whether it was on a CUDA device, whose name is in the results.
     """
     told = [*compared(results, rounds, cuda=cuda), "", *spent(results, rounds, cuda=cuda), ""]
+    reached = f"The limit: {spread(limit(results, rounds), 1e9, '{:.0f}')} GFLOP a second."
     device = f"{results['matmul/0']['device']}; " if cuda else ""
-    return "\n".join([*told, f"Machine: {device}{machine}; {date}."])
+    return "\n".join([*told, reached, "", f"Machine: {device}{machine}; {date}."])
 
 
 def compared(results: Results, rounds: int, *, cuda: bool) -> list[str]:
@@ -119,7 +124,8 @@ def spent(results: Results, rounds: int, *, cuda: bool) -> list[str]:
     for side in sides(cuda=cuda)[:-1]:
         counted, share = results[f"flops/{side}"].get("flops_per_episode"), limit_share(results, side, rounds)
         of_time = shares(results, side, rounds) if speeds(results, side, rounds) else []
-        row = [side, "–" if counted is None else f"{counted / 1e9:,.0f}", "–" if share is None else f"{share:.0%}"]
+        row = [side, "–" if counted is None else f"{counted / 1e9:,.0f}"]
+        row += ["–" if share is None else spread(share, 1, "{:.0%}")]
         rows.append([*row, *([f"{each:.0%}" for each in of_time] or ["–"] * (len(SHARES) + 1))])
     header = ["", "GFLOP an episode", "share of the limit", "sampling", "scoring", "rest of the rollout", "updating"]
     return table(header, rows)
