@@ -7,7 +7,8 @@ import os
 import sys
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of <malloc.h>
-_LARGE, _LARGEST, _NEVER = 2**20, 2**25, 2**31 - 1
+# Blocks of this size are given back as soon as they are freed, and the free end of the heap when it is this long.
+_GIVEN_BACK, _KEPT = (2**20, 2**21), (2**25, 2**31 - 1)
 WIDE = 256
 
 _done = {"returned": False}  # in this process
@@ -28,7 +29,7 @@ def return_large_blocks(hidden_size: int) -> bool:
     """
     if sys.platform != "linux" or hidden_size < WIDE or "MALLOC_MMAP_THRESHOLD_" in os.environ:
         return False
-    _done["returned"] = _limit(_LARGE, 2 * _LARGE)
+    _done["returned"] = _limit(*_GIVEN_BACK)
     return _done["returned"]
 
 
@@ -42,11 +43,10 @@ def keep_large_blocks(keep: bool) -> bool:
     Returns:
         Whether it was done.
     """
-    return _done["returned"] and (_limit(_LARGEST, _NEVER) if keep else _limit(_LARGE, 2 * _LARGE))
+    return _done["returned"] and _limit(*(_KEPT if keep else _GIVEN_BACK))
 
 
 def _limit(size: int, end: int) -> bool:
-    """Give back blocks of this size as soon as they are freed, and the free end of the heap when it is this long."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False

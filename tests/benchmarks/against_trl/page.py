@@ -53,10 +53,10 @@ def speed(cases: list[Case], results: Results) -> list[str]:
     for case in cases:
         share = limit_share(case, results)
         flops = results[f"{case.name}/flops"].get("flops_per_pair")
-        rate = matmul_rate(case, results)
+        rate = matmul_rate(results, case.rounds, f"{case.name}/")
         limits = [
             "–" if flops is None else f"{flops / 1e9:,.0f}",
-            f"{rate.median / 1e9:,.0f} ({rate.low / 1e9:,.0f}–{rate.high / 1e9:,.0f})",
+            spread(rate, 1e9, "{:,.0f}"),
             "–" if share is None else f"{share:.0%}",
         ]
         compared = compare(case, results, "pairs_per_second", more_is_better=True)
@@ -136,7 +136,7 @@ def record(
         found = summary[case.name] = {"loss_gap": loss_gap(case, results)}
         if case.part != "memory":
             found["pairs_per_second"] = plain(compare(case, results, "pairs_per_second", more_is_better=True))
-            found["matmul_flops_per_second"] = matmul_rate(case, results)._asdict()
+            found["matmul_flops_per_second"] = matmul_rate(results, case.rounds, f"{case.name}/")._asdict()
             found["share_of_floating_point_limit"] = limit_share(case, results)
         if case.part != "training":
             quantity = "cuda_peak_bytes" if case.part == "cuda" else "peak_bytes"

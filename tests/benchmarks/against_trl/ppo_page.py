@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from prefopt.models.products import SWITCH
 from tests.benchmarks.against_trl.page import NOT_RUN, spread, table
-from tests.benchmarks.against_trl.summary import Spread
+from tests.benchmarks.against_trl.summary import Results, Spread, matmul_rate
 
 
 class Side(NamedTuple):
@@ -30,7 +30,6 @@ PREFOPT = {
 }
 TRL = "TRL 1.12"
 SHARES = ("sampling", "scoring", "rollout")
-Results = Mapping[str, Mapping[str, Any]]
 
 
 def sides(*, cuda: bool) -> tuple[str, ...]:
@@ -53,17 +52,13 @@ def ratio(results: Results, side: str, rounds: int) -> Spread | None:
     return Spread(Spread.of(mine).median / Spread.of(theirs).median, min(each), max(each))
 
 
-def limit(results: Results, rounds: int) -> Spread:
-    """Operations a second of the machine's quickest product of matrices."""
-    return Spread.of([results[f"matmul/{turn}"]["flops_per_second"] for turn in range(rounds + 1)])
-
-
 def limit_share(results: Results, side: str, rounds: int) -> Spread | None:
     """Operations a second of a side of prefopt, as a share of the limit's median; None where it did not run."""
     counted, measured = results[f"flops/{side}"].get("flops_per_episode"), speeds(results, side, rounds)
     if counted is None or not measured:
         return None
-    return Spread.of([counted * each / limit(results, rounds).median for each in measured])
+    limit = matmul_rate(results, rounds).median
+    return Spread.of([counted * each / limit for each in measured])
 
 
 def shares(results: Results, side: str, rounds: int) -> list[float]:
@@ -84,9 +79,9 @@ def markdown(results: Results, rounds: int, machine: str, date: str, *, cuda: bo
         cuda: Whether it was on a CUDA device, whose name is in the results.
     """
     told = [*compared(results, rounds, cuda=cuda), "", *spent(results, rounds, cuda=cuda), ""]
-    reached = f"The limit: {spread(limit(results, rounds), 1e9, '{:.0f}')} GFLOP a second."
+    limit = f"The limit: {spread(matmul_rate(results, rounds), 1e9, '{:.0f}')} GFLOP a second."
     device = f"{results['matmul/0']['device']}; " if cuda else ""
-    return "\n".join([*told, reached, "", f"Machine: {device}{machine}; {date}."])
+    return "\n".join([*told, limit, "", f"Machine: {device}{machine}; {date}."])
 
 
 def compared(results: Results, rounds: int, *, cuda: bool) -> list[str]:

@@ -63,16 +63,18 @@ def compare(case: Case, results: Results, quantity: str, *, more_is_better: bool
     return Comparison(sides, best, Spread(median, min(ratios), max(ratios)))
 
 
-def matmul_rate(case: Case, results: Results) -> Spread:
-    """Operations a second of matrix products, before and between the rounds."""
-    return Spread.of([results[f"{case.name}/matmul/{n}"]["flops_per_second"] for n in range(case.rounds + 1)])
+def matmul_rate(results: Results, rounds: int, of: str = "") -> Spread:
+    """Operations a second of matrix products, before and between the rounds; `of` is what the keys begin with."""
+    return Spread.of([results[f"{of}matmul/{turn}"]["flops_per_second"] for turn in range(rounds + 1)])
 
 
 def limit_share(case: Case, results: Results) -> float | None:
     """Operations a second of prefopt's training, as a share of those of matrix products; None where it did not run."""
     speed = compare(case, results, "pairs_per_second", more_is_better=True).sides[PREFOPT]
     flops = results[f"{case.name}/flops"].get("flops_per_pair")
-    return None if speed is None or flops is None else flops * speed.median / matmul_rate(case, results).median
+    if speed is None or flops is None:
+        return None
+    return float(flops * speed.median / matmul_rate(results, case.rounds, f"{case.name}/").median)
 
 
 def losses(case: Case, results: Results, side: str) -> tuple[float, float] | None:

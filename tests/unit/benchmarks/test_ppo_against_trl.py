@@ -44,6 +44,7 @@ def test_speeds_are_compared_round_by_round(results: dict[str, dict[str, Any]]) 
     told = ppo_page.markdown(results, 3, "a machine", "2026-01-01")
     assert "| prefopt, `value: shared` | 3 (2–4) | 3.00 (2.00–3.00) | 1,536 | 3.00 | 400 | 0.40 |" in told
     assert "| prefopt, `value: shared` | 2 | 75% (50%–100%) | 20% | 10% | 10% | 60% |" in told
+    assert "| prefopt, `value: adapter` | 2 | 50% (50%–50%) | 20% | 10% | 10% | 60% |" in told
     assert "\nThe limit: 8 (8–8) GFLOP a second.\n" in told
     assert "above imports" in told and SLOW in told and "a GPU" not in told
     results[f"speed/2/{SHARED}"] = {"failed": "out of memory"}
