@@ -155,7 +155,7 @@ FOREIGN: dict[str, Foreign] = {
     "reward_weights": Foreign(_TRL, "reward", _WEIGHTED),
     "sft_model_path": Foreign(_OLD_TRL, "init", "a stage starts from another stage: `init: NAME`"),
     "critic_pretrain": Foreign(_OR, "value", _VALUE),
-    "critic_learning_rate": Foreign(_OR, "learning_rate", "policy and value function share 'learning_rate'"),
+    "critic_learning_rate": Foreign(_OR, "value_learning_rate"),
     "value_model_path": Foreign(_OLD_TRL, "value", _VALUE),
     "prompt_data": Foreign(_OR, "prompts", "name it once under 'data', then `prompts: NAME` in the stage"),
     "query_dataset": Foreign(_OLD_TRL, "prompts", "name it once under 'data', then `prompts: NAME` in the stage"),

@@ -74,6 +74,9 @@ class PPOSpec(OnlineSpec):
     value: Literal["shared", "adapter"] = Field(
         "adapter", description="'adapter': a LoRA adapter of its own; 'shared': a head on the policy"
     )
+    value_learning_rate: float | None = when_set(
+        None, gt=0, description="of the value's adapter and head, on the same schedule; null: `learning_rate`"
+    )
     value_warmup_rollouts: int = Field(0, ge=0, description="first rollouts that train the value alone")
     whiten_rewards: bool = Field(False, description="divide token rewards by their standard deviation in the rollout")
     whiten_advantages: bool = Field(True, description="to mean 0 and variance 1 over the rollout's tokens")

@@ -27,6 +27,7 @@ import transformers
 from peft import PeftConfig, PeftModel
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
@@ -49,6 +50,7 @@ from prefopt.trainers.fast_passes import FastPasses
 from prefopt.trainers.opening import open_adapted, pad_token_of
 from prefopt.trainers.ppo_config import PPOConfig
 from prefopt.trainers.ppo_metrics import Rollout
+from prefopt.trainers.rates import set_rate
 from prefopt.trainers.rollout_loop import BetweenRollouts, Slots
 from prefopt.trainers.rollouts import MicroBatch, Rollouts, episodes, micro_batches, prompts_of_rollout, seed_of
 from prefopt.trainers.rows import tokenised_prompts
@@ -126,6 +128,15 @@ class PPOTrainer(CheckpointedTrainer):
         self._value_starts_as_reward = value_from is not None
         self._between_rollouts = BetweenRollouts(args.steps_per_rollout, lambda: self.watch.ends)
         self.add_callback(self._between_rollouts)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
+        """The value learns at its own rate, where it has one; an optimiser that was passed stays as it is."""
+        passed = self.optimizer is not None
+        optimizer: Optimizer = super().create_optimizer(model)
+        if self.args.value_learning_rate is not None and not passed:
+            of_value = [each for name, each in self.model.named_parameters() if not belongs_to(name, POLICY)]
+            set_rate(optimizer, of_value, self.args.value_learning_rate)
+        return optimizer
 
     # -- 1. collect a rollout, 2. judge it -----------------------------------------------------------------------------
 

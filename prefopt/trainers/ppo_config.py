@@ -53,6 +53,9 @@ class PPOConfig(RewardScaling, TrainingArguments):  # type: ignore[misc]
     entropy_coef: float = field(default=0.0, metadata={"help": "weight of the entropy bonus"})
     ptx_coef: float = field(default=1.0, metadata={"help": "weight of the likelihood of demonstrations, if any"})
     value: str = field(default="adapter", metadata={"help": "'adapter': its own; 'shared': a head on the policy"})
+    value_learning_rate: float | None = field(
+        default=None, metadata={"help": "of the value's adapter and head; None for `learning_rate`"}
+    )
     value_warmup_rollouts: int = field(default=0, metadata={"help": "first rollouts that train the value alone"})
     reuse_sampling_logps: bool = field(default=True, metadata={"help": "while they match the training forward"})
     guards: GuardLimits = field(default=GuardLimits(), metadata={"help": "what ends training"})

@@ -54,6 +54,7 @@ _SAME = (
     "entropy_coef",
     "ptx_coef",
     "value",
+    "value_learning_rate",
     "value_warmup_rollouts",
     "whiten_rewards",
     "whiten_advantages",

@@ -67,7 +67,8 @@ def everything_on(tmp_path: Path, folder: str, callbacks: Any = (), **more: Any)
         "normalise": "running", "kl_target": 0.5, "kl_horizon": 100, "select": "bound", "judge_every": 2,
         "guards": limits, "total_episodes": 16 * ROLLOUTS, "samples_per_prompt": 2, "value_warmup_rollouts": 1,
         "entropy_coef": 0.01, "dual_clip": 3.0, "cliprange_high": 0.3, "reward_clip": 3.0, "whiten_rewards": True,
-        "stop": ("e th",), "score_prefixes": 3, "save_total_limit": None, "uncertainty_weight": 2.0, "total_clip": 4.0,
+        "stop": ("e th",), "score_prefixes": 3, "value_learning_rate": 2e-3,
+        "save_total_limit": None, "uncertainty_weight": 2.0, "total_clip": 4.0,
     }  # fmt: skip
     return PPOTrainer(
         with_reference(tmp_path), config(tmp_path / folder, **{**options, **more}), reward=disputed, judge=severe,
