@@ -95,11 +95,11 @@ def _betas(*chosen: tuple[str, str], rate: str = "lr") -> Settings:
 _of_stage = partial(_betas, rate="learning_rate")
 
 
-def _ppo(starts: Words, rates: Sequence[str]) -> Settings:
+def _ppo(starts: Words, rates: Sequence[str], **more: str) -> Settings:
     """Target of the KL, and the coefficient that its controller starts from, with each learning rate."""
     return {
         f"KL {target}, lr {rate}": {
-            "kl.coefficient": start, "kl.adaptive_target": target, "kl.horizon": "1000", "learning_rate": rate
+            "kl.coefficient": start, "kl.adaptive_target": target, "kl.horizon": "1000", "learning_rate": rate, **more
         }
         for target, start in starts.items()
         for rate in rates
@@ -108,7 +108,14 @@ def _ppo(starts: Words, rates: Sequence[str]) -> Settings:
 
 # What the KL costs is chosen so that runs end a little beyond the KLs of `score.KLS`: PPO's by its controller.
 _RATES = ("5e-4", "1e-3", "2e-3")
-_PPO = _ppo({"2.3": "0.55", "5.6": "0.28"}, _RATES)
+# A value that learns faster than the policy foresees most of what comes after 600 episodes, and next to nothing at the
+# policy's rate: only then does a small budget gain by using every episode more than once, and by a shorter λ.
+_REUSED = {"num_ppo_epochs": "4", "value_learning_rate": "2e-3", "lam": "0.9"}
+_PPO = {
+    **_ppo({"2.2": "0.5"}, ("2.5e-4", "3.2e-4", "4e-4"), **_REUSED),
+    **_ppo({"5.5": "0.28"}, ("2.5e-4", "4e-4", "6e-4"), **_REUSED),
+}
+_PPO_ONCE = _ppo({"2.3": "0.55", "5.6": "0.28"}, _RATES)
 # With a score at the end and the default λ of 0.95 the first tokens hear next to nothing of it (0.95^48 is 0.09): runs
 # stopped short of the KLs or had 60 % of the limit's gain. With λ = 1 they hear all of it.
 _PPO_AT_END = _ppo({"2.3": "0.55", "5.6": "0.35"}, _RATES)
@@ -124,7 +131,8 @@ _LOW = ("1.5e-4", "3e-4")
 # TRL's trainers lost with rates as high as PPO's, and get lower ones; which go less far, and so cost less.
 METHODS: Mapping[str, Mapping[int, Settings]] = {
     "ppo": {3_200: _PPO, 16_000: _ppo({"2.1": "0.55", "5.2": "0.28"}, _LOW)},
-    "ppo, shared value": {3_200: _PPO},
+    "ppo, one epoch": {3_200: _PPO_ONCE},
+    "ppo, shared value": {3_200: _PPO_ONCE},
     "ppo, scored at the end": {3_200: _PPO_AT_END},
     "rloo": {
         3_200: _betas(*product(("1.3", "0.9"), _RATES[:2]), ("1.0", "2.5e-4"), ("0.6", "2.5e-4")),
@@ -145,16 +153,19 @@ METHODS: Mapping[str, Mapping[int, Settings]] = {
 }
 """Settings of every method with each budget, by name: keys of the recipe's stage, or words of `trl_side`."""
 VARIANTS: Mapping[str, Words] = {
+    "ppo, one epoch": {},
     "ppo, shared value": {"value": "shared"},
     "ppo, scored at the end": {"score_prefixes": "0", "lam": "1.0"},
 }
-"""PPO with something else, and what that is: run with the smaller budget alone, to show what the part is good for."""
+"""PPO with something else, and what that is beside its settings: with the smaller budget alone, to show what a part is
+good for. The first uses every episode once, with one rate for policy and value; the others are this one with a change.
+"""
 PEERS, PPOS = ("rloo", "grpo"), ("ppo", *VARIANTS)
 """What TRL trains, and what the recipe's ppo stage does; its dpo stages do the rest."""
 TRL: Mapping[str, Any] = {"lr_scheduler_type": "linear", "temperature": 1.0, "bf16": False}
 TRL_LORA: Mapping[str, Any] = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
 """What TRL's trainers and their adapters are told beside a setting."""
-PROPOSALS = Run("ppo", BUDGETS[0], "KL 5.6, lr 2e-3", CHOSEN_ON)
+PROPOSALS = Run("ppo, one epoch", BUDGETS[0], "KL 5.6, lr 2e-3", CHOSEN_ON)
 """Goes far from the base: its completions cover rewards that the base rarely has."""
 
 
@@ -205,11 +216,12 @@ def processes(run: Run, folder: Path, prompts: Path) -> list[Process]:
 
 
 def _of_ppo(run: Run, setting: Words) -> tuple[list[str], dict[str, str]]:
-    steps = (run.budget - REFERENCE) // _BATCH
+    rollouts = (run.budget - REFERENCE) // _BATCH
+    of_each = int(setting.get("num_ppo_epochs", "1"))
     values = {
         "reward.reference_samples": str(REFERENCE),
-        "total_episodes": str(steps * _BATCH),
-        "save_steps": _every(steps),
+        "total_episodes": str(rollouts * _BATCH),
+        "save_steps": str(of_each * int(_every(rollouts))),
         **setting,
         **VARIANTS.get(run.method, {}),
     }
