@@ -112,7 +112,8 @@ _RATES = ("5e-4", "1e-3", "2e-3")
 # policy's rate: only then does a small budget gain by using every episode more than once, and by a shorter λ.
 _REUSED = {"num_ppo_epochs": "4", "value_learning_rate": "2e-3", "lam": "0.9"}
 _PPO = {
-    **_ppo({"2.2": "0.5"}, ("2.5e-4", "3.2e-4", "4e-4"), **_REUSED),
+    **_ppo({"2.2": "0.5"}, ("2.5e-4", "3.2e-4"), **_REUSED),
+    **_ppo({"2.15": "0.5"}, ("4e-4",), **_REUSED),
     **_ppo({"5.5": "0.28"}, ("2.5e-4", "4e-4", "6e-4"), **_REUSED),
 }
 _PPO_ONCE = _ppo({"2.3": "0.55", "5.6": "0.28"}, _RATES)
