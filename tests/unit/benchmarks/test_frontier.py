@@ -91,7 +91,11 @@ def test_every_method_has_as_many_settings_and_samples_what_it_may(
             sampled = int(options["--steps"]) * int(options["--batch"])
             assert options["--seed"] == "3" and int(options["--steps"]) % plan.KEEP == 0
         else:
-            sampled = sum(samples_of(stage) for stage in of_recipe(run, prompts, monkeypatch))
+            stages = list(of_recipe(run, prompts, monkeypatch))
+            sampled = sum(samples_of(stage) for stage in stages)
+            for stage in stages:
+                if stage.kind == "ppo":  # or policies would be kept before the rollout that they come from is used up
+                    assert stage.save_steps % (stage.num_ppo_epochs * stage.num_mini_batches) == 0
         assert 0.97 * budget <= sampled <= budget, run.key
 
 
