@@ -42,7 +42,7 @@ class Metric:
 
 _TRAINING: tuple[tuple[str, str, str, Better | None], ...] = (
     ("train/loss", "Loss that the optimiser minimises, averaged over the rows since the last log.", "", "lower"),
-    ("train/learning_rate", "Step size of the optimiser at this step.", "", None),
+    ("train/learning_rate", "Step size of the optimiser at this step; in ppo that of the policy.", "", None),
     ("train/grad_norm", "Length of the gradient before it is clipped.", "", None),
     ("train/epoch", "How many times the training rows have been seen.", "epochs", None),
     ("train/tokens", "Tokens processed since the start of the stage, padding left out.", "tokens", None),

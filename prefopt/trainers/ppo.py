@@ -84,7 +84,7 @@ class PPOTrainer(CheckpointedTrainer):
         kl: The price of the KL.
 
     Raises:
-        InputError: When the model has no adapter to train.
+        InputError: When the model has no adapter to train, or an optimiser is to have a rate for the value.
         DataError: When there are no prompts.
     """
 
@@ -117,6 +117,8 @@ class PPOTrainer(CheckpointedTrainer):
             processing_class=tokenizer,
             **kwargs,
         )
+        if self.optimizer is not None and args.value_learning_rate is not None:
+            raise InputError("an optimiser that is passed has rates already", "leave out value_learning_rate")
         self.shaper = Shaper(penalties, scale=args.scale(), total_clip=args.total_clip)
         self.explorer = Explorer(self.model, tokenizer, args, self.accelerator, reward, penalties=penalties)
         self.kl = KLController(args.kl_coefficient, args.kl_target, args.kl_horizon, args.kl_bounds)
@@ -130,10 +132,10 @@ class PPOTrainer(CheckpointedTrainer):
         self.add_callback(self._between_rollouts)
 
     def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
-        """The value learns at its own rate, where it has one; an optimiser that was passed stays as it is."""
-        passed = self.optimizer is not None
+        """The value learns at its own rate, where it has one."""
+        is_new = self.optimizer is None  # a second `train` keeps the first one's
         optimizer: Optimizer = super().create_optimizer(model)
-        if self.args.value_learning_rate is not None and not passed:
+        if self.args.value_learning_rate is not None and is_new:
             of_value = [each for name, each in self.model.named_parameters() if not belongs_to(name, POLICY)]
             set_rate(optimizer, of_value, self.args.value_learning_rate)
         return optimizer

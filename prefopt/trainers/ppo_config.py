@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -54,7 +55,7 @@ class PPOConfig(RewardScaling, TrainingArguments):  # type: ignore[misc]
     ptx_coef: float = field(default=1.0, metadata={"help": "weight of the likelihood of demonstrations, if any"})
     value: str = field(default="adapter", metadata={"help": "'adapter': its own; 'shared': a head on the policy"})
     value_learning_rate: float | None = field(
-        default=None, metadata={"help": "of the value's adapter and head; None for `learning_rate`"}
+        default=None, metadata={"help": "of the value's adapter and head, None: `learning_rate`"}
     )
     value_warmup_rollouts: int = field(default=0, metadata={"help": "first rollouts that train the value alone"})
     reuse_sampling_logps: bool = field(default=True, metadata={"help": "while they match the training forward"})
@@ -77,6 +78,8 @@ class PPOConfig(RewardScaling, TrainingArguments):  # type: ignore[misc]
                 f"{self.kl_estimator} has the wrong gradient in the {self.kl_apply} (arXiv 2506.09477)",
                 f"use {' or '.join(RIGHT_ESTIMATORS[self.kl_apply])}",
             )
+        if self.value_learning_rate is not None and not 0 < self.value_learning_rate < math.inf:
+            raise InputError(f"value_learning_rate is {self.value_learning_rate}, and must be above 0")
         wanted: int = self.per_device_train_batch_size
         rows, self.gradient_accumulation_steps = cut_rollout(
             self.rollout_batch_size, self.samples_per_prompt, self.num_mini_batches, rows=wanted, ranks=self.world_size
