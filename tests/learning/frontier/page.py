@@ -59,6 +59,7 @@ def write(results: Results, docs: Path) -> None:
             ]
             lines.append([*of_best(results, (budget, kl, BEST_OF_N), differences, held), "–"])
             told += [f"*Gain in reward at KL {kl:g} with {budget:,} completions*", "", *table(HEADER, lines), ""]
+            told += of_changes(cells, kl)
         told += [f"![Reward against KL with {budget:,} completions](images/{picture.name})", ""]
     told.append(f"Machine: {machine()}. {datetime.now(UTC).date().isoformat()}.")
     replace_marked(docs / "benchmarks.md", COMMAND, "\n".join(told))
@@ -209,6 +210,20 @@ def of_pair(key: Key, found: Compared | None, held: bool = False) -> str:
     of_seeds = f"{found.pairs} seeds" if key[2] == BEST_OF_N else f"{found.pairs} pairs"
     said = interval(found.difference.interval, "{:+.2f}")
     return f"{said}, {of_seeds}: {verdict(found.difference, held)}"
+
+
+def of_changes(cells: Cells, kl: float) -> list[str]:
+    """What the variant that others are a change of gains more than each of them, as lines of the page."""
+    made = {
+        NAMES[name]: found.difference.interval
+        for name in plan.VARIANTS
+        if {name, plan.CHANGED} <= set(cells) and name != plan.CHANGED
+        if (found := compared(cells[plan.CHANGED][kl], cells[name][kl])) is not None
+    }
+    if not made:
+        return []
+    said = "; ".join(f"*{name}*: {interval(found, '{:+.2f}')}" for name, found in made.items())
+    return [f"*{NAMES[plan.CHANGED]}* less its changes, each interval alone: {said}.", ""]
 
 
 def percent(share: Estimate) -> str:

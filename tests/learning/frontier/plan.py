@@ -158,15 +158,17 @@ VARIANTS: Mapping[str, Words] = {
     "ppo, shared value": {"value": "shared"},
     "ppo, scored at the end": {"score_prefixes": "0", "lam": "1.0"},
 }
-"""PPO with something else, and what that is beside its settings: with the smaller budget alone, to show what a part is
-good for. The first uses every episode once, with one rate for policy and value; the others are this one with a change.
+"""PPO in other ways, and what those are beside their settings: with the smaller budget alone. The first uses every
+episode once, with one rate for policy and value and the default λ; the others are this one with a change each.
 """
+CHANGED = "ppo, one epoch"
+"""The variant that the others are a change of."""
 PEERS, PPOS = ("rloo", "grpo"), ("ppo", *VARIANTS)
 """What TRL trains, and what the recipe's ppo stage does; its dpo stages do the rest."""
 TRL: Mapping[str, Any] = {"lr_scheduler_type": "linear", "temperature": 1.0, "bf16": False}
 TRL_LORA: Mapping[str, Any] = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
 """What TRL's trainers and their adapters are told beside a setting."""
-PROPOSALS = Run("ppo, one epoch", BUDGETS[0], "KL 5.6, lr 2e-3", CHOSEN_ON)
+PROPOSALS = Run(CHANGED, BUDGETS[0], "KL 5.6, lr 2e-3", CHOSEN_ON)
 """Goes far from the base: its completions cover rewards that the base rarely has."""
 
 
