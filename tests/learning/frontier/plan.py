@@ -106,7 +106,7 @@ def _ppo(starts: Words, rates: Sequence[str], **more: str) -> Settings:
     }  # fmt: skip
 
 
-# What the KL costs is chosen so that runs end a little beyond the KLs of `score.KLS`: PPO's by its controller.
+# What the KL costs is chosen so that runs come a little beyond the KLs of `score.KLS`: PPO's by its controller.
 _RATES = ("5e-4", "1e-3", "2e-3")
 # A value that learns faster than the policy foresees most of what comes after 600 episodes, and next to nothing at the
 # policy's rate: only then does a small budget gain by using every episode more than once, and by a shorter λ.
