@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 NAMES = {
     "ppo": "PPO",
+    "ppo, four epochs, scored at the end": "PPO, scored at the end alone",
     "ppo, one epoch": "PPO, one epoch",
     "ppo, shared value": "PPO, one epoch, shared value",
     "ppo, scored at the end": "PPO, one epoch, scored at the end alone",
@@ -27,7 +28,12 @@ NAMES = {
     "dpo": "DPO on own samples",
     "iterative dpo": "DPO, 4 rounds",
 }
-_LINES = {"ppo, one epoch": "--", "ppo, shared value": "-.", "ppo, scored at the end": ":"}
+_LINES: Mapping[str, str | tuple[float, tuple[float, ...]]] = {
+    "ppo, four epochs, scored at the end": (0, (4, 1, 1, 1, 1, 1, 1, 1)),
+    "ppo, one epoch": "--",
+    "ppo, shared value": "-.",
+    "ppo, scored at the end": ":",
+}
 STYLES = {name: (SERIES[0], line) for name, line in _LINES.items()} | {
     name: (color, "-") for name, color in zip((each for each in NAMES if each not in _LINES), SERIES, strict=False)
 }
@@ -61,7 +67,7 @@ def drawn(results: Results, budget: int, cells: Mapping[str, Mapping[float, Cell
                     ends = [[estimate - low], [high - estimate]]
                     axes.errorbar([kl], [estimate], ends, color=color, capsize=2, fmt="o", ms=3)
         axes.set(xlabel="KL from the base, nats", ylabel="reward over the base's")
-        axes.legend(fontsize=7)
+        axes.legend(fontsize=7, handlelength=4)  # so that patterns of lines can be told apart
 
     return plot_of(Sketch("frontier", str(budget), "Reward against KL", "", paint, size=(7.2, 4.2)), 0).png
 

@@ -59,7 +59,7 @@ def write(results: Results, docs: Path) -> None:
             ]
             lines.append([*of_best(results, (budget, kl, BEST_OF_N), differences, held), "–"])
             told += [f"*Gain in reward at KL {kl:g} with {budget:,} completions*", "", *table(HEADER, lines), ""]
-            told += of_changes(cells, kl)
+            told += of_variants(cells, kl)
         told += [f"![Reward against KL with {budget:,} completions](images/{picture.name})", ""]
     told.append(f"Machine: {machine()}. {datetime.now(UTC).date().isoformat()}.")
     replace_marked(docs / "benchmarks.md", COMMAND, "\n".join(told))
@@ -212,18 +212,23 @@ def of_pair(key: Key, found: Compared | None, held: bool = False) -> str:
     return f"{said}, {of_seeds}: {verdict(found.difference, held)}"
 
 
-def of_changes(cells: Cells, kl: float) -> list[str]:
-    """What the variant that others are a change of gains more than each of them, as lines of the page."""
-    made = {
-        NAMES[name]: found.difference.interval
-        for name in plan.VARIANTS
-        if {name, plan.CHANGED} <= set(cells) and name != plan.CHANGED
-        if (found := compared(cells[plan.CHANGED][kl], cells[name][kl])) is not None
-    }
-    if not made:
-        return []
-    said = "; ".join(f"*{name}*: {interval(found, '{:+.2f}')}" for name, found in made.items())
-    return [f"*{NAMES[plan.CHANGED]}* less its changes, each interval alone: {said}.", ""]
+def of_variants(cells: Cells, kl: float) -> list[str]:
+    """What variants of PPO gain more than those that they are compared with, as lines of the page."""
+    told = []
+    for variant, others in plan.COMPARED.items():
+        made = {
+            NAMES[name]: found
+            for name in others
+            if {name, variant} <= set(cells)
+            if (found := compared(cells[variant][kl], cells[name][kl])) is not None
+        }
+        said = (
+            f"*{name}*: {interval(found.difference.interval, '{:+.2f}')}, {found.pairs} pairs"
+            for name, found in made.items()
+        )
+        if made:
+            told += [f"*{NAMES[variant]}* less others, each interval alone: {'; '.join(said)}.", ""]
+    return told
 
 
 def percent(share: Estimate) -> str:

@@ -117,6 +117,12 @@ _PPO = {
     **_ppo({"5.5": "0.28"}, ("2.5e-4", "4e-4", "6e-4"), **_REUSED),
 }
 _PPO_ONCE = _ppo({"2.3": "0.55", "5.6": "0.28"}, _RATES)
+# With a score at the end the first tokens hear of it by what the value foresees later, if λ is below 1.
+_REUSED_AT_END = {
+    f"{name}, lam {lam}": {**setting, "lam": lam}
+    for lam, rates in {"0.95": ("2.5e-4", "4e-4"), "0.9": ("4e-4",)}.items()
+    for name, setting in _ppo({"2.3": "0.5", "5.5": "0.28"}, rates, **_REUSED).items()
+}
 # With a score at the end and the default λ of 0.95 the first tokens hear next to nothing of it (0.95^48 is 0.09): runs
 # stopped short of the KLs or had 60 % of the limit's gain. With λ = 1 they hear all of it.
 _PPO_AT_END = _ppo({"2.3": "0.55", "5.6": "0.35"}, _RATES)
@@ -132,6 +138,7 @@ _LOW = ("1.5e-4", "3e-4")
 # TRL's trainers lost with rates as high as PPO's, and get lower ones; which go less far, and so cost less.
 METHODS: Mapping[str, Mapping[int, Settings]] = {
     "ppo": {3_200: _PPO, 16_000: _ppo({"2.1": "0.55", "5.2": "0.28"}, _LOW)},
+    "ppo, four epochs, scored at the end": {3_200: _REUSED_AT_END},
     "ppo, one epoch": {3_200: _PPO_ONCE},
     "ppo, shared value": {3_200: _PPO_ONCE},
     "ppo, scored at the end": {3_200: _PPO_AT_END},
@@ -154,21 +161,26 @@ METHODS: Mapping[str, Mapping[int, Settings]] = {
 }
 """Settings of every method with each budget, by name: keys of the recipe's stage, or words of `trl_side`."""
 VARIANTS: Mapping[str, Words] = {
+    "ppo, four epochs, scored at the end": {"score_prefixes": "0"},
     "ppo, one epoch": {},
     "ppo, shared value": {"value": "shared"},
     "ppo, scored at the end": {"score_prefixes": "0", "lam": "1.0"},
 }
-"""PPO in other ways, and what those are beside their settings: with the smaller budget alone. The first uses every
-episode once, with one rate for policy and value and the default λ; the others are this one with a change each.
+"""PPO in other ways, and what those are beside their settings: with the smaller budget alone. The first hears no more
+than other methods do. The second uses every episode once, with one rate for policy and value and the default λ; the
+last two are the second with a change each.
 """
-CHANGED = "ppo, one epoch"
-"""The variant that the others are a change of."""
+COMPARED: Mapping[str, Sequence[str]] = {
+    "ppo, four epochs, scored at the end": ("ppo, scored at the end", "rloo", "grpo", "dpo", "iterative dpo"),
+    "ppo, one epoch": ("ppo, shared value", "ppo, scored at the end"),
+}
+"""What variants are compared with, beside PPO: the first with all that hear as much, the second with its changes."""
 PEERS, PPOS = ("rloo", "grpo"), ("ppo", *VARIANTS)
 """What TRL trains, and what the recipe's ppo stage does; its dpo stages do the rest."""
 TRL: Mapping[str, Any] = {"lr_scheduler_type": "linear", "temperature": 1.0, "bf16": False}
 TRL_LORA: Mapping[str, Any] = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
 """What TRL's trainers and their adapters are told beside a setting."""
-PROPOSALS = Run(CHANGED, BUDGETS[0], "KL 5.6, lr 2e-3", CHOSEN_ON)
+PROPOSALS = Run("ppo, one epoch", BUDGETS[0], "KL 5.6, lr 2e-3", CHOSEN_ON)
 """Goes far from the base: its completions cover rewards that the base rarely has."""
 
 

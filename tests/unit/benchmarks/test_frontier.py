@@ -193,6 +193,7 @@ def results_of(folder: Path) -> Results:
         ("ppo", 5.0),
         ("ppo, one epoch", 4.0),
         ("ppo, shared value", 3.5),
+        ("ppo, four epochs, scored at the end", 4.5),
         ("rloo", 3.0),
         ("dpo", 5.0),
     ):
@@ -223,9 +224,10 @@ def test_the_page_says_what_the_finished_runs_show(tmp_path: Path) -> None:
     assert ours["gain"].startswith("5.03 (") and ours["seeds"] == "5 of 5" and ours["policies at"] == "50–50%"
     assert ours["share of the limit's gain"].startswith(f"{5.03 / 4:.0%}") and ours["PPO less this one"] == "–"
     assert table[0, "PPO, one epoch"]["PPO less this one"].startswith("+1.00")
-    assert (
-        "*PPO, one epoch* less its changes, each interval alone: *PPO, one epoch, shared value*: +0.50 (+0.50 t" in told
-    )
+    assert "*PPO, one epoch* less others, each interval alone: *PPO, one epoch, shared value*: +0.50 (+0.50 t" in told
+    hears_as_much = "*PPO, scored at the end alone* less others, each interval alone: *RLOO (TRL)*: +"
+    assert f"{hears_as_much}1.50 (+1.50 to +1.50), 5 pairs; *DPO on own samples*: -0.50" in told  # at 2
+    assert f"{hears_as_much}1.65 (+1.65 to +1.65), 4 pairs.\n" in told  # at 5, where DPO does not get
     unseen = page.HEADER[-1]
     assert ours[unseen] == "7.03" and theirs[unseen].startswith("5.03; +2.00 (+2.00 to")
     assert theirs["PPO less this one"].startswith("+2.00") and theirs["PPO less this one"].endswith("5 pairs: above")
