@@ -49,7 +49,7 @@ from prefopt.trainers.explorer import Explorer
 from prefopt.trainers.fast_passes import FastPasses
 from prefopt.trainers.opening import open_adapted, pad_token_of
 from prefopt.trainers.ppo_config import PPOConfig
-from prefopt.trainers.ppo_metrics import Rollout
+from prefopt.trainers.ppo_metrics import Rollout, of_update
 from prefopt.trainers.rates import set_rate
 from prefopt.trainers.rollout_loop import BetweenRollouts, Slots
 from prefopt.trainers.rollouts import MicroBatch, Rollouts, episodes, micro_batches, prompts_of_rollout, seed_of
@@ -84,7 +84,7 @@ class PPOTrainer(CheckpointedTrainer):
         kl: The price of the KL.
 
     Raises:
-        InputError: When the model has no adapter to train, or an optimiser is to have a rate for the value.
+        InputError: When the model has no adapter to train, or `value_learning_rate` stands beside a passed optimiser.
         DataError: When there are no prompts.
     """
 
@@ -380,14 +380,7 @@ class PPOTrainer(CheckpointedTrainer):
 
     def _note_update(self, mask: Tensor, policy: ppo.PolicyLoss, value: ppo.ValueLoss, seconds: float) -> None:
         tokens = float(mask.sum())
-        for name, values in (
-            ("ppo/policy_loss", policy.losses),
-            ("ppo/value_loss", value.losses),
-            ("ppo/ratio", policy.ratio),
-            ("ppo/clip_fraction", policy.clipped),
-            ("ppo/value_clip_fraction", value.clipped),
-            ("ppo/approx_kl", policy.approx_kl),
-        ):
+        for name, values in of_update(policy, value).items():
             self._averages.add(name, ppo.masked_mean(values.detach(), mask), tokens)
         self._averages.add("ppo/update_seconds", seconds)
 

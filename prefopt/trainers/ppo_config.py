@@ -79,7 +79,7 @@ class PPOConfig(RewardScaling, TrainingArguments):  # type: ignore[misc]
                 f"use {' or '.join(RIGHT_ESTIMATORS[self.kl_apply])}",
             )
         if self.value_learning_rate is not None and not 0 < self.value_learning_rate < math.inf:
-            raise InputError(f"value_learning_rate is {self.value_learning_rate}, and must be above 0")
+            raise InputError(f"value_learning_rate is {self.value_learning_rate}, and must be above 0 and finite")
         wanted: int = self.per_device_train_batch_size
         rows, self.gradient_accumulation_steps = cut_rollout(
             self.rollout_batch_size, self.samples_per_prompt, self.num_mini_batches, rows=wanted, ranks=self.world_size

@@ -1,4 +1,4 @@
-"""What a rollout of PPO looked like: averages for the log, samples for people, and single tokens under a microscope."""
+"""What rollouts and updates of PPO looked like: numbers for the log, samples for people, tokens under a microscope."""
 
 from __future__ import annotations
 
@@ -110,6 +110,18 @@ def averages(rollout: Rollout, seen: Health) -> dict[str, float]:
         if bool(which.any()):
             found[f"ppo/score_{name}"] = float(scores[which].mean())
     return found | rollout.shaped.metrics()
+
+
+def of_update(policy: ppo.PolicyLoss, value: ppo.ValueLoss) -> dict[str, Tensor]:
+    """Metrics of a pass of the update by name, each of every token: [B, L]."""
+    return {
+        "ppo/policy_loss": policy.losses,
+        "ppo/value_loss": value.losses,
+        "ppo/ratio": policy.ratio,
+        "ppo/clip_fraction": policy.clipped,
+        "ppo/value_clip_fraction": value.clipped,
+        "ppo/approx_kl": policy.approx_kl,
+    }
 
 
 def samples_of(
