@@ -19,20 +19,20 @@ if TYPE_CHECKING:
 
 NAMES = {
     "ppo": "PPO",
-    "ppo, four epochs, scored at the end": "PPO, scored at the end alone",
+    "ppo, scored at the end": "PPO, scored at the end alone",
     "ppo, one epoch": "PPO, one epoch",
-    "ppo, shared value": "PPO, one epoch, shared value",
-    "ppo, scored at the end": "PPO, one epoch, scored at the end alone",
+    "ppo, one epoch, shared value": "PPO, one epoch, shared value",
+    "ppo, one epoch, scored at the end": "PPO, one epoch, scored at the end alone",
     "rloo": "RLOO (TRL)",
     "grpo": "GRPO (TRL)",
     "dpo": "DPO on own samples",
     "iterative dpo": "DPO, 4 rounds",
 }
 _LINES: Mapping[str, str | tuple[float, tuple[float, ...]]] = {
-    "ppo, four epochs, scored at the end": (0, (4, 1, 1, 1, 1, 1, 1, 1)),
+    "ppo, scored at the end": (0, (4, 1, 1, 1, 1, 1, 1, 1)),
     "ppo, one epoch": "--",
-    "ppo, shared value": "-.",
-    "ppo, scored at the end": ":",
+    "ppo, one epoch, shared value": "-.",
+    "ppo, one epoch, scored at the end": ":",
 }
 STYLES = {name: (SERIES[0], line) for name, line in _LINES.items()} | {
     name: (color, "-") for name, color in zip((each for each in NAMES if each not in _LINES), SERIES, strict=False)

@@ -207,28 +207,23 @@ def of_pair(key: Key, found: Compared | None, held: bool = False) -> str:
         return "–"
     if found is None:
         return "not compared"
-    of_seeds = f"{found.pairs} seeds" if key[2] == BEST_OF_N else f"{found.pairs} pairs"
-    said = interval(found.difference.interval, "{:+.2f}")
-    return f"{said}, {of_seeds}: {verdict(found.difference, held)}"
+    return f"{less(found, 'seeds' if key[2] == BEST_OF_N else 'pairs')}: {verdict(found.difference, held)}"
 
 
 def of_variants(cells: Cells, kl: float) -> list[str]:
     """What variants of PPO gain more than those that they are compared with, as lines of the page."""
     told = []
     for variant, others in plan.COMPARED.items():
-        made = {
-            NAMES[name]: found
-            for name in others
-            if {name, variant} <= set(cells)
-            if (found := compared(cells[variant][kl], cells[name][kl])) is not None
-        }
-        said = (
-            f"*{name}*: {interval(found.difference.interval, '{:+.2f}')}, {found.pairs} pairs"
-            for name, found in made.items()
-        )
-        if made:
-            told += [f"*{NAMES[variant]}* less others, each interval alone: {'; '.join(said)}.", ""]
+        made = {name: compared(cells[variant][kl], cells[name][kl]) for name in others if {name, variant} <= set(cells)}
+        said = "; ".join(f"*{NAMES[name]}*: {less(found)}" for name, found in made.items() if found is not None)
+        if said:
+            told += [f"*{NAMES[variant]}* less others, each interval alone: {said}.", ""]
     return told
+
+
+def less(found: Compared, counted: str = "pairs") -> str:
+    """A difference in gain, with the number of what it was found by."""
+    return f"{interval(found.difference.interval, '{:+.2f}')}, {found.pairs} {counted}"
 
 
 def percent(share: Estimate) -> str:

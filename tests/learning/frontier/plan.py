@@ -118,14 +118,14 @@ _PPO = {
 }
 _PPO_ONCE = _ppo({"2.3": "0.55", "5.6": "0.28"}, _RATES)
 # With a score at the end the first tokens hear of it by what the value foresees later, if λ is below 1.
-_REUSED_AT_END = {
-    f"{name}, lam {lam}": {**setting, "lam": lam}
+_PPO_AT_END = {
+    f"{name}, lam {lam}": setting
     for lam, rates in {"0.95": ("2.5e-4", "4e-4"), "0.9": ("4e-4",)}.items()
-    for name, setting in _ppo({"2.3": "0.5", "5.5": "0.28"}, rates, **_REUSED).items()
+    for name, setting in _ppo({"2.3": "0.5", "5.5": "0.28"}, rates, **{**_REUSED, "lam": lam}).items()
 }
 # With a score at the end and the default λ of 0.95 the first tokens hear next to nothing of it (0.95^48 is 0.09): runs
 # stopped short of the KLs or had 60 % of the limit's gain. With λ = 1 they hear all of it.
-_PPO_AT_END = _ppo({"2.3": "0.55", "5.6": "0.35"}, _RATES)
+_PPO_ONCE_AT_END = _ppo({"2.3": "0.55", "5.6": "0.35"}, _RATES)
 # Rates above 3e-4 are behind wherever a lower one goes as far, so that others are lower.
 _DPO = _of_stage(*product(("1.0", "0.5", "0.25"), ("1e-3",)), ("0.25", "3e-4"), ("0.1", "3e-4"), ("0.1", "1.5e-4"))
 # Every round is paid for the distance from the one before, so that the price must be higher.
@@ -138,10 +138,10 @@ _LOW = ("1.5e-4", "3e-4")
 # TRL's trainers lost with rates as high as PPO's, and get lower ones; which go less far, and so cost less.
 METHODS: Mapping[str, Mapping[int, Settings]] = {
     "ppo": {3_200: _PPO, 16_000: _ppo({"2.1": "0.55", "5.2": "0.28"}, _LOW)},
-    "ppo, four epochs, scored at the end": {3_200: _REUSED_AT_END},
-    "ppo, one epoch": {3_200: _PPO_ONCE},
-    "ppo, shared value": {3_200: _PPO_ONCE},
     "ppo, scored at the end": {3_200: _PPO_AT_END},
+    "ppo, one epoch": {3_200: _PPO_ONCE},
+    "ppo, one epoch, shared value": {3_200: _PPO_ONCE},
+    "ppo, one epoch, scored at the end": {3_200: _PPO_ONCE_AT_END},
     "rloo": {
         3_200: _betas(*product(("1.3", "0.9"), _RATES[:2]), ("1.0", "2.5e-4"), ("0.6", "2.5e-4")),
         16_000: _betas(("1.3", "1.5e-4"), ("1.2", "7.5e-5"), ("0.9", "1.5e-4"), ("0.8", "7.5e-5")),
@@ -161,18 +161,18 @@ METHODS: Mapping[str, Mapping[int, Settings]] = {
 }
 """Settings of every method with each budget, by name: keys of the recipe's stage, or words of `trl_side`."""
 VARIANTS: Mapping[str, Words] = {
-    "ppo, four epochs, scored at the end": {"score_prefixes": "0"},
+    "ppo, scored at the end": {"score_prefixes": "0"},
     "ppo, one epoch": {},
-    "ppo, shared value": {"value": "shared"},
-    "ppo, scored at the end": {"score_prefixes": "0", "lam": "1.0"},
+    "ppo, one epoch, shared value": {"value": "shared"},
+    "ppo, one epoch, scored at the end": {"score_prefixes": "0", "lam": "1.0"},
 }
 """PPO in other ways, and what those are beside their settings: with the smaller budget alone. The first hears no more
 than other methods do. The second uses every episode once, with one rate for policy and value and the default λ; the
 last two are the second with a change each.
 """
 COMPARED: Mapping[str, Sequence[str]] = {
-    "ppo, four epochs, scored at the end": ("ppo, scored at the end", "rloo", "grpo", "dpo", "iterative dpo"),
-    "ppo, one epoch": ("ppo, shared value", "ppo, scored at the end"),
+    "ppo, scored at the end": ("ppo, one epoch, scored at the end", "rloo", "grpo", "dpo", "iterative dpo"),
+    "ppo, one epoch": ("ppo, one epoch, shared value", "ppo, one epoch, scored at the end"),
 }
 """What variants are compared with, beside PPO: the first with all that hear as much, the second with its changes."""
 PEERS, PPOS = ("rloo", "grpo"), ("ppo", *VARIANTS)

@@ -192,8 +192,8 @@ def results_of(folder: Path) -> Results:
     for method, gain in (
         ("ppo", 5.0),
         ("ppo, one epoch", 4.0),
-        ("ppo, shared value", 3.5),
-        ("ppo, four epochs, scored at the end", 4.5),
+        ("ppo, one epoch, shared value", 3.5),
+        ("ppo, scored at the end", 4.5),
         ("rloo", 3.0),
         ("dpo", 5.0),
     ):
