@@ -103,6 +103,7 @@ PUBLIC = {
         "ValueLoss",
         "explained_variance",
         "gae",
+        "importance_weights",
         "kl_tokens",
         "masked_mean",
         "masked_whiten",
