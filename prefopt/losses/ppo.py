@@ -135,31 +135,12 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float)
     return advantages, torch.where(inside, advantages + values, 0.0)
 
 
-def importance_weights(logps: Tensor, sampled_logps: Tensor, mask: Tensor, bound: float = 2.0) -> Tensor:
-    """How much likelier each token is now than where it was sampled, min(π / μ, bound) (arXiv 1802.01561, section 4.1).
-
-    Advantages of tokens that an older policy sampled, times these, are what the policy of now would expect of its own,
-    in states that the older one came to. The bound trades variance for some bias.
-
-    Args:
-        logps: [B, L], of the policy of now, nats.
-        sampled_logps: [B, L], of the policy that sampled.
-        mask: [B, L].
-        bound: Above 0.
-
-    Returns:
-        [B, L], without gradient, 0 outside the mask.
-    """
-    difference = torch.where(mask.bool(), logps - sampled_logps, 0.0).detach()
-    return torch.where(mask.bool(), difference.exp().clamp(max=bound), 0.0)
-
-
 def masked_whiten(values: Tensor, mask: Tensor, *, shift_mean: bool = True, reduce: Reduce = _alone) -> Tensor:
     """Scale to unit variance, and to mean 0 unless told otherwise, over the mask.
 
     Args:
         values: [B, L].
-        mask: [B, L]; weights of at least 0 as well, by which values count in mean and variance.
+        mask: [B, L].
         shift_mean: False keeps the mean, as for rewards, whose sign matters.
         reduce: Sums a tensor over all ranks, so that every rank whitens by the same numbers.
 
@@ -168,10 +149,10 @@ def masked_whiten(values: Tensor, mask: Tensor, *, shift_mean: bool = True, redu
     """
     inside = mask.bool()
     kept = torch.where(inside, values, 0.0)
-    count, total = reduce(torch.stack([mask.sum().to(values), (kept * mask).sum()])).unbind()
+    count, total = reduce(torch.stack([mask.sum().to(values), kept.sum()])).unbind()
     mean = total / count.clamp(min=1)
     centred = torch.where(inside, values - mean, 0.0)
-    variance = reduce((centred.square() * mask).sum()) / count.clamp(min=1)
+    variance = reduce(centred.square().sum()) / count.clamp(min=1)
     scale = torch.rsqrt(variance + 1e-8)
     return centred * scale if shift_mean else torch.where(inside, centred * scale + mean, 0.0)
 

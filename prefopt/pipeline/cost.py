@@ -111,8 +111,7 @@ def ppo_cost(trainer: PPOTrainer, *, reward_passes: int) -> dict[str, float]:
 
     Every episode is sampled once, passed through policy and reference (and value, where that is another adapter),
     scored by the reward model where there is one, as its beginnings are if that is asked for, and trained on
-    `num_ppo_epochs` times; with `replay_epochs` it is passed through policy and value and trained on as often again.
-    How much of an episode is completion is taken from the last rollout.
+    `num_ppo_epochs` times. How much of an episode is completion is taken from the last rollout.
 
     Args:
         trainer: After training.
@@ -126,8 +125,7 @@ def ppo_cost(trainer: PPOTrainer, *, reward_passes: int) -> dict[str, float]:
     # Beginnings are evenly spaced, so the mean one has the prompt and half of the completion.
     beginnings = min(args.score_prefixes, new) * flops.forward(episodes * (row - new / 2), row - new / 2, 0.0)
     scored = reward_passes * (flops.forward(tokens, row, 0.0) + beginnings)
-    trained, again = flops.train(tokens, row, False, False, head), flops.forward(tokens, row, head)
-    update = towers * (args.num_ppo_epochs * trained + args.replay_epochs * (trained + again))
+    update = args.num_ppo_epochs * towers * flops.train(tokens, row, False, False, head)
     return {"tokens": tokens, "flops": sampled + passes + scored + update}
 
 

@@ -239,8 +239,7 @@ def _short(spec: OptimisationSpec, batch: int, evaluation: int, steps: int, pass
     few: dict[str, Any] = {"mask_truncated_completions": False}
     if isinstance(spec, PPOSpec):
         # Completions as long as they may be, of a policy that is trained from the first step.
-        few |= {"num_ppo_epochs": 1, "replay_epochs": 0, "value_warmup_rollouts": 0}
-        few |= {"samples_per_prompt": 1, "stop": ()}
+        few |= {"num_ppo_epochs": 1, "samples_per_prompt": 1, "stop": (), "value_warmup_rollouts": 0}
     else:
         rollout = max(rollout, 2)
         few |= {"num_iterations": 1, "samples_per_prompt": rollout}

@@ -46,8 +46,7 @@ class OnlineSpec(OptimisationSpec, AdapterSpec):
 class PPOSpec(OnlineSpec):
     """Proximal policy optimisation (arXiv 1707.06347) with a KL penalty (arXiv 1909.08593), in the names of TRL's PPO.
 
-    Every rollout of `rollout_batch_size` episodes gives `num_ppo_epochs` x `num_mini_batches` optimiser steps, and with
-    `replay_epochs` as many more for each of these.
+    Every rollout of `rollout_batch_size` episodes gives `num_ppo_epochs` x `num_mini_batches` optimiser steps.
     """
 
     kind: Literal["ppo"]
@@ -57,13 +56,6 @@ class PPOSpec(OnlineSpec):
     kl: KLSpec = KLSpec()
     guards: GuardsSpec = GuardsSpec()
     num_ppo_epochs: int = Field(4, ge=1)
-    replay_epochs: int = when_set(
-        0,
-        ge=0,
-        description="further epochs of each update, each over one of the rollouts so far, drawn at random and judged "
-        "by the policy and the value of now; for where scores are dear",
-    )
-    replay_rollouts: int = when_set(64, ge=1, description="newest rollouts that those are drawn from")
     stop: Texts = Field((), description="strings that end a completion, and are no part of its text")
     score_prefixes: int = when_set(
         0,

@@ -24,13 +24,8 @@ def rules_of(kind: str) -> tuple[Rule, ...]:
 def online_steps(part: Part) -> int:
     """Optimiser steps of a stage that samples from its policy."""
     rollouts = -(-part.get("total_episodes") // part.get("rollout_batch_size"))
-    uses = part.get("num_iterations") if part.has("num_iterations") else _epochs(part)
+    uses = part.get("num_ppo_epochs" if part.has("num_ppo_epochs") else "num_iterations")
     return int(rollouts * uses * part.get("num_mini_batches"))
-
-
-def _epochs(part: Part) -> int:
-    """Of an update of PPO."""
-    return int(part.get("num_ppo_epochs") + part.get("replay_epochs"))
 
 
 def _batches(part: Part) -> Iterator[Fault]:
@@ -57,12 +52,6 @@ def _pull(part: Part) -> Iterator[Fault]:
     if _inner(part.get("kl"), "coefficient") == 0:
         message = "without a pull to the reference the policy drifts to whatever the reward is wrong about"
         yield Fault("kl.coefficient", message, wrong=False)
-
-
-def _replay(part: Part) -> Iterator[Fault]:
-    """What is remembered is gone over."""
-    if part.given("replay_rollouts") and not part.get("replay_epochs"):
-        yield Fault("replay_rollouts", "nothing goes over earlier rollouts without 'replay_epochs'", wrong=False)
 
 
 def _second_opinion(part: Part) -> Iterator[Fault]:
@@ -152,7 +141,7 @@ _RULES: dict[str, tuple[Rule, ...]] = {
     "distill": DISTILL_RULES,
     "evaluate": (_suites, _costs, _headroom, _greedy),
     "grpo": (_batches, _pull),
-    "ppo": (_batches, _pull, _replay, _second_opinion),
+    "ppo": (_batches, _pull, _second_opinion),
     "reward": REWARD_RULES,
     "rloo": (_batches, _pull),
 }

@@ -206,16 +206,6 @@ PPO_CURVES = (
         (("ppo/ptx_loss", "demonstrations"),),
         group=_LEARNS,
     ),
-    Curves(
-        "replay",
-        "Earlier rollouts",
-        "How much likelier their tokens are now than when they were sampled, at most 2 each: by so much they count. "
-        "Where the policy has left what it sampled, they have little left to teach.",
-        "weight of a token",
-        (("ppo/replay_weight", "weight"),),
-        reference=1.0,
-        group=_LEARNS,
-    ),
 )
 
 ONLINE_METHODS = ("ppo", "grpo", "rloo")

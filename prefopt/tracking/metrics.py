@@ -146,12 +146,6 @@ _PPO: tuple[tuple[str, str, str, Better | None], ...] = (
         "",
         "higher",
     ),
-    (
-        "ppo/replay_weight",
-        "How much likelier tokens of earlier rollouts are now than when they were sampled, at most 2 each.",
-        "",
-        None,
-    ),
     ("ppo/ptx_loss", "Negative log-likelihood of the demonstrations that are imitated.", "nats per token", "lower"),
     ("ppo/episodes", "Completions sampled since the start of the stage.", "episodes", None),
     (

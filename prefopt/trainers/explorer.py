@@ -164,12 +164,6 @@ class Explorer(Answerer):
         logps, reference_logps, values, entropy, divergence = found.unbind()
         return Said(logps, reference_logps, values, entropy, divergence, checked & compares, mismatch)
 
-    @torch.no_grad()
-    def look_again(self, rollouts: Rollouts) -> Rollouts:
-        """The same episodes with the log-probabilities and the values of now, whoever sampled them."""
-        said = self._batches(rollouts, torch.arange(len(rollouts)), policy=True, reference=False, divergence=False)
-        return rollouts.with_what(logps=said[0], values=said[2])
-
     def _mismatch(self, logps: Tensor, sampled: Tensor, mask: Tensor) -> float:
         apart = (logps - sampled).abs() * mask
         if float(apart.sum() / mask.sum().clamp(min=1)) > APART:
@@ -179,35 +173,30 @@ class Explorer(Answerer):
             )
         return float(apart.max())
 
-    def _batches(
-        self, rollouts: Rollouts, indices: Tensor, *, policy: bool, divergence: bool, reference: bool = True
-    ) -> Tensor:
+    def _batches(self, rollouts: Rollouts, indices: Tensor, *, policy: bool, divergence: bool) -> Tensor:
         """Log-probabilities of policy and reference, values, entropy, divergence: [5, N, L]; other episodes are 0."""
         found = torch.zeros(5, *rollouts.mask.shape)
         by_length = indices[rollouts.attention_mask[indices].sum(1).argsort(stable=True)]
         batches = torch.split(by_length, self._args.per_device_eval_batch_size) if len(indices) else ()
         for mine in batches[self._args.process_index :: self._args.world_size]:
             batch = rollouts.select(mine).to(self._args.device)
-            said = self._ask(batch, policy=policy, reference=reference, divergence=divergence)
-            found[:, mine, : batch.mask.shape[1]] = said
+            found[:, mine, : batch.mask.shape[1]] = self._ask(batch, policy=policy, divergence=divergence)
         # Zero where another rank has looked.
         total: Tensor = self._accelerator.reduce(found.to(self._args.device), reduction="sum")
         return total.cpu()
 
-    def _ask(self, batch: Rollouts, *, policy: bool, reference: bool, divergence: bool) -> Tensor:
+    def _ask(self, batch: Rollouts, *, policy: bool, divergence: bool) -> Tensor:
         inputs = (batch.input_ids, batch.attention_mask, batch.prompt_length)
         nothing = torch.zeros_like(batch.logps)
-        logps = entropy = values = states = reference_logps = apart = None
+        logps = entropy = values = states = None
         with self._accelerator.autocast(), evaluating(self._model):
             if policy:
                 logps, entropy, values, _, states = self._model(*inputs, Ask("policy", self._args.temperature))
-            if reference:
-                asked = Ask("reference", self._args.temperature, policy_states=states if divergence else None)
-                of_reference = self._model(*inputs, asked)
-                reference_logps, apart = of_reference.logps, of_reference.divergence
+            of_reference = Ask("reference", self._args.temperature, policy_states=states if divergence else None)
+            reference = self._model(*inputs, of_reference)
             if not self._model.shared:
                 values = self._model(*inputs, Ask("value")).values
-        said = (logps, reference_logps, values, entropy, apart)
+        said = (logps, reference.logps, values, entropy, reference.divergence)
         mask = batch.mask
         return torch.stack([nothing if each is None else each.float() * mask for each in said]).cpu()
 

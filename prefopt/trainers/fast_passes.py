@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -11,19 +11,11 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from prefopt.models.fused_lora import fused_lora
-from prefopt.models.generate import Sampled
 from prefopt.models.modes import evaluating
 from prefopt.models.shared_prefix import sharing_prompts, why_not_shared
 from prefopt.models.wrapped import HoldsPeft
-from prefopt.trainers.rollouts import Rollouts, episodes
 
 _LOGGER = logging.getLogger(__name__)
-
-
-def made_up(prompts: Sequence[Sequence[int]], pad_token_id: int, count: int = 2, tokens: int = 16) -> Rollouts:
-    """Answers that nobody gave: the first prompts from their ends, for what must hold of any answer."""
-    first = prompts[:count]
-    return episodes(first, [Sampled(tuple(ids[::-1][:tokens]), "", True) for ids in first], pad_token_id)
 
 
 class FastPasses:

@@ -7,8 +7,8 @@ The algorithm, in the order of this file. Until the episodes are used up:
    estimate of the KL, is part of each token's reward (or, as k2 or k3, a loss); the score is the reward of the last
    token, unless its beginnings are scored as well.
 2. *Judge it*: advantages and returns by generalised advantage estimation, advantages whitened.
-3. *Update*: several epochs of minibatches over the rollout with the clipped losses of policy and value, and, where
-   that is asked for, over earlier rollouts, which are judged anew; ranks share each pass.
+3. *Update*: several epochs of minibatches over the rollout with the clipped losses of policy and value; ranks share
+   each pass.
 
 Rollouts are collected in `training_step`, when the one before is used up, and never in a data loader: that fetches a
 batch ahead, from a policy that is one update behind. A rollout follows from the seed and its number, and checkpoints
@@ -34,6 +34,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from prefopt.errors import InputError
 from prefopt.losses import ppo
 from prefopt.models.actor_critic import HEAD, ActorCritic, Ask, actor_critic, fold_normaliser, save_value_head
+from prefopt.models.generate import Sampled
 from prefopt.models.roles import POLICY, belongs_to
 from prefopt.rewards.controllers import KLController
 from prefopt.rewards.penalties import Penalty
@@ -45,18 +46,18 @@ from prefopt.trainers.averages import Averages
 from prefopt.trainers.checkpoints import CheckpointedTrainer
 from prefopt.trainers.demonstrations import Demonstrations, nll_tokens
 from prefopt.trainers.explorer import Explorer
-from prefopt.trainers.fast_passes import FastPasses, made_up
-from prefopt.trainers.opening import open_adapted, pad_token_of, require_same_start
+from prefopt.trainers.fast_passes import FastPasses
+from prefopt.trainers.opening import open_adapted, pad_token_of
 from prefopt.trainers.ppo_config import PPOConfig
 from prefopt.trainers.ppo_metrics import Rollout, of_update
 from prefopt.trainers.rates import set_rate
-from prefopt.trainers.replay import Replay
 from prefopt.trainers.rollout_loop import BetweenRollouts, Slots
 from prefopt.trainers.rollouts import MicroBatch, Rollouts, episodes, micro_batches, prompts_of_rollout, seed_of
 from prefopt.trainers.rows import tokenised_prompts
 from prefopt.trainers.watch import Judge, Watch
 
 STATE_FILE = "ppo_state.json"
+PROVED, PROVED_TOKENS = 2, 16  # rows, and tokens of their made-up answers, that passes without padding are proved on
 
 
 class PPOTrainer(CheckpointedTrainer):
@@ -88,7 +89,6 @@ class PPOTrainer(CheckpointedTrainer):
     """
 
     model: ActorCritic
-    _passes: Iterator[MicroBatch]
 
     def __init__(  # noqa: PLR0913  (keyword-only)
         self,
@@ -125,8 +125,8 @@ class PPOTrainer(CheckpointedTrainer):
         self.watch = Watch(args, self.explorer, judge, self.prompts, tokenizer)
         self._fast_passes = FastPasses(self.model, self.accelerator, "episodes are padded rows")
         self._demonstrations = Demonstrations(demonstrations, args.mini_batch_size, args.seed, pad_token_of(tokenizer))
-        self._replay = Replay(args.replay_rollouts if args.replay_epochs else 0)
-        self._passes, self._averages = iter(()), Averages()
+        self._passes: Iterator[MicroBatch] = iter(())
+        self._averages = Averages()
         self._value_starts_as_reward = value_from is not None
         self._between_rollouts = BetweenRollouts(args.steps_per_rollout, lambda: self.watch.ends)
         self.add_callback(self._between_rollouts)
@@ -152,49 +152,33 @@ class PPOTrainer(CheckpointedTrainer):
         rows = self._prompts_of(number, args.rollout_batch_size, args.seed)
         samples, scores = self.explorer.answers(rows, seed_of(args.seed, "rollout", number))
         potentials = self.explorer.potentials(rows, samples) if args.score_prefixes else None
+        finished = torch.tensor([sample.finished for sample in samples])
         shaped = self.explorer.shaped(self.shaper, rows, samples, scores)
 
         batch = episodes([row["prompt_ids"] for row in rows], samples, pad_token_of(self.processing_class))
         said = self.explorer.look(batch, samples)
+        kl = ppo.kl_tokens(said.logps, said.reference_logps, batch.mask, for_reward=True)
+        coefficient = self.kl.coefficient
+        price = coefficient if args.kl_apply == "reward" else 0.0
         known = None if potentials is None else self.scale.scaled(potentials.flatten()).view_as(potentials)
         if known is not None and self.shaper.penalties:
             known = known - self.explorer.owed(self.shaper, rows, samples)
-        batch = batch.with_what(logps=said.logps, reference_logps=said.reference_logps, values=said.values)
-        if args.mask_truncated_completions:
-            finished = torch.tensor([sample.finished for sample in samples])
-            batch = batch.with_what(learned=batch.mask * finished[:, None])
-        self._replay.add(batch, shaped.total, known)
-        kl, rewards, judged = self._judged(batch, batch.mask, shaped.total, known, self.kl.coefficient)
-        paid = args.price_in_reward(self.kl.coefficient) * kl.sum(1)
-        return Rollout(rows, samples, scores, shaped, said, kl, rewards, self.kl.coefficient, paid, judged)
-
-    def _judged(
-        self, batch: Rollouts, weights: Tensor, totals: Tensor, known: Tensor | None, coefficient: float
-    ) -> tuple[Tensor, Tensor, Rollouts]:
-        """KL and reward of every token, [N, L] each, and the episodes with advantages and returns.
-
-        Tokens count by `weights`, [N, L]. Episodes have shaped rewards, `totals` [N], and potentials, `known` [N, L].
-        """
-        args, price = self.args, self.args.price_in_reward(coefficient)
-        kl = ppo.kl_tokens(batch.logps, batch.reference_logps, batch.mask, for_reward=True)
-        rewards = ppo.token_rewards(totals, kl, price, batch.mask, known, args.gamma)
+        rewards = ppo.token_rewards(shaped.total, kl, price, batch.mask, known, args.gamma)
         whitened = ppo.masked_whiten(rewards, batch.mask, shift_mean=False) if args.whiten_rewards else rewards
-        advantages, returns = ppo.gae(whitened, batch.values, batch.mask, args.gamma, args.lam)
+
+        advantages, returns = ppo.gae(whitened, said.values, batch.mask, args.gamma, args.lam)
+        learned = batch.mask * finished[:, None] if args.mask_truncated_completions else batch.mask
         if args.whiten_advantages:
-            advantages = ppo.masked_whiten(advantages, batch.learned * weights)
-        return kl, rewards, batch.with_what(advantages=advantages * weights, returns=returns)
-
-    def _judged_anew(self, seed: int) -> Rollouts:
-        """An earlier rollout, drawn by a seed, as the policy, the value and the price of now judge it.
-
-        Ratios are clipped about the policy of now, and how much likelier it makes a token than the policy that sampled
-        it is a weight of the token's advantage (arXiv 2110.00641, equation 3).
-        """
-        drawn = self._replay.draw(seed)
-        said = self.explorer.look_again(drawn.episodes)
-        weights = ppo.importance_weights(said.logps, drawn.episodes.logps, said.mask)
-        self._averages.add_masked({"ppo/replay_weight": weights}, said.mask)
-        return self._judged(said, weights, drawn.totals, drawn.potentials, self._kl_price)[2]
+            advantages = ppo.masked_whiten(advantages, learned)
+        batch = batch.with_what(
+            learned=learned,
+            logps=said.logps,
+            reference_logps=said.reference_logps,
+            values=said.values,
+            advantages=advantages,
+            returns=returns,
+        )
+        return Rollout(rows, samples, scores, shaped, said, kl, rewards, coefficient, price * kl.sum(1), batch)
 
     def _prompts_of(self, number: int, size: int, seed: int) -> list[Mapping[str, Any]]:
         return prompts_of_rollout(self.prompts, number, size, self.args.samples_per_prompt, seed)
@@ -255,8 +239,7 @@ class PPOTrainer(CheckpointedTrainer):
         value = ppo.value_loss(said.values, batch.values, batch.returns, batch.learned, options.cliprange_value)
         value_term = ppo.ppo_loss(None, value, batch.learned, options, tokens)
         self.accelerator.backward(loss + value_term if self.model.shared else value_term)
-        self._averages.add_masked(of_update(policy, value), batch.learned)
-        self._averages.add("ppo/update_seconds", time.perf_counter() - start)
+        self._note_update(batch.learned, policy, value, time.perf_counter() - start)
         total: Tensor = (loss + value_term).detach()
         return total
 
@@ -274,7 +257,8 @@ class PPOTrainer(CheckpointedTrainer):
             losses = nll_tokens(said.logps, batch.mask)
             loss: Tensor = args.ptx_coef * self._learning * losses.sum() * (args.world_size / tokens)
             self.accelerator.backward(loss)
-            self._averages.add_masked({"ppo/ptx_loss": losses}, batch.mask)
+            count = float(batch.mask.sum())
+            self._averages.add("ppo/ptx_loss", ppo.masked_mean(losses.detach(), batch.mask), count)
             return loss.detach()
 
         return self.in_micro_rows(len(rows), one_pass)
@@ -297,8 +281,7 @@ class PPOTrainer(CheckpointedTrainer):
             raise InputError(f"step {self.state.global_step} is inside a rollout; training goes on between rollouts")
         rollout = self.collect_rollout(number)
         if number == 0:
-            self.opening_gap = float(rollout.kl.abs().max())
-            require_same_start(self.opening_gap, exact=self.exact)
+            self._require_policy_equals_reference(rollout.kl)
         for name, value in self.watch.see(number, rollout, self.scale.unit, self.model).items():
             self._averages.add(name, value)
         self.shaper.update(rollout.shaped, learning=number >= self.args.value_warmup_rollouts)
@@ -309,17 +292,13 @@ class PPOTrainer(CheckpointedTrainer):
         taken = self.explorer.stopwatch.take() | {"rollout_seconds": time.perf_counter() - start}
         for name, seconds in taken.items():
             self._averages.add(f"ppo/{name}", seconds)
-        self._passes = self._passes_of(number)
-
-    def _passes_of(self, number: int) -> Iterator[MicroBatch]:
-        """Those over the rollout that was collected, and then over earlier ones, each judged when its turn comes."""
-        parts, size = self.args.num_mini_batches, self.args.train_batch_size * self.args.world_size
-        seed = seed_of(self.args.seed, "minibatches", number)
-        yield from micro_batches(self._rollouts, self.args.num_ppo_epochs, parts, size, seed)
-        for epoch in range(self.args.replay_epochs):
-            seed = seed_of(self.args.seed, "replay", number, epoch)
-            self._rollouts = self._judged_anew(seed)
-            yield from micro_batches(self._rollouts, 1, parts, size, seed)
+        self._passes = micro_batches(
+            self._rollouts,
+            self.args.num_ppo_epochs,
+            self.args.num_mini_batches,
+            self.args.train_batch_size * self.args.world_size,
+            seed_of(self.args.seed, "minibatches", number),
+        )
 
     # -- the frame -----------------------------------------------------------------------------------------------------
 
@@ -334,14 +313,17 @@ class PPOTrainer(CheckpointedTrainer):
         checkpoint = self.checkpoint_of(resume_from_checkpoint)
         if checkpoint is None and self.args.samples_of_reference(self.args.rollout_batch_size):
             self._normalise_by_reference()
-        proved = made_up([row["prompt_ids"] for row in self.prompts], pad_token_of(self.processing_class))
-        with self._fast_passes.allowed(lambda: self._policy_logps(proved.to(self.args.device))):
+        with self._fast_passes.allowed(self._said_of_first):
             output = super().train(resume_from_checkpoint=checkpoint, **kwargs)
         if not self._between_rollouts.asked_to_stop:
             self.watch.put_back(self.model)
         return output
 
-    def _policy_logps(self, batch: Rollouts) -> Tensor:
+    def _said_of_first(self) -> Tensor:
+        """Log-probabilities of made-up answers to the first prompts."""
+        prompts = [row["prompt_ids"] for row in self.prompts[:PROVED]]
+        samples = [Sampled(tuple(ids[::-1][:PROVED_TOKENS]), "", True) for ids in prompts]
+        batch = episodes(prompts, samples, pad_token_of(self.processing_class)).to(self.args.device)
         logps: Tensor = self.model(batch.input_ids, batch.attention_mask, batch.prompt_length, Ask("policy")).logps
         return logps[batch.mask.bool()]
 
@@ -360,12 +342,19 @@ class PPOTrainer(CheckpointedTrainer):
             return TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
         return super()._ended(checkpoint)
 
+    def _require_policy_equals_reference(self, kl: Tensor) -> None:
+        gap = self.opening_gap = float(kl.abs().max())
+        if gap > (1e-3 if self.exact else 0.2):
+            raise InputError(
+                f"before the first step a token's log-probability differs from the reference's by {gap:.1e}",
+                "the reference must be the stage that the policy starts from; is a merged or other adapter active?",
+            )
+
     def save_weights(self, directory: Path) -> None:
         """Adapters, the value's head, and all that the next rollouts depend on."""
         super().save_weights(directory)
         save_value_head(self.model, directory)
         self.watch.save(directory)
-        self._replay.save(directory)
         write_json(directory / STATE_FILE, {name: part.state_dict() for name, part in self._stateful.items()})
 
     def load_weights(self, directory: Path) -> None:
@@ -373,7 +362,6 @@ class PPOTrainer(CheckpointedTrainer):
         super().load_weights(directory)
         self.model.value_head.load_state_dict(load_file(directory / HEAD))
         self.watch.load(directory)
-        self._replay.load(directory)
         state = read_json(directory / STATE_FILE)
         for name, part in self._stateful.items():
             part.load_state_dict(state[name])
@@ -389,6 +377,12 @@ class PPOTrainer(CheckpointedTrainer):
         return {**found, "penalties": self.shaper} if self.shaper.penalties else found
 
     # -- metrics -------------------------------------------------------------------------------------------------------
+
+    def _note_update(self, mask: Tensor, policy: ppo.PolicyLoss, value: ppo.ValueLoss, seconds: float) -> None:
+        tokens = float(mask.sum())
+        for name, values in of_update(policy, value).items():
+            self._averages.add(name, ppo.masked_mean(values.detach(), mask), tokens)
+        self._averages.add("ppo/update_seconds", seconds)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the averages over rollouts and tokens since the last log."""

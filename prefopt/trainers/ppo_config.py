@@ -24,8 +24,6 @@ class PPOConfig(RewardScaling, TrainingArguments):  # type: ignore[misc]
     rollout_batch_size: int = field(default=128, metadata={"help": "episodes between updates, over all ranks"})
     samples_per_prompt: int = field(default=1, metadata={"help": "episodes of a rollout that answer the same prompt"})
     num_ppo_epochs: int = field(default=4, metadata={"help": "how often each episode is used"})
-    replay_epochs: int = field(default=0, metadata={"help": "further passes, each over one of the rollouts so far"})
-    replay_rollouts: int = field(default=64, metadata={"help": "newest rollouts that those are drawn from"})
     num_mini_batches: int = field(default=1, metadata={"help": "optimiser steps of an epoch"})
     max_new_tokens: int = field(default=64, metadata={"help": "completions are cut there"})
     min_new_tokens: int = field(default=0, metadata={"help": "no completion ends before; to measure the longest"})
@@ -88,19 +86,13 @@ class PPOConfig(RewardScaling, TrainingArguments):  # type: ignore[misc]
         )
         self.per_device_train_batch_size: int = rows
         self.mini_batch_size = self.rollout_batch_size // self.num_mini_batches
-        if self.replay_epochs < 0 or self.replay_rollouts < 1:
-            raise InputError("replay_epochs must be 0 or more, and replay_rollouts 1 or more")
-        self.steps_per_rollout = (self.num_ppo_epochs + self.replay_epochs) * self.num_mini_batches
+        self.steps_per_rollout = self.num_ppo_epochs * self.num_mini_batches
         self.max_steps = -(-self.total_episodes // self.rollout_batch_size) * self.steps_per_rollout
         self.ignore_data_skip = True  # what the data loader gives is not used
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values alone, as trackers write them."""
         return {**super().to_dict(), "guards": asdict(self.guards)}
-
-    def price_in_reward(self, kl_coefficient: float) -> float:
-        """What a nat of KL takes off the reward; nothing where the KL is a loss."""
-        return kl_coefficient if self.kl_apply == "reward" else 0.0
 
     def loss_options(self, kl_coefficient: float) -> PPOOptions:
         """Scalars of the loss, with the KL's price of now where it is a loss."""

@@ -103,7 +103,6 @@ PUBLIC = {
         "ValueLoss",
         "explained_variance",
         "gae",
-        "importance_weights",
         "kl_tokens",
         "masked_mean",
         "masked_whiten",

@@ -34,9 +34,8 @@ SMALL = (
     *(f"stages.{stage}.per_device_train_batch_size=4" for stage in STEPS),
     *("stages.pairs.samples_per_prompt=2", "stages.pairs.judge.noise=0.1", "stages.pairs.max_new_tokens=8"),
     *("stages.pairs.per_device_eval_batch_size=8", "stages.ppo.max_new_tokens=8", "stages.ppo.logging_steps=1"),
-    *(f"stages.ppo.{key}" for key in ("rollout_batch_size=8", "num_ppo_epochs=1", "replay_epochs=1")),
+    *(f"stages.ppo.{key}" for key in ("rollout_batch_size=8", "num_ppo_epochs=2", "per_device_train_batch_size=4")),
     *(f"stages.ppo.{key}" for key in (f"total_episodes={8 * ROLLOUTS}", "save_steps=1")),
-    "stages.ppo.per_device_train_batch_size=4",
     *("stages.eval.max_prompts=6", "stages.eval.best_of=4", "stages.eval.best_of_prompts=4"),
     *("stages.eval.samples_per_prompt=1", "stages.eval.max_new_tokens=8"),
     # Nothing so small comes through the gates.

@@ -203,7 +203,7 @@ def test_the_quickstart_runs_with_another_kind_in_one_line(
     done = warm.run(words(out, "--only", "ppo", "--only", "eval", recipe=recipe))
     said = " ".join((done.stdout + done.stderr).split())
     assert done.returncode == 0, said
-    assert f"stages.ppo.kind: '{kind}' does not use 'value' and 'replay_epochs', so they are set aside" in said
+    assert f"stages.ppo.kind: '{kind}' does not use 'value', so it is set aside" in said
     assert "'num_ppo_epochs' is read as 'num_iterations'" in said
     found = manifest(out, "ppo")
     assert found.kind == kind and f"{kind}/score" in found.metrics

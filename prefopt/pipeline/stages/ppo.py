@@ -38,8 +38,6 @@ _SAME = (
     "rollout_batch_size",
     "samples_per_prompt",
     "num_ppo_epochs",
-    "replay_epochs",
-    "replay_rollouts",
     "num_mini_batches",
     "max_new_tokens",
     "temperature",

@@ -110,19 +110,18 @@ def _ppo(starts: Words, rates: Sequence[str], **more: str) -> Settings:
 _RATES = ("5e-4", "1e-3", "2e-3")
 # A value that learns faster than the policy foresees most of what comes after 600 episodes, and next to nothing at the
 # policy's rate: only then does a small budget gain by using every episode more than once, and by a shorter λ.
-_REPLAYED = {"num_ppo_epochs": "2", "replay_epochs": "4", "value_learning_rate": "5e-3", "lam": "0.7"}
+_REUSED = {"num_ppo_epochs": "4", "value_learning_rate": "2e-3", "lam": "0.9"}
 _PPO = {
-    **_ppo({"2.15": "0.5"}, ("2.5e-4", "3e-4"), **_REPLAYED),
-    **_ppo({"2.25": "0.5"}, ("2.5e-4",), **_REPLAYED),
-    **_ppo({"5.5": "0.28"}, ("2.5e-4", "3e-4", "4e-4"), **_REPLAYED),
+    **_ppo({"2.2": "0.5"}, ("2.5e-4", "3.2e-4"), **_REUSED),
+    **_ppo({"2.15": "0.5"}, ("4e-4",), **_REUSED),
+    **_ppo({"5.5": "0.28"}, ("2.5e-4", "4e-4", "6e-4"), **_REUSED),
 }
-_REUSED = {"num_ppo_epochs": "4", "value_learning_rate": "2e-3"}
 _PPO_ONCE = _ppo({"2.3": "0.55", "5.6": "0.28"}, _RATES)
 # With a score at the end the first tokens hear of it by what the value foresees later, if λ is below 1.
 _PPO_AT_END = {
     f"{name}, lam {lam}": setting
     for lam, rates in {"0.95": ("2.5e-4", "4e-4"), "0.9": ("4e-4",)}.items()
-    for name, setting in _ppo({"2.3": "0.5", "5.5": "0.28"}, rates, **_REUSED, lam=lam).items()
+    for name, setting in _ppo({"2.3": "0.5", "5.5": "0.28"}, rates, **{**_REUSED, "lam": lam}).items()
 }
 # With a score at the end and the default λ of 0.95 the first tokens hear next to nothing of it (0.95^48 is 0.09): runs
 # stopped short of the KLs or had 60 % of the limit's gain. With λ = 1 they hear all of it.
@@ -233,7 +232,7 @@ def processes(run: Run, folder: Path, prompts: Path) -> list[Process]:
 
 def _of_ppo(run: Run, setting: Words) -> tuple[list[str], dict[str, str]]:
     rollouts = (run.budget - REFERENCE) // _BATCH
-    of_each = int(setting.get("num_ppo_epochs", "1")) + int(setting.get("replay_epochs", "0"))
+    of_each = int(setting.get("num_ppo_epochs", "1"))
     values = {
         "reward.reference_samples": str(REFERENCE),
         "total_episodes": str(rollouts * _BATCH),

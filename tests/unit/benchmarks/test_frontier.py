@@ -97,7 +97,7 @@ def test_every_method_has_as_many_settings_and_samples_what_it_may(
             for stage in stages:
                 if stage.kind == "ppo":  # more policies of a run would flatter it
                     rollouts = stage.total_episodes // stage.rollout_batch_size
-                    steps = rollouts * (stage.num_ppo_epochs + stage.replay_epochs) * stage.num_mini_batches
+                    steps = rollouts * stage.num_ppo_epochs * stage.num_mini_batches
                     assert abs(math.ceil(steps / stage.save_steps) - plan.KEEP) <= 1
         assert 0.97 * budget <= sampled <= budget, run.key
 

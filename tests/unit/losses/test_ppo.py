@@ -261,32 +261,3 @@ def test_potentials_leave_the_expected_gradient_and_take_from_its_variance() -> 
         spreads.append(float((chance * (each - means[-1]).square()).sum()))
     torch.testing.assert_close(means[0], means[1], atol=1e-12, rtol=0)
     assert spreads[1] < 0.8 * spreads[0]
-
-
-def test_weighted_samples_of_one_policy_are_worth_those_of_another() -> None:
-    """The mean of anything under the policy of now, from what an older one sampled (Kahn and Marshall 1953)."""
-    old, new = torch.tensor([0.5, 0.3, 0.2]).double(), torch.tensor([0.2, 0.5, 0.3]).double()
-    worth, mask = torch.tensor([1.0, -2.0, 5.0]).double(), torch.ones(1, 3).double()
-    weights = ppo.importance_weights(new.log()[None], old.log()[None], mask)
-    assert torch.allclose(weights, (new / old)[None])
-    assert float((old * weights[0] * worth).sum()) == pytest.approx(float((new * worth).sum()))
-
-
-def test_weights_are_bounded_without_gradient_and_0_outside_the_mask() -> None:
-    logps = torch.tensor([[-0.1, -3.0, -1.0, -50.0]], requires_grad=True)
-    sampled, mask = torch.tensor([[-2.0, -1.0, -1.0, float("-inf")]]), torch.tensor([[1, 1, 1, 0]])
-    weights = ppo.importance_weights(logps, sampled, mask)
-    assert torch.allclose(weights, torch.tensor([[2.0, math.exp(-2), 1.0, 0.0]])) and not weights.requires_grad
-    wider = ppo.importance_weights(logps, sampled, mask, bound=100.0)
-    assert float(wider[0, 0]) == pytest.approx(math.exp(1.9), rel=1e-5)
-
-
-def test_values_are_whitened_by_their_weights() -> None:
-    """A value that weighs n counts as n values."""
-    values = torch.tensor([[1.0, 4.0, -2.0], [7.0, 3.0, 100.0]]).double()
-    weights = torch.tensor([[1, 3, 2], [1, 2, 0]])
-    repeated = values.flatten().repeat_interleave(weights.flatten())[None]
-    whole = ppo.masked_whiten(repeated, torch.ones_like(repeated))
-    found = ppo.masked_whiten(values, weights.double())
-    assert torch.allclose(found.flatten().repeat_interleave(weights.flatten())[None], whole)
-    assert found[1, 2] == 0 and float((found * weights).sum()) == pytest.approx(0, abs=1e-12)

@@ -18,7 +18,6 @@ from prefopt.pipeline.cost import (
     group_cost,
     kto_cost,
     mean_context,
-    ppo_cost,
     sampling_cost,
     total,
     training_cost,
@@ -27,8 +26,6 @@ from prefopt.recipe.options.costs import RepetitionCost
 from prefopt.rewards.costs.registry import rule_cost
 from prefopt.rewards.flags import WeightedCost
 from prefopt.trainers.dpo import DPOConfig, DPOTrainer
-from prefopt.trainers.ppo import PPOTrainer
-from prefopt.trainers.ppo_config import PPOConfig
 from prefopt.trainers.pretrain import LanguageModelingCollator, PretrainTrainer
 from prefopt.trainers.reward import RewardConfig, RewardTrainer
 from prefopt.trainers.sequence_unlikelihood import SequenceUnlikelihood
@@ -200,32 +197,6 @@ def test_what_training_costs_is_what_torch_counts(tmp_path: Path, method: Any) -
     tokens = {pretrain: 4800, sft: 23040, own_sft: 9600, kto: 23040, grpo: 6400, rloo: 6400}
     assert cost["tokens"] == tokens.get(method, 26880)
     assert cost["flops"] == pytest.approx(found, rel=0.1)
-
-
-def ppo(folder: Path, epochs: int, replay: int, value: str) -> tuple[float, dict[str, float]]:
-    """One rollout, which is the same whatever follows it."""
-    given = {**SHARED, "include_num_input_tokens_seen": "no"}
-    del given["num_train_epochs"]
-    args = PPOConfig(
-        output_dir=str(folder), value=value, total_episodes=8, rollout_batch_size=8, num_ppo_epochs=epochs,
-        replay_epochs=replay, max_new_tokens=40, max_length=128, normalise="none", **given,
-    )  # fmt: skip
-    trainer = PPOTrainer(
-        get_peft_model(base(), LORA, adapter_name="policy"), args, reward=lambda prompts, texts: [1.0] * len(texts),
-        train_dataset=[{"prompt": (), "prompt_ids": ids(60, number)} for number in range(8)],
-        processing_class=tiny_tokenizer(),
-    )  # fmt: skip
-    return counted(trainer), ppo_cost(trainer, reward_passes=0)
-
-
-@pytest.mark.parametrize("value", ["adapter", "shared"])
-def test_an_earlier_rollout_costs_as_much_more_than_the_new_one_as_torch_counts(tmp_path: Path, value: str) -> None:
-    runs = [ppo(tmp_path / f"{epochs}{replay}", epochs, replay, value) for epochs, replay in ((1, 0), (2, 0), (1, 1))]
-    once, twice, again = (found for found, _ in runs)
-    told_once, told_twice, told_again = (cost["flops"] for _, cost in runs)
-    factor = (again - once) / (twice - once)
-    assert (told_again - told_once) / (told_twice - told_once) == pytest.approx(factor, rel=0.05)
-    assert factor == pytest.approx(1.4, abs=0.05)
 
 
 def test_sampling_costs_the_prompt_once_and_a_token_for_every_token() -> None:

@@ -162,13 +162,6 @@ def test_sizes_that_fit(write, chain, old, new):
         ("reward: rm", "reward: rm, kl: {coefficient: 0}", "stages.policy.kl.coefficient", "drifts"),
         # 128 episodes are one rollout, and that gives four optimiser steps.
         ("reward: rm", "reward: rm, total_episodes: 128, warmup_steps: 5", "stages.policy.warmup_steps", "of 4"),
-        (
-            "reward: rm",
-            "reward: rm, total_episodes: 128, replay_epochs: 2, warmup_steps: 7",
-            "stages.policy.warmup_steps",
-            "of 6",
-        ),
-        ("reward: rm", "reward: rm, replay_rollouts: 9", "stages.policy.replay_rollouts", "without 'replay_epochs'"),
         # Training goes on to the end of the rollout that has the last of them.
         ("reward: rm", "reward: rm, total_episodes: 200, warmup_steps: 9", "stages.policy.warmup_steps", "of 8"),
         ("judge: gold", "judge: gold, temperature: 0", "stages.pairs.temperature", "all the same"),

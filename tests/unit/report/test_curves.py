@@ -49,7 +49,7 @@ def test_the_plots_of_ppo_are_drawn_in_groups_and_as_png(tmp_path):
     places = [page.text.index(heading) for heading in ("What it earns", "How it writes", "How it learns")]
     assert places == sorted(places)
     drawn = {path.name for path in (folder.run.root / "report" / "plots").iterdir()}
-    assert drawn == {f"ppo-{name}.png" for name in BY_NAME if name not in ("imitation", "replay")}
+    assert drawn == {f"ppo-{name}.png" for name in BY_NAME if name != "imitation"}
     for label in ("healthy below 0.02", "target (4)", "↑ training ends (90)", "twice the first", "guard: too certain"):
         assert label in page.text, label
     assert "mathdefault" not in text and ">1e-5<" in text

@@ -197,7 +197,7 @@ def full_ppo(folder: Path, callbacks: list[Any], value: str = "adapter") -> PPOT
         folder, callbacks, policy, given, value=value, samples_per_prompt=2, score_prefixes=2,
         normalise="running", kl_target=0.5, kl_horizon=100, select="bound", judge_every=1,
         mask_truncated_completions=True, stop=("e",), entropy_coef=0.01, activation_checkpointing=True,
-        activation_checkpointing_kwargs={"use_reentrant": False}, value_warmup_rollouts=1, replay_epochs=1,
+        activation_checkpointing_kwargs={"use_reentrant": False}, value_warmup_rollouts=1,
     )  # fmt: skip
 
 
