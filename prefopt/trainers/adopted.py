@@ -15,7 +15,6 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from prefopt.errors import InputError
 from prefopt.models.lm_head import require_plain_head
 from prefopt.models.modes import without_dropout
 from prefopt.models.roles import (
@@ -29,6 +28,7 @@ from prefopt.models.roles import (
 )
 from prefopt.trainers.averages import Averages
 from prefopt.trainers.checkpoints import CheckpointedTrainer
+from prefopt.trainers.opening import require_same_start
 from prefopt.trainers.ranks import gathered
 
 _TRLS_NAME = "default"
@@ -96,11 +96,7 @@ class AdoptedTrainer(CheckpointedTrainer):
             apart: Distances of log-probabilities of tokens, nats, any shape.
         """
         gap = self.opening_gap = max(gathered(float(apart.abs().max())))
-        if gap > (1e-3 if self.exact else 0.2):
-            raise InputError(
-                f"before the first step a token's log-probability differs from the reference's by {gap:.1e}",
-                "the reference must be the stage that the policy starts from; is a merged or other adapter active?",
-            )
+        require_same_start(gap, exact=self.exact)
 
     # -- metrics -------------------------------------------------------------------------------------------------------
 

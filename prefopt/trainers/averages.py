@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from prefopt.losses.ppo import masked_mean
+
 
 class Averages:
     """Sums of values and of their weights, by name."""
@@ -18,6 +20,12 @@ class Averages:
         """Count a value, which may be an average itself, with the weight of what it is an average of."""
         pair = torch.tensor([float(value) * weight, weight], dtype=torch.float64)
         self._sums[name] = self._sums[name] + pair if name in self._sums else pair
+
+    def add_masked(self, values: Mapping[str, Tensor], mask: Tensor) -> None:
+        """Count values [B, L] by name, where the mask, [B, L], is 1."""
+        count = float(mask.sum())
+        for name, each in values.items():
+            self.add(name, masked_mean(each.detach(), mask), count)
 
     def snapshot(self) -> Mapping[str, Tensor]:
         """What is counted now, to go back to."""

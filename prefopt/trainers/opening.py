@@ -45,3 +45,20 @@ def pad_token_of(tokenizer: PreTrainedTokenizerBase) -> int:
     """The token that fills rows; padding is masked by length, so it may be any."""
     pad = tokenizer.pad_token_id
     return int(pad if pad is not None else tokenizer.eos_token_id)
+
+
+def require_same_start(gap: float, *, exact: bool) -> None:
+    """Refuse to train where the policy is not its reference before the first step.
+
+    Args:
+        gap: Largest distance between log-probabilities of a token, nats.
+        exact: Whether passes compute in float32.
+
+    Raises:
+        InputError: Where it is more than rounding.
+    """
+    if gap > (1e-3 if exact else 0.2):
+        raise InputError(
+            f"before the first step a token's log-probability differs from the reference's by {gap:.1e}",
+            "the reference must be the stage that the policy starts from; is a merged or other adapter active?",
+        )

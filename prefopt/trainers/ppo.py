@@ -47,7 +47,7 @@ from prefopt.trainers.checkpoints import CheckpointedTrainer
 from prefopt.trainers.demonstrations import Demonstrations, nll_tokens
 from prefopt.trainers.explorer import Explorer
 from prefopt.trainers.fast_passes import FastPasses
-from prefopt.trainers.opening import open_adapted, pad_token_of
+from prefopt.trainers.opening import open_adapted, pad_token_of, require_same_start
 from prefopt.trainers.ppo_config import PPOConfig
 from prefopt.trainers.ppo_metrics import Rollout, of_update
 from prefopt.trainers.rates import set_rate
@@ -239,7 +239,8 @@ class PPOTrainer(CheckpointedTrainer):
         value = ppo.value_loss(said.values, batch.values, batch.returns, batch.learned, options.cliprange_value)
         value_term = ppo.ppo_loss(None, value, batch.learned, options, tokens)
         self.accelerator.backward(loss + value_term if self.model.shared else value_term)
-        self._note_update(batch.learned, policy, value, time.perf_counter() - start)
+        self._averages.add_masked(of_update(policy, value), batch.learned)
+        self._averages.add("ppo/update_seconds", time.perf_counter() - start)
         total: Tensor = (loss + value_term).detach()
         return total
 
@@ -257,8 +258,7 @@ class PPOTrainer(CheckpointedTrainer):
             losses = nll_tokens(said.logps, batch.mask)
             loss: Tensor = args.ptx_coef * self._learning * losses.sum() * (args.world_size / tokens)
             self.accelerator.backward(loss)
-            count = float(batch.mask.sum())
-            self._averages.add("ppo/ptx_loss", ppo.masked_mean(losses.detach(), batch.mask), count)
+            self._averages.add_masked({"ppo/ptx_loss": losses}, batch.mask)
             return loss.detach()
 
         return self.in_micro_rows(len(rows), one_pass)
@@ -281,7 +281,8 @@ class PPOTrainer(CheckpointedTrainer):
             raise InputError(f"step {self.state.global_step} is inside a rollout; training goes on between rollouts")
         rollout = self.collect_rollout(number)
         if number == 0:
-            self._require_policy_equals_reference(rollout.kl)
+            self.opening_gap = float(rollout.kl.abs().max())
+            require_same_start(self.opening_gap, exact=self.exact)
         for name, value in self.watch.see(number, rollout, self.scale.unit, self.model).items():
             self._averages.add(name, value)
         self.shaper.update(rollout.shaped, learning=number >= self.args.value_warmup_rollouts)
@@ -342,14 +343,6 @@ class PPOTrainer(CheckpointedTrainer):
             return TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
         return super()._ended(checkpoint)
 
-    def _require_policy_equals_reference(self, kl: Tensor) -> None:
-        gap = self.opening_gap = float(kl.abs().max())
-        if gap > (1e-3 if self.exact else 0.2):
-            raise InputError(
-                f"before the first step a token's log-probability differs from the reference's by {gap:.1e}",
-                "the reference must be the stage that the policy starts from; is a merged or other adapter active?",
-            )
-
     def save_weights(self, directory: Path) -> None:
         """Adapters, the value's head, and all that the next rollouts depend on."""
         super().save_weights(directory)
@@ -377,12 +370,6 @@ class PPOTrainer(CheckpointedTrainer):
         return {**found, "penalties": self.shaper} if self.shaper.penalties else found
 
     # -- metrics -------------------------------------------------------------------------------------------------------
-
-    def _note_update(self, mask: Tensor, policy: ppo.PolicyLoss, value: ppo.ValueLoss, seconds: float) -> None:
-        tokens = float(mask.sum())
-        for name, values in of_update(policy, value).items():
-            self._averages.add(name, ppo.masked_mean(values.detach(), mask), tokens)
-        self._averages.add("ppo/update_seconds", seconds)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the averages over rollouts and tokens since the last log."""
